@@ -1,0 +1,55 @@
+"""Record headers: CloudEvents on the way out, original positions on dead letters and forwards."""
+
+from collections.abc import Iterable
+
+Headers = list[tuple[str, bytes]]
+
+CONTENT_TYPE_JSON = "application/json"
+
+TRACEPARENT = "traceparent"
+
+# On a record that a worker sent on to its batch's home partition: where it was first read.
+FORWARDED_PARTITION = "rollcall_forwarded_partition"
+FORWARDED_OFFSET = "rollcall_forwarded_offset"
+
+DLT_TOPIC = "rollcall_dlt_original_topic"
+DLT_PARTITION = "rollcall_dlt_original_partition"
+DLT_OFFSET = "rollcall_dlt_original_offset"
+DLT_TIMESTAMP = "rollcall_dlt_original_timestamp"
+DLT_REASON = "rollcall_dlt_reason"
+DLT_MESSAGE = "rollcall_dlt_message"
+
+
+def cloud_event(
+    *, event_id: str, event_type: str, source: str, time: str, subject: str, traceparent: str | None
+) -> dict[str, str]:
+    """CloudEvents 1.0 attributes in Kafka's binary mode (one ``ce_`` header each), as text."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": event_id,
+        "ce_type": event_type,
+        "ce_source": source,
+        "ce_time": time,
+        "ce_subject": subject,
+        "content-type": CONTENT_TYPE_JSON,
+    }
+    if traceparent is not None:
+        headers[TRACEPARENT] = traceparent
+    return headers
+
+
+def text_of(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
+    """The last value of a header as ASCII text; None where it is absent or is no ASCII text."""
+    found: str | None = None
+    for key, value in headers:
+        if key == name and value is not None:
+            found = value.decode("ascii") if value.isascii() else None
+    return found
+
+
+def forwarded_from(headers: Iterable[tuple[str, bytes]]) -> tuple[int, int] | None:
+    """(partition, offset) at which a forwarded record was first read; None where it is no forward."""
+    partition, offset = text_of(headers, FORWARDED_PARTITION), text_of(headers, FORWARDED_OFFSET)
+    if partition is None or offset is None or not (partition.isdecimal() and offset.isdecimal()):
+        return None
+    return int(partition), int(offset)

@@ -1,0 +1,61 @@
+"""Topic names and a batch's home partition."""
+
+from dataclasses import dataclass
+
+from aiokafka.partitioner import murmur2
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one installation; all names begin with ``prefix`` (by default ``rollcall.``)."""
+
+    prefix: str = "rollcall."
+
+    @property
+    def events(self) -> str:
+        """The one input log: results and lifecycle, keyed by batch id."""
+        return f"{self.prefix}events"
+
+    @property
+    def finalized(self) -> str:
+        """One record a revision of a batch; compacted, keyed by batch id."""
+        return f"{self.prefix}finalized"
+
+    @property
+    def summaries(self) -> str:
+        """Statistics of finalized batches; compacted, keyed by batch id."""
+        return f"{self.prefix}summaries"
+
+    @property
+    def alerts(self) -> str:
+        """What an operator should look at."""
+        return f"{self.prefix}alerts"
+
+    @property
+    def requests(self) -> str:
+        """Retries and job runs asked of upstream services."""
+        return f"{self.prefix}requests"
+
+    @property
+    def dead_letters(self) -> str:
+        """Records that could not be taken, with their original bytes and the reason."""
+        return f"{self.prefix}dead-letters"
+
+    @property
+    def consumer_group(self) -> str:
+        """The workers' consumer group."""
+        return f"{self.prefix}workers"
+
+    @property
+    def source(self) -> str:
+        """The CloudEvents source of everything that Rollcall sends from here."""
+        return f"/{self.prefix.rstrip('.')}"
+
+
+def home_partition(batch_id: str, partitions: int) -> int:
+    """The partition a batch lives on: what Java's and aiokafka's default partitioner do with its key.
+
+    Source: ``org.apache.kafka.clients.producer.internals.BuiltInPartitioner.partitionForKey``,
+    ``toPositive(murmur2(key)) % partitions``.
+    """
+    return int(murmur2(batch_id.encode()) & 0x7FFFFFFF) % partitions

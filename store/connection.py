@@ -1,0 +1,68 @@
+"""How to reach PostgreSQL: every connection of ours is opened here, with a time-out on every command."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+CONNECT_TIMEOUT_S = 10.0
+COMMAND_TIMEOUT_S = 60.0
+
+_DRIVER = "postgresql+asyncpg://"
+_SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+@dataclass(frozen=True)
+class Database:
+    """A database URL (``postgresql+asyncpg://...``; libpq's ``?sslmode=...`` works) and the schema Rollcall lives in.
+
+    Raises ValueError where either is malformed.
+    """
+
+    url: str
+    schema: str = "rollcall"
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(_DRIVER):
+            raise ValueError(f"the database URL must begin with {_DRIVER}")
+        if not _SCHEMA_NAME.fullmatch(self.schema):
+            raise ValueError(f"not a schema name (a-z, 0-9, _; at most 63 characters): {self.schema!r}")
+
+    @property
+    def dsn(self) -> str:
+        """The URL as asyncpg takes it."""
+        return "postgresql://" + self.url.removeprefix(_DRIVER)
+
+    async def connect(
+        self, role: str, *, command_timeout: float = COMMAND_TIMEOUT_S, **settings: str
+    ) -> "asyncpg.Connection[asyncpg.Record]":
+        """A connection whose unqualified names are those of our schema; ``role`` shows in pg_stat_activity.
+
+        Raises OSError, asyncpg.PostgresError or TimeoutError.
+        """
+        return await asyncpg.connect(
+            self.dsn,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=command_timeout,
+            server_settings=self._settings(role, settings),
+        )
+
+    def engine(self, role: str) -> AsyncEngine:
+        """A SQLAlchemy engine over the same connections, for migrations and composed reads."""
+
+        async def creator() -> Any:
+            return await self.connect(role)
+
+        return create_async_engine("postgresql+asyncpg://", async_creator=creator, pool_size=4)
+
+    def _settings(self, role: str, settings: dict[str, str]) -> dict[str, str]:
+        return {
+            "application_name": f"rollcall {role}",
+            "search_path": self.schema,
+            "timezone": "UTC",
+            # Short keyed statements: compiling them costs more than running them.
+            "jit": "off",
+            **settings,
+        }

@@ -1,0 +1,50 @@
+"""How to reach Kafka: one place for the options every client of ours is built with."""
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+
+REQUEST_TIMEOUT_MS = 15_000
+
+
+@dataclass(frozen=True)
+class KafkaConnection:
+    """Bootstrap servers and security; ``security`` holds aiokafka's own option names (``security_protocol``, ...)."""
+
+    bootstrap_servers: str
+    security: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self) -> dict[str, Any]:
+        """Options common to all clients."""
+        return {
+            "bootstrap_servers": self.bootstrap_servers.split(","),
+            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+            **self.security,
+        }
+
+    def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:
+        """A consumer, not started."""
+        return AIOKafkaConsumer(*topics, **{**self.options(), **options})
+
+    def producer(self, **options: Any) -> AIOKafkaProducer:
+        """An idempotent producer waiting for all replicas, not started."""
+        return AIOKafkaProducer(**{**self.options(), "enable_idempotence": True, "acks": "all", **options})
+
+    def admin(self) -> AIOKafkaAdminClient:
+        """An admin client, not started."""
+        return AIOKafkaAdminClient(**self.options())
+
+
+def tls_context(
+    *, cafile: str | None, certfile: str | None, keyfile: str | None, check_hostname: bool
+) -> ssl.SSLContext:
+    """A client context; raises OSError or ssl.SSLError where a file cannot be read."""
+    context = ssl.create_default_context(cafile=cafile)
+    context.check_hostname = check_hostname
+    if certfile is not None:
+        context.load_cert_chain(certfile, keyfile)
+    return context
