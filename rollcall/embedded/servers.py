@@ -1,0 +1,49 @@
+"""What the two embedded servers have in common: ports, log tails, and one kind of error."""
+
+from __future__ import annotations
+
+import random
+import socket
+from pathlib import Path
+
+# Below the range from which Linux takes ports for outgoing connections (32768 and up): none of our own
+# clients can sit on a server's port while that server restarts.
+_PORTS = range(15_000, 30_000)
+
+START_ATTEMPTS = 5
+
+
+class EmbeddedServerError(RuntimeError):
+    """An embedded server could not be installed or started; the message carries the tail of its log."""
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on at 127.0.0.1 right now."""
+    for port in random.sample(_PORTS, 200):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise EmbeddedServerError("no free TCP port found on 127.0.0.1")
+
+
+def log_size(log: Path) -> int:
+    """Bytes in the log now: what comes behind them belongs to the next start."""
+    return log.stat().st_size if log.exists() else 0
+
+
+def log_since(log: Path, start: int) -> str:
+    """What the server has logged since byte `start`."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read().decode(errors="replace")
+
+
+def tail(text: str, lines: int = 15) -> str:
+    """The last lines of a log, indented for an error message."""
+    return "\n".join(f"    {line}" for line in text.strip().splitlines()[-lines:]) or "    (no output)"
