@@ -156,7 +156,7 @@ def _failure(code: str, message: str) -> dict[str, Any]:
 
 
 def opening_messages(distribution: Distribution, attributes: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What opens a batch: its manifest, so that unanswered files are known by name; in chunks if it is long."""
+    """What opens a batch: its manifest, so that unanswered files are known by name; a long one in chunks."""
     ids = [file.item_id for file in distribution.files]
     opened = {
         "type": "batch.opened",

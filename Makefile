@@ -1,0 +1,73 @@
+# Rollcall's tasks. They need make and Python 3.11 or newer; all the rest goes into .venv.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+READY := $(VENV)/.ready
+
+# The first of these that is new enough and can make environments; `make PYTHON=/path/to/python3 ...` names one.
+PYTHON ?=
+CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
+
+# Passed on to the command behind a target: make test ARGS="-k relay -x", make demo ARGS=--tamper
+ARGS ?=
+
+# The interpreter above is the one; an environment that happens to be active is not ours.
+export UV_PYTHON_DOWNLOADS := never
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+unexport VIRTUAL_ENV
+unexport PYTHONPATH
+unexport PYTHONHOME
+
+.PHONY: help setup demo test check bench wheel
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(READY) ## Make .venv with everything in it
+
+demo: $(READY) ## Run a real job on real Kafka and PostgreSQL (ARGS=--tamper shows failures)
+	@$(BIN)/rollcall demo $(ARGS)
+
+test: $(READY) ## Run the tests (ARGS="-k word" chooses)
+	$(BIN)/pytest $(ARGS)
+
+check: $(READY) ## Lint, formatting, types, layers, lock file
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(UV) lock --check --python $(BIN)/python
+
+bench: $(READY) ## Measure the pipeline beside raw Kafka and PostgreSQL
+	$(BIN)/python -m bench $(ARGS)
+
+wheel: $(READY) ## Build the wheels of the service and the client into dist/
+	$(UV) build --wheel --all-packages --out-dir dist --python $(BIN)/python
+
+# A file newer than what it was made from: a second call costs nothing.
+$(READY): pyproject.toml client/pyproject.toml uv.lock | $(UV)
+	$(UV) sync --locked --all-packages --python $(BIN)/python
+	@touch $@
+
+$(UV):
+	@python=; unusable=; \
+	for each in $(CANDIDATES); do \
+		"$$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue; \
+		if "$$each" -c 'import ensurepip, venv' >/dev/null 2>&1; then python=$$each; break; fi; \
+		unusable=$${unusable:-$$each}; \
+	done; \
+	if [ -z "$$python" ] && [ -n "$$unusable" ]; then \
+		echo "make: $$unusable cannot make virtual environments: it has no ensurepip." >&2; \
+		echo "      On Debian and Ubuntu: apt install python3-venv" >&2; \
+		exit 1; \
+	elif [ -z "$$python" ]; then \
+		echo "make: no Python 3.11 or newer found (looked for: $(CANDIDATES))." >&2; \
+		echo "      Install one, or name it: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
+		exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$("$$python" -V)"; \
+	"$$python" -m venv --clear $(VENV) && $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
