@@ -23,9 +23,7 @@ from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaProducer
 
-FILES_PER_TURN = (
-    64  # hashed by a thread at a time: a few milliseconds of work against the cost of a hand-over
-)
+FILES_PER_TURN = 64  # hashed by a thread at a time: a few milliseconds of work against the cost of a hand-over
 IDS_PER_MANIFEST = 2_000  # 200 characters each at most, so one message stays below Kafka's usual 1 MiB
 DISTRIBUTIONS_AT_A_TIME = 4
 LONGEST_ITEM_ID = 200
@@ -141,9 +139,7 @@ def _verdict(file: ListedFile) -> dict[str, Any]:
     digest = urlsafe_b64encode(raw).rstrip(b"=").decode()
     output = {file.algorithm: digest, "bytes": size}
     if digest != file.digest:
-        message = (
-            f"{file.item_id} is not what was installed: {file.algorithm} {digest}, RECORD has {file.digest}"
-        )
+        message = f"{file.item_id} is not what was installed: {file.algorithm} {digest}, RECORD has {file.digest}"
         return {**_failure("altered", message), "output": output}
     return {"status": "succeeded", "output": output}
 
@@ -249,9 +245,7 @@ def with_tampered_copies(distributions: Sequence[Distribution], directory: Path)
     Three distributions lose one file and have another altered, one small distribution is broken throughout.
     What is installed is only read.
     """
-    by_count = sorted(
-        (each for each in distributions if len(each.files) >= 2), key=lambda each: len(each.files)
-    )
+    by_count = sorted((each for each in distributions if len(each.files) >= 2), key=lambda each: len(each.files))
     wrecked, dented = by_count[:1], by_count[len(by_count) // 2 :][:3]
     replaced: dict[str, Distribution] = {}
     for each in dented:

@@ -1,11 +1,13 @@
 """The demo's job: what it checks, what it publishes, and that it leaves the environment as it is."""
 
 import hashlib
+import json
 from base64 import urlsafe_b64encode
 from pathlib import Path
 
 from rollcall.demo_job import (
     IDS_PER_MANIFEST,
+    CheckJob,
     Distribution,
     ListedFile,
     check_file,
@@ -15,6 +17,8 @@ from rollcall.demo_job import (
     opening_messages,
     with_tampered_copies,
 )
+from tests.harness.servers import Servers
+from tests.harness.topics import create_topic, drain
 
 
 def _digest(content: bytes) -> str:
@@ -145,3 +149,30 @@ def test_tampering_breaks_copies_only(tmp_path: Path) -> None:
     assert codes["dist2"] == ["altered", "missing"], "one small distribution is broken throughout"
     assert [name for name, failed in codes.items() if failed] == ["dist2", "dist7", "dist9", "dist11"]
     assert all(failed in ([], ["altered", "missing"]) for failed in codes.values())
+
+
+async def test_the_job_publishes_every_file_once_behind_its_batch_on_one_partition(
+    servers: Servers, topic_prefix: str, tmp_path: Path
+) -> None:
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic, partitions=4)
+    distributions = [_distribution(tmp_path, f"dist{size}", size) for size in (0, 1, 3, 200)]
+    tampered = with_tampered_copies(distributions, tmp_path / "copies")
+    job = CheckJob(tampered, run="test", threads=2)
+
+    await job.publish(servers.bootstrap_servers, topic)
+
+    records = await drain(servers.bootstrap_servers, topic)
+    for distribution in distributions:
+        key = distribution.batch_id.encode()
+        ours = [record for record in records if record.key == key]
+        messages = [json.loads(record.value or b"") for record in ours]
+        assert len({record.partition for record in ours}) == 1
+        assert messages[0]["type"] == "batch.opened"
+        assert [each["item_id"] for each in messages[1:]] == [file.item_id for file in distribution.files]
+        failed = sum(each["status"] == "failed" for each in messages[1:])
+        progress = job.progress[distribution.batch_id]
+        assert (progress.published, progress.failed) == (len(distribution.files), failed)
+        assert progress.last_acknowledged_at is not None
+    assert len(records) == sum(1 + len(each.files) for each in distributions)
+    assert sum(each.failed for each in job.progress.values()) == 3 + 2
