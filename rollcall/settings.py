@@ -1,0 +1,170 @@
+"""Everything that can be set, read from the environment (`ROLLCALL_DATABASE_URL` and so on)."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from store.connection import Database
+from streams.kafka import KafkaConnection, tls_context
+
+ENV_PREFIX = "ROLLCALL_"
+
+# Their values may hold a password: never echoed.
+_UNSPOKEN = {"database_url", "sasl_password"}
+
+
+class SettingsError(ValueError):
+    """A setting is missing or wrong; the message is one line and names the environment variable."""
+
+
+class Settings(BaseSettings):
+    """Rollcall's settings; each is the environment variable of its name in capitals behind `ROLLCALL_`."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    bootstrap_servers: Annotated[
+        str,
+        Field(min_length=1, description="Kafka brokers to begin with: `host:port`, several separated by commas."),
+    ]
+    database_url: Annotated[
+        str,
+        Field(
+            repr=False,
+            description="PostgreSQL 18 or newer: `postgresql+asyncpg://user:password@host:port/database`; TLS by "
+            "`?sslmode=verify-full&sslrootcert=/path/ca.pem`.",
+        ),
+    ]
+    topic_prefix: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-zA-Z0-9._-]{0,200}$",
+            description="What the names of all topics, and of the consumer group, begin with.",
+        ),
+    ] = "rollcall."
+    database_schema: Annotated[str, Field(description="The PostgreSQL schema in which Rollcall keeps its tables.")] = (
+        "rollcall"
+    )
+
+    security_protocol: Annotated[
+        Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],
+        Field(description="How to talk to Kafka."),
+    ] = "PLAINTEXT"
+    sasl_mechanism: Annotated[
+        Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"],
+        Field(description="How to authenticate to Kafka, where `ROLLCALL_SECURITY_PROTOCOL` begins with SASL."),
+    ] = "PLAIN"
+    sasl_username: Annotated[str | None, Field(description="User name for Kafka.")] = None
+    sasl_password: Annotated[SecretStr | None, Field(description="Password for Kafka.")] = None
+    ssl_cafile: Annotated[
+        str | None,
+        Field(description="Certificates of the authorities to trust for Kafka (PEM); the system's own by default."),
+    ] = None
+    ssl_certfile: Annotated[str | None, Field(description="Client certificate for Kafka (PEM).")] = None
+    ssl_keyfile: Annotated[str | None, Field(description="Private key of the client certificate (PEM).")] = None
+    ssl_check_hostname: Annotated[
+        bool, Field(description="Whether a broker's certificate must carry the broker's host name.")
+    ] = True
+
+    max_records: Annotated[
+        int, Field(ge=1, le=100_000, description="Records a worker folds and writes in one transaction, at most.")
+    ] = 5_000
+    batch_timeout_ms: Annotated[
+        int, Field(ge=1, le=60_000, description="How long a worker waits for records before it looks again, in ms.")
+    ] = 100
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="The least severe log lines shown.")
+    ] = "info"
+    log_format: Annotated[
+        Literal["console", "json"], Field(description="Log lines for people or for machines, on stderr.")
+    ] = "console"
+
+    @model_validator(mode="after")
+    def _hangs_together(self) -> Self:
+        Database(self.database_url, self.database_schema)
+        sasl = self.security_protocol.startswith("SASL")
+        tls = self.security_protocol.endswith("SSL")
+        if sasl and (self.sasl_username is None or self.sasl_password is None):
+            raise ValueError(
+                f"{_variable('security_protocol')}={self.security_protocol} needs "
+                f"{_variable('sasl_username')} and {_variable('sasl_password')}"
+            )
+        if not sasl and (self.sasl_username is not None or self.sasl_password is not None):
+            raise ValueError(
+                f"a Kafka user or password is given, but {_variable('security_protocol')} is {self.security_protocol}"
+            )
+        if not tls and (self.ssl_cafile or self.ssl_certfile or self.ssl_keyfile):
+            raise ValueError(
+                f"certificates for Kafka are given, but {_variable('security_protocol')} is {self.security_protocol}"
+            )
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise ValueError(f"{_variable('ssl_keyfile')} needs {_variable('ssl_certfile')}")
+        return self
+
+    def kafka_connection(self) -> KafkaConnection:
+        """How to reach Kafka. Raises `SettingsError` where a certificate cannot be read."""
+        security: dict[str, Any] = {}
+        if self.security_protocol != "PLAINTEXT":
+            security["security_protocol"] = self.security_protocol
+        if self.security_protocol.startswith("SASL") and self.sasl_password is not None:
+            security["sasl_mechanism"] = self.sasl_mechanism
+            security["sasl_plain_username"] = self.sasl_username
+            security["sasl_plain_password"] = self.sasl_password.get_secret_value()
+        if self.security_protocol.endswith("SSL"):
+            security["ssl_context"] = self._tls_context()
+        return KafkaConnection(self.bootstrap_servers, security)
+
+    def database(self) -> Database:
+        """How to reach PostgreSQL."""
+        return Database(self.database_url, self.database_schema)
+
+    def environment(self) -> dict[str, str]:
+        """The environment variables that give another process these very settings."""
+        return {_variable(name): _text(value) for name, value in self if value is not None}
+
+    def _tls_context(self) -> ssl.SSLContext:
+        try:
+            return tls_context(
+                cafile=self.ssl_cafile,
+                certfile=self.ssl_certfile,
+                keyfile=self.ssl_keyfile,
+                check_hostname=self.ssl_check_hostname,
+            )
+        except (OSError, ssl.SSLError) as error:
+            names = [self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile]
+            files = ", ".join(name for name in names if name)
+            raise SettingsError(f"certificates for Kafka cannot be read ({files}): {error}") from error
+
+
+def load_settings(**given: Any) -> Settings:
+    """The settings of this process, `given` ones before the environment's.
+
+    Raises `SettingsError` with one line that names every wrong or missing variable.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_sentence(dict(problem)) for problem in error.errors())) from error
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return f"{_variable(name)} is not set"
+    got = "" if name in _UNSPOKEN else f" (it is {problem['input']!r})"
+    return f"{_variable(name)}: {message[:1].lower()}{message[1:]}{got}"
+
+
+def _variable(name: str) -> str:
+    return ENV_PREFIX + name.upper()
+
+
+def _text(value: object) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)

@@ -1,0 +1,48 @@
+"""Fixtures: the run's servers, and a topic prefix and a database schema of its own for each test."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rollcall.settings import Settings
+from tests.harness.servers import IN_CONTAINERS, Servers, container_servers, embedded_servers
+
+
+@pytest.fixture(scope="session")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+    """One Kafka and one PostgreSQL for the run, started when the first test asks."""
+    if IN_CONTAINERS:
+        async with container_servers() as running:
+            yield running
+    else:
+        async with embedded_servers(tmp_path_factory.mktemp("servers")) as running:
+            yield running
+
+
+@pytest.fixture
+def unique() -> str:
+    """Six characters that no other test of any run shares: a letter first, then hexadecimal digits."""
+    return f"t{uuid.uuid4().hex[:7]}"
+
+
+@pytest.fixture
+def topic_prefix(unique: str) -> str:
+    return f"{unique}."
+
+
+@pytest.fixture
+def database_schema(unique: str) -> str:
+    return unique
+
+
+@pytest.fixture
+def settings(servers: Servers, topic_prefix: str, database_schema: str) -> Settings:
+    return Settings(
+        bootstrap_servers=servers.bootstrap_servers,
+        database_url=servers.database_url,
+        topic_prefix=topic_prefix,
+        database_schema=database_schema,
+    )
