@@ -5,11 +5,11 @@ the hot path reads plain dictionaries. Types are strict (``"2"``, ``true`` and `
 fields are ignored, and ``null`` in an optional field counts as absent.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from annotated_types import Ge, Le, MaxLen
 from pydantic import AllowInfNan, ConfigDict, Field, StringConstraints, TypeAdapter, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 SCHEMA_VERSION = 1
 

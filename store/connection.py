@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0
@@ -35,9 +37,7 @@ class Database:
         """The URL as asyncpg takes it."""
         return "postgresql://" + self.url.removeprefix(_DRIVER)
 
-    async def connect(
-        self, role: str, *, command_timeout: float = COMMAND_TIMEOUT_S, **settings: str
-    ) -> "asyncpg.Connection[asyncpg.Record]":
+    async def connect(self, role: str, *, command_timeout: float = COMMAND_TIMEOUT_S, **settings: str) -> Connection:
         """A connection whose unqualified names are those of our schema; ``role`` shows in pg_stat_activity.
 
         Raises OSError, asyncpg.PostgresError or TimeoutError.

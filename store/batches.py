@@ -1,0 +1,54 @@
+"""Statements on ``batches``. A batch has one writer, the worker whose compare-and-set of its position succeeded."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from operator import attrgetter
+
+from store.connection import Connection
+from store.rows import Batch
+from store.statements import column_list, transposed, unnest
+from store.tables import batches
+
+_COLUMNS = tuple(field.name for field in fields(Batch))
+_values = attrgetter(*_COLUMNS)
+
+# The touched batches of a micro-batch, by key. At most one row an id.
+_LOAD = f"SELECT {column_list(_COLUMNS)} FROM batches WHERE batch_id = ANY($1::text[])"
+
+# All columns of each batch, new or known; sorted, so that rows are locked in one order everywhere.
+_WRITE = f"""
+INSERT INTO batches ({column_list(_COLUMNS)})
+SELECT {column_list(_COLUMNS)} FROM {unnest(batches, _COLUMNS)} ORDER BY batch_id
+ON CONFLICT (batch_id) DO UPDATE SET {", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS[1:])}
+"""
+
+# When the broker has acknowledged a batch's newest event; sorted, as above. (batch ids, revisions, times)
+_MARK_PUBLISHED = """
+WITH published AS MATERIALIZED (
+    SELECT b.batch_id, v.published_at
+    FROM unnest($1::text[], $2::int4[], $3::timestamptz[]) AS v(batch_id, revision, published_at)
+    JOIN batches b ON b.batch_id = v.batch_id AND b.revision = v.revision
+    ORDER BY b.batch_id FOR NO KEY UPDATE OF b
+)
+UPDATE batches b SET published_at = p.published_at FROM published p WHERE b.batch_id = p.batch_id
+"""
+
+
+async def load(connection: Connection, batch_ids: Sequence[str]) -> dict[str, Batch]:
+    """The known ones of these batches."""
+    rows = await connection.fetch(_LOAD, batch_ids)
+    return {row[0]: Batch(*row) for row in rows}
+
+
+async def write(connection: Connection, changed: Iterable[Batch]) -> None:
+    """Insert or replace these batches."""
+    rows = [_values(batch) for batch in changed]
+    if rows:
+        await connection.execute(_WRITE, *transposed(rows, len(_COLUMNS)))
+
+
+async def mark_published(connection: Connection, published: Iterable[tuple[str, int, object]]) -> None:
+    """(batch id, revision, time) of events that the broker has; other revisions' batches are left alone."""
+    rows = list(published)
+    if rows:
+        await connection.execute(_MARK_PUBLISHED, *transposed(rows, 3))

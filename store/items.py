@@ -1,0 +1,134 @@
+"""Statements on ``item_results``, ``late_results`` and ``expected_items``."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Table
+
+from store.connection import Connection
+from store.rows import ItemRow
+from store.statements import column_list, transposed, unnest
+from store.tables import item_results, late_results
+
+ItemKey = tuple[str, str]
+
+_COLUMNS = ItemRow._fields
+_KEYS = "unnest($1::text[], $2::text[]) AS k(batch_id, item_id)"
+
+# Registers of the given items. At most one row a key.
+_REGISTERS = {
+    table.name: f"SELECT {column_list(_COLUMNS, 'i.')} FROM {_KEYS} JOIN {table.name} i USING (batch_id, item_id)"
+    for table in (item_results, late_results)
+}
+
+
+def _upsert(table: Table) -> str:
+    return f"""
+INSERT INTO {table.name} ({column_list(_COLUMNS)})
+SELECT {column_list(_COLUMNS)} FROM {unnest(table, _COLUMNS)} ORDER BY batch_id, item_id
+ON CONFLICT (batch_id, item_id)
+DO UPDATE SET {", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS[2:])}
+"""
+
+
+# Registers that moved on; sorted, so that rows are locked in one order. The keys are distinct.
+_UPSERT = {table.name: _upsert(table) for table in (item_results, late_results)}
+
+# Which of the given items are on their batch's manifest. At most one row a key.
+_ON_MANIFEST = f"SELECT batch_id, item_id FROM {_KEYS} JOIN expected_items e USING (batch_id, item_id)"
+
+# The first failed items of each given batch, by id; the partial index of failed items answers it.
+_FAILED = """
+SELECT b.batch_id, i.item_id FROM unnest($1::text[]) AS b(batch_id)
+CROSS JOIN LATERAL (
+    SELECT item_id FROM item_results WHERE batch_id = b.batch_id AND status = 'failed' ORDER BY item_id LIMIT $2
+) i
+"""
+
+# The first items on each given batch's manifest that have no terminal result, by id.
+_MISSING = """
+SELECT b.batch_id, i.item_id FROM unnest($1::text[]) AS b(batch_id)
+CROSS JOIN LATERAL (
+    SELECT e.item_id FROM expected_items e
+    WHERE e.batch_id = b.batch_id AND NOT EXISTS (
+        SELECT FROM item_results r
+        WHERE r.batch_id = e.batch_id AND r.item_id = e.item_id AND r.status <> 'retrying'
+    )
+    ORDER BY e.item_id LIMIT $2
+) i
+"""
+
+
+async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
+    """Write registers of items that have none yet, in the order given (sort them: it halves the index's work).
+
+    Raises asyncpg.UniqueViolationError where one has, asyncpg.DataError where PostgreSQL can't hold a value.
+    """
+    await connection.copy_records_to_table("item_results", records=rows, columns=_COLUMNS)
+
+
+async def upsert(connection: Connection, rows: Iterable[ItemRow]) -> None:
+    """Write registers, whether the items have one or not."""
+    await _write(connection, item_results, rows)
+
+
+async def upsert_late(connection: Connection, rows: Iterable[ItemRow]) -> None:
+    """Write late registers, whether the items have one or not."""
+    await _write(connection, late_results, rows)
+
+
+async def load(connection: Connection, keys: Iterable[ItemKey]) -> dict[str, dict[str, ItemRow]]:
+    """Registers of these items, by batch and item."""
+    return await _load(connection, item_results, keys)
+
+
+async def load_late(connection: Connection, keys: Iterable[ItemKey]) -> dict[str, dict[str, ItemRow]]:
+    """Late registers of these items, by batch and item."""
+    return await _load(connection, late_results, keys)
+
+
+async def on_manifest(connection: Connection, keys: Iterable[ItemKey]) -> dict[str, set[str]]:
+    """Which of these items are on their batch's manifest, by batch."""
+    rows = await connection.fetch(_ON_MANIFEST, *transposed(keys, 2))
+    return _grouped(rows)
+
+
+async def expect(connection: Connection, keys: Sequence[ItemKey]) -> None:
+    """Add items to manifests that do not have them yet."""
+    await connection.copy_records_to_table("expected_items", records=keys, columns=("batch_id", "item_id"))
+
+
+async def failed_ids(connection: Connection, batch_ids: Sequence[str], limit: int) -> dict[str, list[str]]:
+    """The first failed items of each batch."""
+    return _listed(await connection.fetch(_FAILED, batch_ids, limit))
+
+
+async def missing_ids(connection: Connection, batch_ids: Sequence[str], limit: int) -> dict[str, list[str]]:
+    """The first unanswered items of each batch with a manifest."""
+    return _listed(await connection.fetch(_MISSING, batch_ids, limit))
+
+
+async def _load(connection: Connection, table: Table, keys: Iterable[ItemKey]) -> dict[str, dict[str, ItemRow]]:
+    rows = await connection.fetch(_REGISTERS[table.name], *transposed(keys, 2))
+    registers: defaultdict[str, dict[str, ItemRow]] = defaultdict(dict)
+    for row in rows:
+        registers[row[0]][row[1]] = ItemRow(*row)
+    return registers
+
+
+async def _write(connection: Connection, table: Table, rows: Iterable[ItemRow]) -> None:
+    await connection.execute(_UPSERT[table.name], *transposed(rows, len(_COLUMNS)))
+
+
+def _grouped(rows: Iterable[Iterable[str]]) -> dict[str, set[str]]:
+    groups: defaultdict[str, set[str]] = defaultdict(set)
+    for batch_id, item_id in rows:
+        groups[batch_id].add(item_id)
+    return groups
+
+
+def _listed(rows: Iterable[Iterable[str]]) -> dict[str, list[str]]:
+    lists: defaultdict[str, list[str]] = defaultdict(list)
+    for batch_id, item_id in rows:
+        lists[batch_id].append(item_id)
+    return lists

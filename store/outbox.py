@@ -1,0 +1,149 @@
+"""Statements on ``outbox`` and ``dead_letters``: what leaves, under deterministic ids, so that it leaves once."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+from store.connection import Connection
+from store.rows import DeadLetterRow, OutboxRow
+from store.statements import column_list, transposed, unnest
+from store.tables import dead_letters, outbox
+
+# Events in their order; one already known (a replay, a repeated fold) stays as it is.
+_INSERT = f"""
+INSERT INTO outbox ({column_list(OutboxRow._fields)})
+SELECT {column_list(OutboxRow._fields)} FROM {unnest(outbox, OutboxRow._fields)}
+ON CONFLICT (id) DO NOTHING
+"""
+
+_INSERT_DEAD_LETTERS = f"""
+INSERT INTO dead_letters ({column_list(DeadLetterRow._fields)})
+SELECT {column_list(DeadLetterRow._fields)} FROM {unnest(dead_letters, DeadLetterRow._fields)}
+ON CONFLICT (topic, partition, record_offset) DO NOTHING
+"""
+
+# What is to be published, in order. Not "seq above the last one": rows commit out of order.
+_UNPUBLISHED = f"""
+SELECT {column_list(OutboxRow._fields)} FROM outbox
+WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1
+"""
+
+_UNPUBLISHED_DEAD_LETTERS = f"""
+SELECT {column_list(DeadLetterRow._fields)} FROM dead_letters
+WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1
+"""
+
+# Marks events as published, those found on a topic that the database does not know included.
+_MARK = """
+INSERT INTO outbox (id, channel, batch_id, revision, published_at, published_partition, published_offset)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int4[], $5::timestamptz[], $6::int4[], $7::int8[])
+     AS v(id, channel, batch_id, revision, published_at, published_partition, published_offset) ORDER BY id
+ON CONFLICT (id) DO UPDATE SET published_at = EXCLUDED.published_at,
+    published_partition = EXCLUDED.published_partition, published_offset = EXCLUDED.published_offset
+WHERE outbox.published_at IS NULL
+"""
+
+# Marks dead letters as published, those found on the topic that the database does not know included.
+_MARK_DEAD_LETTERS = """
+INSERT INTO dead_letters (topic, partition, record_offset, appended_at, reason, message, key, value, headers,
+                          published_at, published_partition, published_offset)
+SELECT * FROM unnest($1::text[], $2::int4[], $3::int8[], $4::timestamptz[], $5::text[], $6::text[], $7::bytea[],
+                     $8::bytea[], $9::json[], $10::timestamptz[], $11::int4[], $12::int8[])
+     AS v(topic, partition, record_offset, appended_at, reason, message, key, value, headers,
+          published_at, published_partition, published_offset) ORDER BY topic, partition, record_offset
+ON CONFLICT (topic, partition, record_offset) DO UPDATE SET published_at = EXCLUDED.published_at,
+    published_partition = EXCLUDED.published_partition, published_offset = EXCLUDED.published_offset
+WHERE dead_letters.published_at IS NULL
+"""
+
+# A revision not above the highest published one of its batch has been said already: it counts as published.
+_MARK_SUPERSEDED = """
+UPDATE outbox o SET published_at = p.published_at, published_partition = p.published_partition,
+    published_offset = p.published_offset
+FROM outbox p
+WHERE o.channel = 'finalized' AND o.published_at IS NULL AND o.batch_id = ANY($1::text[])
+  AND p.channel = 'finalized' AND p.published_at IS NOT NULL AND p.batch_id = o.batch_id AND p.revision >= o.revision
+"""
+
+# The broker refuses it for good: kept, with the reason, out of the way of the rest.
+_REFUSE = "UPDATE outbox SET refused = $2 WHERE id = $1"
+_REFUSE_DEAD_LETTER = """
+UPDATE dead_letters SET refused = $4 WHERE topic = $1 AND partition = $2 AND record_offset = $3
+"""
+
+
+class PublishedEvent(NamedTuple):
+    """An event seen on, or acknowledged by, its topic."""
+
+    id: str
+    channel: str
+    batch_id: str
+    revision: int | None
+    published_at: datetime
+    partition: int
+    offset: int
+
+
+class PublishedDeadLetter(NamedTuple):
+    """A dead letter seen on, or acknowledged by, its topic."""
+
+    letter: DeadLetterRow
+    published_at: datetime
+    partition: int
+    offset: int
+
+
+async def insert(connection: Connection, events: Sequence[OutboxRow]) -> None:
+    """Put events into the outbox, in the order given."""
+    if events:
+        await connection.execute(_INSERT, *transposed(events, len(OutboxRow._fields)))
+
+
+async def insert_dead_letters(connection: Connection, letters: Sequence[DeadLetterRow]) -> None:
+    """Put records that can't be taken aside, in the order given."""
+    if letters:
+        await connection.execute(_INSERT_DEAD_LETTERS, *transposed(letters, len(DeadLetterRow._fields)))
+
+
+async def unpublished(connection: Connection, limit: int) -> list[OutboxRow]:
+    """The next events to publish."""
+    return [OutboxRow(*row) for row in await connection.fetch(_UNPUBLISHED, limit)]
+
+
+async def unpublished_dead_letters(connection: Connection, limit: int) -> list[DeadLetterRow]:
+    """The next dead letters to publish."""
+    return [DeadLetterRow(*row) for row in await connection.fetch(_UNPUBLISHED_DEAD_LETTERS, limit)]
+
+
+async def mark_published(connection: Connection, events: Sequence[PublishedEvent]) -> None:
+    """Mark or insert events as published; what was marked before stays as it is."""
+    if events:
+        await connection.execute(_MARK, *transposed(events, len(PublishedEvent._fields)))
+
+
+async def mark_dead_letters_published(connection: Connection, published: Sequence[PublishedDeadLetter]) -> None:
+    """Mark or insert dead letters as published; what was marked before stays as it is."""
+    rows = [
+        (
+            *(letter.topic, letter.partition, letter.record_offset, letter.appended_at, letter.reason),
+            *(letter.message, letter.key, letter.value, letter.headers, published_at, partition, offset),
+        )
+        for letter, published_at, partition, offset in published
+    ]
+    if rows:
+        await connection.execute(_MARK_DEAD_LETTERS, *transposed(rows, 12))
+
+
+async def mark_superseded(connection: Connection, batch_ids: Sequence[str]) -> None:
+    """Mark finalized events of these batches that are not above the highest published revision."""
+    await connection.execute(_MARK_SUPERSEDED, batch_ids)
+
+
+async def refuse(connection: Connection, event_id: str, why: str) -> None:
+    """Quarantine an event."""
+    await connection.execute(_REFUSE, event_id, why)
+
+
+async def refuse_dead_letter(connection: Connection, letter: DeadLetterRow, why: str) -> None:
+    """Quarantine a dead letter."""
+    await connection.execute(_REFUSE_DEAD_LETTER, letter.topic, letter.partition, letter.record_offset, why)

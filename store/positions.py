@@ -1,0 +1,104 @@
+"""Statements on ``positions`` and ``logs``: how far each partition is applied, and the compare-and-set that fences.
+
+The compare-and-set is the first statement of every micro-batch's transaction. Its row lock orders the writers of a
+partition, its condition lets only the one pass whose reading began where the last one's ended: a paused or zombie
+worker changes no row and rolls back.
+"""
+
+import json
+from collections.abc import Sequence
+
+from store.connection import Connection
+from store.rows import Position
+
+# The positions of one topic's partitions. At most one row a partition.
+_LOAD = """
+SELECT partition, next_offset, last_offset, last_timestamp, last_checksum, taken
+FROM positions WHERE topic = $1 AND partition = ANY($2::int4[])
+"""
+
+# A partition is read for the first time; whoever comes first, wins.
+_CREATE = """
+INSERT INTO positions (topic, partition, next_offset)
+SELECT $1, v.partition, v.next_offset FROM unnest($2::int4[], $3::int8[]) AS v(partition, next_offset)
+ORDER BY v.partition
+ON CONFLICT DO NOTHING
+"""
+
+# Locks the rows that still stand where expected, in order of partition. Fewer rows than asked for: a lost race.
+_LOCK = """
+SELECT p.partition FROM unnest($2::int4[], $3::int8[]) AS v(partition, expected)
+JOIN positions p ON p.topic = $1 AND p.partition = v.partition AND p.next_offset = v.expected
+ORDER BY p.partition FOR NO KEY UPDATE OF p
+"""
+
+# Moves locked rows on. One row a partition.
+_ADVANCE = """
+UPDATE positions p
+SET next_offset = v.next_offset, last_offset = v.last_offset, last_timestamp = v.last_timestamp,
+    last_checksum = v.last_checksum, taken = v.taken
+FROM unnest($2::int4[], $3::int8[], $4::int8[], $5::int8[], $6::int8[], $7::json[])
+     AS v(partition, next_offset, last_offset, last_timestamp, last_checksum, taken)
+WHERE p.topic = $1 AND p.partition = v.partition
+"""
+
+# Where reading of the output topics goes on; the relay is their only reader.
+_KNOWN = """
+INSERT INTO positions (topic, partition, next_offset)
+SELECT $1, v.partition, v.next_offset FROM unnest($2::int4[], $3::int8[]) AS v(partition, next_offset)
+ORDER BY v.partition
+ON CONFLICT (topic, partition) DO UPDATE SET next_offset = greatest(positions.next_offset, EXCLUDED.next_offset)
+"""
+
+# The partition count of a log, fixed at first sight.
+_FIX_PARTITION_COUNT = """
+INSERT INTO logs (topic, partition_count) VALUES ($1, $2)
+ON CONFLICT (topic) DO UPDATE SET topic = EXCLUDED.topic RETURNING partition_count
+"""
+
+
+class LostRaceError(Exception):
+    """Another worker has moved a position on: what was decoded is not ours to apply."""
+
+
+async def load(connection: Connection, topic: str, partitions: Sequence[int]) -> dict[int, Position]:
+    """The known positions among these partitions."""
+    rows = await connection.fetch(_LOAD, topic, partitions)
+    return {
+        partition: Position(partition, *proof, {int(source): offset for source, offset in json.loads(taken).items()})
+        for partition, *proof, taken in rows
+    }
+
+
+async def create(connection: Connection, topic: str, starts: dict[int, int]) -> None:
+    """Partition to the offset at which its reading begins, where it has no position yet."""
+    await connection.execute(_CREATE, topic, list(starts), list(starts.values()))
+
+
+async def compare_and_set(connection: Connection, topic: str, advances: Sequence[tuple[int, Position]]) -> None:
+    """Move positions on from their expected offsets, all or none. Raises LostRaceError where one is elsewhere."""
+    locked = await connection.fetch(
+        _LOCK, topic, [new.partition for _, new in advances], [expected for expected, _ in advances]
+    )
+    if len(locked) != len(advances):
+        raise LostRaceError(f"{topic}: {len(advances) - len(locked)} of {len(advances)} positions have moved on")
+    await connection.execute(
+        _ADVANCE,
+        topic,
+        [new.partition for _, new in advances],
+        [new.next_offset for _, new in advances],
+        [new.last_offset for _, new in advances],
+        [new.last_timestamp for _, new in advances],
+        [new.last_checksum for _, new in advances],
+        [json.dumps(new.taken) for _, new in advances],
+    )
+
+
+async def note_known(connection: Connection, topic: str, next_offsets: dict[int, int]) -> None:
+    """Everything before these offsets of an output topic is in the outbox; never moves back."""
+    await connection.execute(_KNOWN, topic, list(next_offsets), list(next_offsets.values()))
+
+
+async def fix_partition_count(connection: Connection, topic: str, found: int) -> int:
+    """The partition count that fixes every batch's home: the one found at the first start, whatever is found now."""
+    return int(await connection.fetchval(_FIX_PARTITION_COUNT, topic, found))

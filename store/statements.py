@@ -1,0 +1,36 @@
+"""What the hot-path statements are built from: column lists and typed ``unnest`` of their arrays."""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import BigInteger, Boolean, DateTime, Double, Integer, LargeBinary, Table, Text
+from sqlalchemy.dialects.postgresql import JSON
+
+_TYPES = {
+    Text: "text",
+    Integer: "int4",
+    BigInteger: "int8",
+    Boolean: "bool",
+    DateTime: "timestamptz",
+    Double: "float8",
+    LargeBinary: "bytea",
+    JSON: "json",
+}
+
+
+def column_list(columns: Iterable[str], prefix: str = "") -> str:
+    """``a, b, c`` with an optional ``x.`` before each."""
+    return ", ".join(f"{prefix}{column}" for column in columns)
+
+
+def unnest(table: Table, columns: Sequence[str], alias: str = "v", first: int = 1) -> str:
+    """``unnest($1::text[], ...) AS v(a, ...)``: rows of a table from one array parameter a column."""
+    arrays = ", ".join(
+        f"${number}::{_TYPES[type(table.c[column].type)]}[]" for number, column in enumerate(columns, first)
+    )
+    return f"unnest({arrays}) AS {alias}({column_list(columns)})"
+
+
+def transposed(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
+    """Rows as one array a column, also where there is no row."""
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return columns or [[] for _ in range(width)]

@@ -1,0 +1,255 @@
+"""From a Kafka record's bytes to what the fold takes, or to the reason why it can't be taken. Pure."""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from handlers.fold import LifecycleRecord, Record
+from schemas.dead_letters import Reason, Refused
+from schemas.events import (
+    ADAPTERS,
+    BATCH_ID_ADAPTER,
+    MAX_MANIFEST_CHUNK,
+    MAX_METADATA_BYTES,
+    MAX_OUTPUT_BYTES,
+    MAX_STACK_TRACE_BYTES,
+    MAX_TEXT_BYTES,
+    RESULT_ADAPTER,
+    SCHEMA_VERSION,
+)
+from store.rows import ItemRow
+
+MAX_DEPTH = 100
+"""Nesting beyond this is refused; the value itself is level 1."""
+
+CUT_MARK = "… [cut]"
+
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_validate_result = RESULT_ADAPTER.validator.validate_json
+
+# A number that may be beyond every double: an exponent of three digits and more, or some three hundred digits.
+# Only a screen: what it finds (it may be inside a string) is looked at exactly.
+_WIDE_NUMBER = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
+
+
+def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
+    """Decode one record's value. Raises Refused with the reason and, where one could be read, the batch id."""
+    if not value:
+        raise Refused(Reason.INVALID_JSON, "the record has no value (a tombstone)" if value is None else "empty value")
+    if b'"batch.' not in value and _is_plain(value):
+        try:
+            return _item_row(_validate_result(value), offset, received_at)
+        except (ValidationError, ValueError, OverflowError):
+            pass  # the slow way says exactly why, or takes it after all
+    return _decode_exactly(value, offset, received_at)
+
+
+def _is_plain(value: bytes) -> bool:
+    """Whether nothing in the bytes could be what PostgreSQL or a double can't hold. May be wrongly False."""
+    return (
+        b"\\u" not in value
+        and value.count(b"[") + value.count(b"{") <= MAX_DEPTH
+        and b"NaN" not in value
+        and b"Infinity" not in value
+        and _WIDE_NUMBER.search(value) is None
+    )
+
+
+def _decode_exactly(value: bytes, offset: int, received_at: datetime) -> Record:
+    event = _parse(value)
+    if not isinstance(event, dict):
+        raise Refused(Reason.INVALID_EVENT, f"the value is {_json_type(event)}, not an object")
+    try:
+        _check_storable(event)
+        return _decode_event(event, value, offset, received_at)
+    except Refused as refusal:
+        refusal.batch_id = readable_batch_id(event)
+        raise
+
+
+def _decode_event(event: dict[str, Any], value: bytes, offset: int, received_at: datetime) -> Record:
+    version = event.get("schema_version")
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+        raise Refused(
+            Reason.UNSUPPORTED_SCHEMA_VERSION, f"schema_version {version} is above {SCHEMA_VERSION}, the highest known"
+        )
+    kind = event.get("type")
+    if kind is None:
+        kind = "item.result"
+    if not isinstance(kind, str):
+        raise Refused(Reason.INVALID_EVENT, f"type: {_json_type(kind)}, not a string")
+    adapter = ADAPTERS.get(kind)
+    if adapter is None:
+        raise Refused(Reason.UNKNOWN_TYPE, f"unknown type {_shown(kind)}")
+    try:
+        message = adapter.validate_json(value)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    try:
+        if kind == "item.result":
+            return _item_row(message, offset, received_at)
+        return LifecycleRecord(message["batch_id"], kind, offset, received_at, _lifecycle_body(message))
+    except (ValueError, OverflowError) as error:
+        raise Refused(Reason.INVALID_EVENT, str(error)) from None
+
+
+def readable_batch_id(event: Mapping[str, Any]) -> str | None:
+    """The batch id of an event that may otherwise be broken; None where there is no valid one."""
+    try:
+        batch_id = BATCH_ID_ADAPTER.validate_python(event.get("batch_id"))
+        batch_id.encode()
+    except (ValidationError, UnicodeEncodeError):
+        return None
+    return batch_id
+
+
+def parse_time(text: str) -> datetime:
+    """An RFC 3339 time with zone as UTC. Raises ValueError or OverflowError where there is no such moment."""
+    return datetime.fromisoformat(text.upper()).astimezone(UTC)
+
+
+def cut(text: str, limit: int) -> str:
+    """At most ``limit`` UTF-8 bytes of a text; where something was cut, a mark at the end says so."""
+    if len(text) * 4 <= limit:
+        return text
+    encoded = text.encode()
+    if len(encoded) <= limit:
+        return text
+    return encoded[: limit - len(CUT_MARK.encode())].decode(errors="ignore") + CUT_MARK
+
+
+def _item_row(result: Mapping[str, Any], offset: int, received_at: datetime) -> ItemRow:
+    get = result.get
+    code = message = trace = None
+    if (error := get("error")) is not None:
+        code, message, trace = error.get("code"), cut(error["message"], MAX_TEXT_BYTES), error.get("stack_trace")
+        if trace is not None:
+            trace = cut(trace, MAX_STACK_TRACE_BYTES)
+    if (line := get("message")) is not None:
+        line = cut(line, MAX_TEXT_BYTES)
+    if (output := get("output")) is not None:
+        output = _bounded_json("output", output, MAX_OUTPUT_BYTES)
+    if (metrics := get("metrics")) is not None:
+        metrics = _dumps(metrics)
+    if (occurred_at := get("occurred_at")) is not None:
+        occurred_at = parse_time(occurred_at)
+    return ItemRow(
+        result["batch_id"],
+        result["item_id"],
+        result["status"],
+        get("attempt") or 1,
+        0,
+        offset,
+        received_at,
+        get("effect"),
+        get("duration_ms"),
+        line,
+        code,
+        message,
+        trace,
+        output,
+        metrics,
+        get("worker"),
+        occurred_at,
+    )
+
+
+def _lifecycle_body(message: dict[str, Any]) -> dict[str, Any]:
+    """The message without absent fields, with times and JSON in the form they are stored in."""
+    body = {field: value for field, value in message.items() if value is not None}
+    for field in ("deadline_at", "occurred_at"):
+        if field in body:
+            body[field] = parse_time(body[field])
+    if "metadata" in body:
+        body["metadata"] = _bounded_json("metadata", body["metadata"], MAX_METADATA_BYTES)
+    if "policy" in body:
+        body["policy"] = _dumps({name: value for name, value in body["policy"].items() if value is not None})
+    if "reason" in body:
+        body["reason"] = cut(body["reason"], MAX_TEXT_BYTES)
+    if "item_ids" in body and len(set(body["item_ids"])) != len(body["item_ids"]):
+        raise Refused(Reason.INVALID_EVENT, "item_ids: the ids of a manifest must be distinct")
+    if "item_ids" in body and "total_items" in body:
+        raise Refused(Reason.INVALID_EVENT, "total_items and item_ids: give one of them, not both")
+    return body
+
+
+def _bounded_json(field: str, value: Any, limit: int) -> str:
+    text = _dumps(value)
+    if len(text) * 4 > limit and (size := len(text.encode())) > limit:
+        raise Refused(Reason.TOO_LARGE, f"{field}: {size} bytes of JSON, at most {limit} are taken")
+    return text
+
+
+def _parse(value: bytes) -> Any:
+    try:
+        return from_json(value, allow_inf_nan=False)
+    except ValueError as error:
+        # The parser refuses some JSON that is well-formed but can't be held: lone surrogates, depth, huge integers.
+        if _is_wellformed(value):
+            raise Refused(Reason.UNSTORABLE, f"cannot be stored: {error}") from None
+        raise Refused(Reason.INVALID_JSON, f"not JSON: {error}") from None
+
+
+def _is_wellformed(value: bytes) -> bool:
+    def no_constant(name: str) -> Any:
+        raise json.JSONDecodeError(f"{name} is no JSON", "", 0)
+
+    try:
+        json.loads(value.decode(), parse_int=lambda _: 0, parse_float=lambda _: 0.0, parse_constant=no_constant)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    return True
+
+
+def _check_storable(event: dict[str, Any]) -> None:
+    """Refuse what PostgreSQL or a double can't hold, anywhere in the value. Walks without recursion."""
+    pending: list[tuple[Any, int]] = [(event, 1)]
+    while pending:
+        value, depth = pending.pop()
+        if isinstance(value, str):
+            if "\x00" in value:
+                raise Refused(Reason.UNSTORABLE, "cannot be stored: a string contains U+0000")
+        elif isinstance(value, float):
+            if value in (float("inf"), float("-inf")):
+                raise Refused(Reason.UNSTORABLE, "cannot be stored: a number is beyond what a double can hold")
+        elif isinstance(value, int):
+            try:
+                float(value)
+            except OverflowError:
+                raise Refused(
+                    Reason.UNSTORABLE, "cannot be stored: a number is beyond what a double can hold"
+                ) from None
+        elif isinstance(value, list | dict):
+            if depth > MAX_DEPTH:
+                raise Refused(Reason.UNSTORABLE, f"cannot be stored: nested more than {MAX_DEPTH} deep")
+            if isinstance(value, dict):
+                pending.extend((key, depth) for key in value)
+                pending.extend((inner, depth + 1) for inner in value.values())
+            else:
+                pending.extend((inner, depth + 1) for inner in value)
+
+
+def _refusal(error: ValidationError) -> Refused:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "too_long" and first["loc"] == ("item_ids",):
+        return Refused(Reason.TOO_LARGE, f"item_ids: at most {MAX_MANIFEST_CHUNK} ids in one message")
+    return Refused(Reason.INVALID_EVENT, f"{field}: {first['msg']}" if field else first["msg"])
+
+
+def _json_type(value: Any) -> str:
+    if value is None:
+        return "null"
+    names: list[tuple[type, str]] = [(bool, "a boolean"), (str, "a string"), (list, "an array"), (dict, "an object")]
+    return next((name for kind, name in names if isinstance(value, kind)), "a number")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:100] + "…")
