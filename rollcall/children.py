@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,8 @@ if os.getppid() == parent:
     os.execvp(argv[0], argv)
 """
 
+_children: weakref.WeakSet[Child] = weakref.WeakSet()
+
 
 class Child:
     """A running child process in a process group of its own, so that Ctrl+C reaches only the parent."""
@@ -37,6 +40,7 @@ class Child:
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self._process = process
+        _children.add(self)
 
     @classmethod
     async def spawn(
@@ -102,18 +106,25 @@ class Child:
         except TimeoutError:
             return await self.kill()
         except asyncio.CancelledError:
-            self._kill_group()
+            self.kill_now()
             raise
 
     async def kill(self) -> int:
         """Kill it and its process group at once; the exit code."""
-        self._kill_group()
+        self.kill_now()
         return await self.wait()
 
-    def _kill_group(self) -> None:
+    def kill_now(self) -> None:
+        """Kill it and its process group without waiting for the end."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
+
+
+def kill_all_children() -> None:
+    """Kill every child of this process that still runs."""
+    for child in list(_children):
+        child.kill_now()
 
 
 def outlived_by_nobody(argv: Sequence[str], *, death_signal: signal.Signals, unprivileged: bool) -> list[str]:

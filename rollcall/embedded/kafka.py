@@ -58,6 +58,8 @@ class EmbeddedKafka:
     from an earlier run starts on other ports as well.
     """
 
+    name = "kafka"
+
     def __init__(
         self,
         data_dir: Path,

@@ -39,6 +39,8 @@ class EmbeddedPostgres:
     The port is chosen at the first start unless given, and kept by every restart.
     """
 
+    name = "postgres"
+
     def __init__(self, data_dir: Path, port: int | None = None) -> None:
         self.data_dir = data_dir.absolute()
         self.port = port

@@ -1,0 +1,182 @@
+"""The command line. Every command imports what it needs when it runs, so that `rollcall --help` is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+import typer.core
+import typer.main
+
+if TYPE_CHECKING:
+    from rollcall.settings import Settings
+
+FAILED = 1
+WRONG_USE = 2
+
+# Commands that live in modules of their own: name -> module that holds the Typer application `app`.
+_SUB_COMMANDS = {"batch": "rollcall.batch_commands", "tail": "rollcall.tail"}
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands of this module and, imported when asked for, those of `_SUB_COMMANDS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all commands."""
+        present = [name for name, module in _SUB_COMMANDS.items() if importlib.util.find_spec(module)]
+        return [*super().list_commands(ctx), *present]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, None where there is none."""
+        module = _SUB_COMMANDS.get(cmd_name)
+        if module is None:
+            return super().get_command(ctx, cmd_name)
+        command = typer.main.get_command(importlib.import_module(module).app)
+        command.name = cmd_name
+        return command
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Tells you when a batch is done, exactly once, and who did not answer.",
+)
+
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Worker processes; each takes its share of the partitions.")]
+
+
+def main() -> NoReturn:
+    """Entry point: exit code 0, 1 (it failed) or 2 (wrong use), and one line on stderr where it isn't 0."""
+    try:
+        app()
+    except Exception as error:
+        if os.environ.get("ROLLCALL_LOG_LEVEL") == "debug":
+            raise
+        sys.stderr.write(f"rollcall: {_one_line(error)}\n")
+        sys.exit(_exit_code(error))
+    sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _rollcall(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"rollcall {installed('rollcall')}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    tamper: Annotated[
+        bool, typer.Option("--tamper", help="Break a copy of a few files first, to see failures.")
+    ] = False,
+    workers: Workers = 2,
+) -> None:
+    """Check every installed Python file against its checksum: a real job, start to finish."""
+    _logging(role="demo", level="warning")
+    from rollcall.demo import demo as run_demo
+
+    raise typer.Exit(run_demo(tamper=tamper, workers=workers))
+
+
+@app.command()
+def up(
+    data_dir: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Keep the data here between runs; thrown away without.")
+    ] = None,
+    workers: Workers = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Say where everything is in one line of JSON.")] = False,
+) -> None:
+    """Kafka, PostgreSQL and all of Rollcall on this machine, until interrupted."""
+    _logging(role="up")
+    from rollcall import stack
+
+    stack.until_interrupted(stack.up(workers=workers, data_dir=data_dir, as_json=as_json))
+
+
+@app.command()
+def run(workers: Workers = 2) -> None:
+    """All of Rollcall's processes on your own Kafka and PostgreSQL, until interrupted."""
+    settings = _settings(role="run")
+    from rollcall import stack
+
+    stack.until_interrupted(stack.run(settings, workers=workers))
+
+
+@app.command()
+def worker(
+    slot: Annotated[
+        str | None,
+        typer.Option(help="This worker's name, the same after a restart and no other's. Default: the host's name."),
+    ] = None,
+) -> None:
+    """One worker: reads results, writes them, decides when a batch is done."""
+    from rollcall.stack import default_slot
+
+    slot = slot or default_slot()
+    settings = _settings(role="worker", slot=slot)
+    from rollcall.processes import run_worker
+
+    raise typer.Exit(run_worker(settings, slot))
+
+
+@app.command()
+def relay() -> None:
+    """The relay: publishes what the workers decided, once."""
+    settings = _settings(role="relay")
+    from rollcall.processes import run_relay
+
+    raise typer.Exit(run_relay(settings))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database schema up to this version."""
+    settings = _settings(role="migrate")
+    from migrations.run import migrate as run_migrations
+
+    asyncio.run(run_migrations(settings.database_url, settings.database_schema))
+
+
+def _settings(**context: str) -> Settings:
+    from rollcall.logs import configure_logging
+    from rollcall.settings import load_settings
+
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format, **context)
+    return settings
+
+
+def _logging(*, role: str, level: str | None = None) -> None:
+    # For commands that bring their own servers and so need no settings.
+    from rollcall.logs import configure_logging
+    from rollcall.settings import load_settings
+
+    settings = load_settings(bootstrap_servers="-", database_url="postgresql+asyncpg://-")
+    configure_logging(level or settings.log_level, settings.log_format, role=role)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    # An embedded server's error brings the end of its log along, indented below the one line.
+    first, *rest = text.splitlines()
+    log_tail = [line for line in rest if line.startswith("    ")]
+    return "\n".join([first, *log_tail])
+
+
+def _exit_code(error: Exception) -> int:
+    from rollcall.settings import SettingsError
+    from rollcall.supervisor import RoleRefusedError
+
+    return WRONG_USE if isinstance(error, SettingsError | RoleRefusedError) else FAILED

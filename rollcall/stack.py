@@ -1,0 +1,247 @@
+"""All of Rollcall in one process tree: `rollcall up` with servers of its own, `rollcall run` on the user's."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import platform
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import typer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import KafkaError
+
+from rollcall.children import kill_all_children
+from rollcall.embedded.kafka import EmbeddedKafka
+from rollcall.embedded.kafka_jars import Progress
+from rollcall.embedded.postgres import EmbeddedPostgres
+from rollcall.embedded.servers import EmbeddedServerError
+from rollcall.readiness import READY_FILE, announced
+from rollcall.settings import ENV_PREFIX, Settings, load_settings
+from rollcall.supervisor import Role, Supervisor
+from schemas.topics import Topics
+
+_log = structlog.get_logger(__name__)
+
+READY_TIMEOUT_S = 60.0
+
+
+class StackError(RuntimeError):
+    """The processes could not be brought up; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Kafka, PostgreSQL and all of Rollcall's processes, up and ready."""
+
+    settings: Settings
+    supervisor: Supervisor
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where Kafka is."""
+        return self.settings.bootstrap_servers
+
+    @property
+    def database_url(self) -> str:
+        """Where PostgreSQL is: `postgresql+asyncpg://user@127.0.0.1:port/db`."""
+        return self.settings.database_url
+
+    def description(self) -> dict[str, Any]:
+        """What `rollcall up --json` prints."""
+        return {
+            "bootstrap_servers": self.bootstrap_servers,
+            "database_url": self.database_url,
+            "processes": self.supervisor.processes(),
+        }
+
+
+@asynccontextmanager
+async def embedded_stack(
+    *, workers: int, data_dir: Path | None = None, progress: Progress | None = None
+) -> AsyncIterator[Stack]:
+    """Everything, ready when the context opens and gone when it closes.
+
+    Data is kept in `data_dir`, or thrown away where there is none. `progress` is given a line when Kafka has to be
+    downloaded first. Raises `EmbeddedServerError`, `RoleRefusedError` and `StackError`.
+    """
+    with _directory(data_dir) as directory:
+        kafka = EmbeddedKafka(directory / "kafka", progress=progress)
+        postgres = EmbeddedPostgres(directory / "postgres")
+        async with Supervisor() as supervisor:
+            await asyncio.gather(supervisor.keep(kafka), supervisor.keep(postgres))
+            settings = _settings_for(kafka, postgres)
+            await _migrate(settings)
+            with tempfile.TemporaryDirectory(prefix="rollcall-ready-") as ready:
+                ready_files = await _start_roles(supervisor, settings, workers, Path(ready))
+                await supervisor.unless_refused(_until_ready(settings, workers, ready_files))
+            yield Stack(settings, supervisor)
+
+
+async def up(*, workers: int, data_dir: Path | None, as_json: bool) -> None:
+    """Bring everything up, say on stdout where it is, and keep it up until cancelled."""
+    async with embedded_stack(workers=workers, data_dir=data_dir) as stack:
+        typer.echo(json.dumps(stack.description()) if as_json else _for_people(stack))
+        sys.stdout.flush()
+        await asyncio.Event().wait()
+
+
+async def run(settings: Settings, *, workers: int) -> None:
+    """Keep all roles up against the Kafka and PostgreSQL of `settings` until cancelled.
+
+    Raises `RoleRefusedError` as soon as one says that it cannot run at all.
+    """
+    async with Supervisor() as supervisor:
+        await _start_roles(supervisor, settings, workers)
+        _log.info("running", processes=supervisor.processes())
+        await supervisor.unless_refused(asyncio.Event().wait())
+
+
+def until_interrupted(main: Coroutine[Any, Any, None]) -> None:
+    """Run `main`; SIGINT and SIGTERM cancel it and this returns when it has cleaned up, a second one ends at once."""
+    asyncio.run(_interruptible(main))
+
+
+async def _interruptible(main: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(main)
+    loop = asyncio.get_running_loop()
+    interrupted = False
+
+    def on_signal() -> None:
+        nonlocal interrupted
+        if interrupted:
+            kill_all_children()
+            os._exit(1)
+        interrupted = True
+        _log.info("stopping; once more to stop at once")
+        task.cancel()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, on_signal)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not interrupted:
+            raise
+
+
+async def _start_roles(
+    supervisor: Supervisor, settings: Settings, workers: int, ready_dir: Path | None = None
+) -> list[Path]:
+    """Start the relay and `workers` workers; the files by which those announce themselves that were asked to."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    environment |= settings.environment()
+    relay_environment, ready_files = environment, []
+    if ready_dir is not None:
+        ready_files = [ready_dir / "relay"]
+        relay_environment = {**environment, READY_FILE: str(ready_files[0])}
+    await supervisor.keep(Role("relay", _command("relay"), relay_environment))
+    for slot in range(workers):
+        await supervisor.keep(Role("worker", _command("worker", "--slot", f"{default_slot()}-{slot}"), environment))
+    return ready_files
+
+
+def default_slot() -> str:
+    """This host's name: a worker slot must be the same after a restart, and no other's in the installation."""
+    return re.sub(r"[^a-zA-Z0-9._-]", "-", platform.node())[:200] or "worker"
+
+
+def _command(*role: str) -> list[str]:
+    # -P: the current directory may hold an `api` of its own. To be seen in `ps` as "... -m rollcall worker ...".
+    return [sys.executable, "-P", "-m", "rollcall", *role]
+
+
+def _settings_for(kafka: EmbeddedKafka, postgres: EmbeddedPostgres) -> Settings:
+    # What the environment says about reaching other servers must not leak in here.
+    return load_settings(
+        bootstrap_servers=kafka.bootstrap_servers,
+        database_url=postgres.database_url,
+        security_protocol="PLAINTEXT",
+        sasl_username=None,
+        sasl_password=None,
+        ssl_cafile=None,
+        ssl_certfile=None,
+        ssl_keyfile=None,
+    )
+
+
+async def _migrate(settings: Settings) -> None:
+    from migrations.run import migrate
+
+    await migrate(settings.database_url, settings.database_schema)
+
+
+async def _until_ready(settings: Settings, workers: int, ready_files: list[Path]) -> None:
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await asyncio.gather(
+                _until_assigned(settings, workers), *(announced(ready_file) for ready_file in ready_files)
+            )
+    except TimeoutError:
+        raise StackError(f"the processes were not ready within {READY_TIMEOUT_S:g} s") from None
+
+
+async def _until_assigned(settings: Settings, workers: int) -> None:
+    admin = settings.kafka_connection().admin()
+    await admin.start()
+    try:
+        topics = Topics(settings.topic_prefix)
+        while not await _all_assigned(admin, topics, workers):  # noqa: ASYNC110 - the broker doesn't tell by itself
+            await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
+
+
+async def _all_assigned(admin: AIOKafkaAdminClient, topics: Topics, workers: int) -> bool:
+    try:
+        [described] = await admin.describe_topics([topics.events])
+        partitions = {partition["partition"] for partition in described["partitions"]}
+        [response] = await admin.describe_consumer_groups([topics.consumer_group])
+    except KafkaError:
+        return False
+    # error_code, group, state, protocol_type, protocol, members, ...
+    _, _, state, _, _, members, *_ = response.groups[0]
+    held = {partition for member in members for partition in _held_partitions(member, topics.events)}
+    return bool(partitions) and state == "Stable" and len(members) >= workers and held == partitions
+
+
+def _held_partitions(member: tuple[Any, ...], topic: str) -> list[int]:
+    # member_id, [group_instance_id,] client_id, client_host, member_metadata, member_assignment
+    assignment = bytes(member[-1])
+    if not assignment:
+        return []
+    decoded = ConsumerProtocolMemberAssignment.decode(assignment)
+    return [each.partition for each in decoded.partitions() if each.topic == topic]
+
+
+@contextmanager
+def _directory(data_dir: Path | None) -> Iterator[Path]:
+    if data_dir is None:
+        with tempfile.TemporaryDirectory(prefix="rollcall-", ignore_cleanup_errors=True) as throw_away:
+            yield Path(throw_away)
+        return
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "in-use.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EmbeddedServerError(f"another rollcall uses the data directory {data_dir}") from None
+        yield data_dir
+
+
+def _for_people(stack: Stack) -> str:
+    rows = [("Kafka", stack.bootstrap_servers), ("PostgreSQL", stack.database_url)]
+    rows += [(str(process["role"]), f"pid {process['pid']}") for process in stack.supervisor.processes()]
+    return "\n".join(f"{name:<12}{value}" for name, value in rows)
