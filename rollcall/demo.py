@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import sys
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from rollcall.stack import embedded_stack, until_interrupted
 from schemas.topics import Topics
 
 STALLED_AFTER_S = 60.0
+PLAIN_WIDTH = 140
 
 
 class DemoError(RuntimeError):
@@ -34,11 +36,16 @@ def demo(*, tamper: bool, workers: int) -> int:
 
     async def to_the_end() -> None:
         nonlocal finished
-        await _demo(Console(), tamper=tamper, workers=workers)
+        await _demo(_console(), tamper=tamper, workers=workers)
         finished = True
 
     until_interrupted(to_the_end())
     return 0 if finished else 1
+
+
+def _console() -> Console:
+    # Without a terminal there is no width to keep to: wide enough that no line of the table breaks.
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
 
 
 async def _demo(console: Console, *, tamper: bool, workers: int) -> None:

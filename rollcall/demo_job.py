@@ -16,7 +16,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,7 +57,7 @@ class BatchProgress:
 
     distribution: Distribution
     published: int = 0
-    failed: int = 0
+    failures: dict[str, str] = field(default_factory=dict)  # item id -> why
     last_acknowledged_at: float | None = None
 
 
@@ -222,7 +222,8 @@ class CheckJob:
             for result in await loop.run_in_executor(pool, _check_files, files):
                 await send(result)
                 batch.published += 1
-                batch.failed += result["status"] == "failed"
+                if result["status"] == "failed":
+                    batch.failures[result["item_id"]] = result["error"]["message"]
         await asyncio.gather(*acknowledgements)
         batch.last_acknowledged_at = time.perf_counter()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -72,12 +73,16 @@ class FinalizedEvents:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One batch in the table; ``wait_s`` from the last acknowledged result to the finalized event."""
+    """One batch in the table.
+
+    ``reasons`` are the job's own words on the items that the event names as failed, ``wait_s`` is the time from the
+    last acknowledged result to the finalized event.
+    """
 
     name: str
     items: int
     failed: int
-    failed_item_ids: Sequence[str]
+    reasons: Sequence[str]
     outcome: str
     wait_s: float
 
@@ -89,7 +94,7 @@ def lines(progress: Mapping[str, BatchProgress], seen: Mapping[str, Seen]) -> li
             name=f"{batch.distribution.name} {batch.distribution.version}",
             items=seen[batch_id].event["item_counts"]["total"],
             failed=seen[batch_id].event["item_counts"]["failed"],
-            failed_item_ids=seen[batch_id].event["failed_item_ids"],
+            reasons=[batch.failures.get(item_id, item_id) for item_id in seen[batch_id].event["failed_item_ids"]],
             outcome=seen[batch_id].event["outcome"],
             # The event can be on its way back before this process hears that its last result is in.
             wait_s=max(0.0, seen[batch_id].received_at - (batch.last_acknowledged_at or 0.0)),
@@ -99,12 +104,12 @@ def lines(progress: Mapping[str, BatchProgress], seen: Mapping[str, Seen]) -> li
 
 
 def print_table(console: Console, batches: Sequence[Line]) -> None:
-    """The table, and under it the files that failed."""
-    table = Table(title="Read from rollcall.finalized", title_justify="left")
+    """The table, and under it why files failed."""
+    table = Table(title="Read from rollcall.finalized", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("batch", overflow="fold")
     for heading in ("items", "failed"):
         table.add_column(heading, justify="right")
-    table.add_column("outcome")
+    table.add_column("outcome", no_wrap=True)
     table.add_column("last result to event", justify="right")
     for each in batches:
         colour = _COLOURS.get(each.outcome, "default")
@@ -117,8 +122,8 @@ def print_table(console: Console, batches: Sequence[Line]) -> None:
         )
     console.print(table)
     for each in batches:
-        for item_id in each.failed_item_ids:
-            console.print(f"failed: {each.name}: {item_id}", markup=False, highlight=False, soft_wrap=True)
+        for reason in each.reasons:
+            console.print(f"failed: {each.name}: {reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def total_line(batches: Sequence[Line], elapsed_s: float) -> str:

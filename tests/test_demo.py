@@ -24,8 +24,7 @@ async def test_the_demo_finalizes_every_distribution_and_names_what_was_tampered
     demo = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "rollcall", "demo", "--tamper"),
         cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if not name.startswith("ROLLCALL_")}
-        | {"COLUMNS": "160"},
+        env={name: value for name, value in os.environ.items() if not name.startswith("ROLLCALL_")},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -86,8 +85,8 @@ def _event(outcome: str, total: int, failed: list[str]) -> dict[str, Any]:
 
 def test_a_line_takes_its_counts_from_the_event_and_its_time_from_the_last_acknowledgement() -> None:
     progress = {
-        name: BatchProgress(Distribution(name, name, "1.0", ()), last_acknowledged_at=10.0)
-        for name in ("late", "early")
+        name: BatchProgress(Distribution(name, name, "1.0", ()), failures=failures, last_acknowledged_at=10.0)
+        for name, failures in (("late", {"x.py": "x.py is not there", "y.py": "not in the event"}), ("early", {}))
     }
     seen = {
         "late": Seen(_event("completed_with_errors", 3, ["x.py"]), received_at=10.25),
@@ -96,13 +95,13 @@ def test_a_line_takes_its_counts_from_the_event_and_its_time_from_the_last_ackno
 
     late, early = lines(progress, seen)
 
-    assert late == Line("late 1.0", 3, 1, ["x.py"], "completed_with_errors", 0.25)
+    assert late == Line("late 1.0", 3, 1, ["x.py is not there"], "completed_with_errors", 0.25)
     assert early.wait_s == 0, "the event may be here before the acknowledgement was looked at"
 
 
 def test_the_table_shows_each_batch_and_the_total_line_adds_them_up() -> None:
     batches = [
-        Line("rich 1.0", 1200, 1, ["rich/[red].py"], "completed_with_errors", 0.04),
+        Line("rich 1.0", 1200, 1, ["rich/[red].py is not there"], "completed_with_errors", 0.04),
         Line("typer 2.0", 2, 0, [], "completed", 0.02),
     ]
     shown = io.StringIO()
@@ -110,7 +109,7 @@ def test_the_table_shows_each_batch_and_the_total_line_adds_them_up() -> None:
     print_table(Console(file=shown, width=100), batches)
 
     assert re.search(r"rich 1\.0\W+1,200\W+1\W+completed_with_errors\W+40 ms", shown.getvalue())
-    assert "failed: rich 1.0: rich/[red].py\n" in shown.getvalue()
+    assert "failed: rich 1.0: rich/[red].py is not there\n" in shown.getvalue()
     assert total_line(batches, 12.34) == (
         "1,202 files in 2 batches: 1 completed, 1 completed_with_errors; "
         "from last result to event 30 ms (median), 40 ms (longest); 12.3 s in all"

@@ -172,7 +172,7 @@ async def test_the_job_publishes_every_file_once_behind_its_batch_on_one_partiti
         assert [each["item_id"] for each in messages[1:]] == [file.item_id for file in distribution.files]
         failed = sum(each["status"] == "failed" for each in messages[1:])
         progress = job.progress[distribution.batch_id]
-        assert (progress.published, progress.failed) == (len(distribution.files), failed)
+        assert (progress.published, len(progress.failures)) == (len(distribution.files), failed)
         assert progress.last_acknowledged_at is not None
     assert len(records) == sum(1 + len(each.files) for each in distributions)
-    assert sum(each.failed for each in job.progress.values()) == 3 + 2
+    assert sum(len(each.failures) for each in job.progress.values()) == 3 + 2
