@@ -39,7 +39,8 @@ READABLE_DEPTH = 200  # deeper, a parser may well give up before it has seen the
 class Broken:
     """A record that must become a dead letter with these bytes. `value` None is a tombstone.
 
-    `batch_id` is the one that can be read from the value: None where the value is no JSON, or the id is what is wrong.
+    `batch_id` is the one that must be found in the value; None (no JSON, the id itself is what is wrong, nested beyond
+    what parsers go through) asks nothing of the reader, so compare it only where it is given.
     """
 
     name: str
