@@ -81,7 +81,7 @@ async def embedded_stack(
         kafka = EmbeddedKafka(directory / "kafka", progress=progress)
         postgres = EmbeddedPostgres(directory / "postgres")
         async with Supervisor() as supervisor:
-            await asyncio.gather(supervisor.keep(kafka), supervisor.keep(postgres))
+            await supervisor.keep(kafka, postgres)
             settings = _settings_for(kafka, postgres)
             await _migrate(settings)
             with tempfile.TemporaryDirectory(prefix="rollcall-ready-") as ready:
@@ -198,13 +198,14 @@ async def _until_assigned(settings: Settings, workers: int) -> None:
     await admin.start()
     try:
         topics = Topics(settings.topic_prefix)
-        while not await _all_assigned(admin, topics, workers):  # noqa: ASYNC110 - the broker doesn't tell by itself
+        while not await all_assigned(admin, topics, workers):  # noqa: ASYNC110 - the broker doesn't tell by itself
             await asyncio.sleep(0.05)
     finally:
         await admin.close()
 
 
-async def _all_assigned(admin: AIOKafkaAdminClient, topics: Topics, workers: int) -> bool:
+async def all_assigned(admin: AIOKafkaAdminClient, topics: Topics, workers: int) -> bool:
+    """Whether the workers' group is settled: at least `workers` members that hold every partition of the input."""
     try:
         [described] = await admin.describe_topics([topics.events])
         partitions = {partition["partition"] for partition in described["partitions"]}

@@ -83,8 +83,18 @@ class Supervisor:
     ) -> None:
         await self.stop()
 
-    async def keep(self, member: Supervised) -> None:
-        """Start `member` and keep it running from now on. What the first start raises is raised here."""
+    async def keep(self, *members: Supervised) -> None:
+        """Start the members side by side and keep them running; what a first start raises is raised here."""
+        starts = [asyncio.create_task(self._start_first(member)) for member in members]
+        try:
+            await asyncio.gather(*starts)
+        finally:
+            # Where one failed, the others must not come up behind our back.
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+
+    async def _start_first(self, member: Supervised) -> None:
         try:
             await member.start()
         except BaseException:

@@ -46,6 +46,8 @@ def kafka_classpath(progress: Progress) -> list[Path]:
 def _install(target: Path, progress: Progress) -> None:
     # jgo keeps a truncated download for ever, so its cache lives and dies with this attempt; the finished
     # directory appears in one rename.
+    for abandoned in target.parent.glob(f"{target.name}.*/"):
+        shutil.rmtree(abandoned, ignore_errors=True)
     progress(f"downloading Kafka {KAFKA_VERSION} from Maven Central (45 MB, once)")
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as work:
         jars = Path(work) / "jars"
