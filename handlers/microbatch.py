@@ -39,7 +39,7 @@ class MicroBatch:
     advances: list[tuple[int, Position]]
     slices: dict[str, Slice]
     dead_letters: list[DeadLetterRow]
-    traceparents: Mapping[tuple[int, int], str]
+    traceparents: dict[tuple[int, int], str]
     dead_letter: Callable[[int, int, Refused], DeadLetterRow]
 
 
@@ -215,7 +215,10 @@ async def _load_registers(connection: Connection, works: list[_Work]) -> None:
 
 async def _write(connection: Connection, works: list[_Work], fast: list[ItemRow]) -> None:
     """Items first (the optimism may prove wrong), then manifests, then batches."""
-    new, moved, late, expected = fast, [], [], []
+    new = fast
+    moved: list[ItemRow] = []
+    late: list[ItemRow] = []
+    expected: list[tuple[str, str]] = []
     for work in works:
         registers = work.registers
         for item_id in registers.changed:

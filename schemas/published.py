@@ -122,6 +122,7 @@ AlertType = Literal[
     "batch.slow_detected",
     "batch.stall_detected",
     "batch.summary_failed",
+    "relay.record_refused",
 ]
 
 
@@ -129,7 +130,7 @@ class Alert(_Published):
     """``rollcall.<alert>.v1`` on ``rollcall.alerts``."""
 
     alert: AlertType
-    batch_id: str
+    batch_id: str | None
     message: str
     details: dict[str, Any]
 

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+import asyncpg
 from sqlalchemy import Table
 
 from store.connection import Connection
@@ -75,6 +76,19 @@ async def upsert(connection: Connection, rows: Iterable[ItemRow]) -> None:
 async def upsert_late(connection: Connection, rows: Iterable[ItemRow]) -> None:
     """Write late registers, whether the items have one or not."""
     await _write(connection, late_results, rows)
+
+
+async def why_unstorable(connection: Connection, row: ItemRow) -> str | None:
+    """What PostgreSQL (or its driver) has against a row; None where it takes it. Leaves nothing behind."""
+    attempt = connection.transaction()
+    await attempt.start()
+    try:
+        await upsert(connection, [row])
+    except (asyncpg.DataError, UnicodeEncodeError, OverflowError) as error:
+        return str(error)
+    finally:
+        await attempt.rollback()
+    return None
 
 
 async def load(connection: Connection, keys: Iterable[ItemKey]) -> dict[str, dict[str, ItemRow]]:

@@ -23,9 +23,14 @@ ON CONFLICT (topic, partition, record_offset) DO NOTHING
 """
 
 # What is to be published, in order. Not "seq above the last one": rows commit out of order.
+# A revision not above the highest published one of its batch has been said already (its topic is compacted).
 _UNPUBLISHED = f"""
-SELECT {column_list(OutboxRow._fields)} FROM outbox
-WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1
+SELECT {column_list(OutboxRow._fields, "o.")}, EXISTS (
+    SELECT FROM outbox p
+    WHERE p.channel = 'finalized' AND p.batch_id = o.batch_id AND p.revision >= o.revision
+      AND p.published_at IS NOT NULL
+) AS said
+FROM outbox o WHERE o.published_at IS NULL AND o.refused IS NULL ORDER BY o.seq LIMIT $1
 """
 
 _UNPUBLISHED_DEAD_LETTERS = f"""
@@ -56,15 +61,6 @@ ON CONFLICT (topic, partition, record_offset) DO UPDATE SET published_at = EXCLU
 WHERE dead_letters.published_at IS NULL
 """
 
-# A revision not above the highest published one of its batch has been said already: it counts as published.
-_MARK_SUPERSEDED = """
-UPDATE outbox o SET published_at = p.published_at, published_partition = p.published_partition,
-    published_offset = p.published_offset
-FROM outbox p
-WHERE o.channel = 'finalized' AND o.published_at IS NULL AND o.batch_id = ANY($1::text[])
-  AND p.channel = 'finalized' AND p.published_at IS NOT NULL AND p.batch_id = o.batch_id AND p.revision >= o.revision
-"""
-
 # The broker refuses it for good: kept, with the reason, out of the way of the rest.
 _REFUSE = "UPDATE outbox SET refused = $2 WHERE id = $1"
 _REFUSE_DEAD_LETTER = """
@@ -77,11 +73,11 @@ class PublishedEvent(NamedTuple):
 
     id: str
     channel: str
-    batch_id: str
+    batch_id: str | None
     revision: int | None
     published_at: datetime
-    partition: int
-    offset: int
+    partition: int | None
+    offset: int | None
 
 
 class PublishedDeadLetter(NamedTuple):
@@ -105,9 +101,10 @@ async def insert_dead_letters(connection: Connection, letters: Sequence[DeadLett
         await connection.execute(_INSERT_DEAD_LETTERS, *transposed(letters, len(DeadLetterRow._fields)))
 
 
-async def unpublished(connection: Connection, limit: int) -> list[OutboxRow]:
-    """The next events to publish."""
-    return [OutboxRow(*row) for row in await connection.fetch(_UNPUBLISHED, limit)]
+async def unpublished(connection: Connection, limit: int) -> list[tuple[OutboxRow, bool]]:
+    """The next events to publish, each with whether it counts as published."""
+    rows = await connection.fetch(_UNPUBLISHED, limit)
+    return [(OutboxRow(*row[:6]), row["said"]) for row in rows]
 
 
 async def unpublished_dead_letters(connection: Connection, limit: int) -> list[DeadLetterRow]:
@@ -132,11 +129,6 @@ async def mark_dead_letters_published(connection: Connection, published: Sequenc
     ]
     if rows:
         await connection.execute(_MARK_DEAD_LETTERS, *transposed(rows, 12))
-
-
-async def mark_superseded(connection: Connection, batch_ids: Sequence[str]) -> None:
-    """Mark finalized events of these batches that are not above the highest published revision."""
-    await connection.execute(_MARK_SUPERSEDED, batch_ids)
 
 
 async def refuse(connection: Connection, event_id: str, why: str) -> None:

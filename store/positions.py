@@ -64,10 +64,11 @@ class LostRaceError(Exception):
 async def load(connection: Connection, topic: str, partitions: Sequence[int]) -> dict[int, Position]:
     """The known positions among these partitions."""
     rows = await connection.fetch(_LOAD, topic, partitions)
-    return {
-        partition: Position(partition, *proof, {int(source): offset for source, offset in json.loads(taken).items()})
-        for partition, *proof, taken in rows
-    }
+    return {row[0]: Position(row[0], row[1], row[2], row[3], row[4], _offsets(row[5])) for row in rows}
+
+
+def _offsets(taken: str) -> dict[int, int]:
+    return {int(source): offset for source, offset in json.loads(taken).items()}
 
 
 async def create(connection: Connection, topic: str, starts: dict[int, int]) -> None:

@@ -132,7 +132,7 @@ class OutboxRow(NamedTuple):
 
     id: str
     channel: str
-    batch_id: str
+    batch_id: str | None
     revision: int | None
     value: str
     headers: str

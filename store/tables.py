@@ -156,7 +156,7 @@ outbox = Table(
     Column("id", _Id, nullable=False, comment="the event's deterministic ce_id"),
     Column("seq", BigInteger, Identity(always=True), nullable=False),
     Column("channel", Text, nullable=False, comment="the topic, without prefix"),
-    Column("batch_id", _Id, nullable=False),
+    Column("batch_id", _Id),
     Column("revision", Integer),
     Column("value", Text, comment="the record's value, JSON; null where only the topic knows it"),
     Column("headers", JSON),
@@ -167,6 +167,7 @@ outbox = Table(
     PrimaryKeyConstraint("id"),
     CheckConstraint("channel IN ('finalized', 'summaries', 'alerts', 'requests')", name="channel_known"),
     CheckConstraint("value IS NOT NULL OR published_at IS NOT NULL", name="unpublished_has_a_value"),
+    Index("outbox_revisions", "batch_id", "revision", postgresql_where=text("channel = 'finalized'")),
     Index("outbox_unpublished", "seq", postgresql_where=text("published_at IS NULL AND refused IS NULL")),
 )
 

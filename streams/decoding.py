@@ -44,7 +44,7 @@ def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
     if b'"batch.' not in value and _is_plain(value):
         try:
             return _item_row(_validate_result(value), offset, received_at)
-        except (ValidationError, ValueError, OverflowError):
+        except (Refused, ValidationError, ValueError, OverflowError):
             pass  # the slow way says exactly why, or takes it after all
     return _decode_exactly(value, offset, received_at)
 
@@ -190,22 +190,23 @@ def _parse(value: bytes) -> Any:
         return from_json(value, allow_inf_nan=False)
     except ValueError as error:
         # The parser refuses some JSON that is well-formed but can't be held: lone surrogates, depth, huge integers.
-        if _is_wellformed(value):
-            raise Refused(Reason.UNSTORABLE, f"cannot be stored: {error}") from None
-        raise Refused(Reason.INVALID_JSON, f"not JSON: {error}") from None
+        try:
+            event = _parse_leniently(value)
+        except RecursionError:
+            event = None
+        except ValueError:
+            raise Refused(Reason.INVALID_JSON, f"not JSON: {error}") from None
+        batch_id = readable_batch_id(event) if isinstance(event, dict) else None
+        raise Refused(Reason.UNSTORABLE, f"cannot be stored: {error}", batch_id) from None
 
 
-def _is_wellformed(value: bytes) -> bool:
+def _parse_leniently(value: bytes) -> Any:
+    """What the grammar allows, numbers left out. Raises ValueError, and RecursionError where it is too deep to tell."""
+
     def no_constant(name: str) -> Any:
-        raise json.JSONDecodeError(f"{name} is no JSON", "", 0)
+        raise ValueError(f"{name} is no JSON")
 
-    try:
-        json.loads(value.decode(), parse_int=lambda _: 0, parse_float=lambda _: 0.0, parse_constant=no_constant)
-    except RecursionError:
-        return True
-    except ValueError:
-        return False
-    return True
+    return json.loads(value.decode(), parse_int=lambda _: 0, parse_float=lambda _: 0.0, parse_constant=no_constant)
 
 
 def _check_storable(event: dict[str, Any]) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
 REQUEST_TIMEOUT_MS = 15_000
+
+_SASL = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,21 @@ class KafkaConnection:
             "request_timeout_ms": REQUEST_TIMEOUT_MS,
             **self.security,
         }
+
+    def faststream_security(self) -> BaseSecurity | None:
+        """The same security as FastStream takes it."""
+        protocol = self.security.get("security_protocol", "PLAINTEXT")
+        context = self.security.get("ssl_context")
+        if protocol == "PLAINTEXT":
+            return None
+        if protocol == "SSL":
+            return BaseSecurity(ssl_context=context, use_ssl=True)
+        return _SASL[self.security["sasl_mechanism"]](
+            username=self.security["sasl_plain_username"],
+            password=self.security["sasl_plain_password"],
+            ssl_context=context,
+            use_ssl=protocol == "SASL_SSL",
+        )
 
     def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:
         """A consumer, not started."""

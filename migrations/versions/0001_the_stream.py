@@ -25,8 +25,8 @@ SELECT batch_id, coalesce(outcome, state) AS status, state, outcome, finalized_b
 FROM (
     SELECT b.*,
            succeeded + partial + failed + skipped AS answered,
-           coalesce(expected, total_items, CASE WHEN state = 'finalized' THEN succeeded + partial + failed + skipped END)
-               AS total,
+           coalesce(expected, total_items,
+                    CASE WHEN state = 'finalized' THEN succeeded + partial + failed + skipped END) AS total,
            CASE WHEN expected IS NOT NULL THEN expected - matched
                 ELSE greatest(0, coalesce(total_items, 0) - (succeeded + partial + failed + skipped)) END AS missing,
            CASE WHEN expected IS NOT NULL THEN succeeded + partial + failed + skipped - matched
@@ -244,7 +244,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(collation="C"), nullable=False, comment="the event's deterministic ce_id"),
         sa.Column("seq", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("channel", sa.Text(), nullable=False, comment="the topic, without prefix"),
-        sa.Column("batch_id", sa.Text(collation="C"), nullable=False),
+        sa.Column("batch_id", sa.Text(collation="C"), nullable=True),
         sa.Column("revision", sa.Integer(), nullable=True),
         sa.Column(
             "value", sa.Text(), nullable=True, comment="the record's value, JSON; null where only the topic knows it"
@@ -261,6 +261,13 @@ def upgrade() -> None:
             "value IS NOT NULL OR published_at IS NOT NULL", name=op.f("outbox_unpublished_has_a_value")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("outbox_pkey")),
+    )
+    op.create_index(
+        "outbox_revisions",
+        "outbox",
+        ["batch_id", "revision"],
+        unique=False,
+        postgresql_where=sa.text("channel = 'finalized'"),
     )
     op.create_index(
         "outbox_unpublished",
@@ -303,6 +310,7 @@ def downgrade() -> None:
     op.drop_index(
         "outbox_unpublished", table_name="outbox", postgresql_where=sa.text("published_at IS NULL AND refused IS NULL")
     )
+    op.drop_index("outbox_revisions", table_name="outbox", postgresql_where=sa.text("channel = 'finalized'"))
     op.drop_table("outbox")
     op.drop_table("logs")
     op.drop_table("late_results")

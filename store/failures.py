@@ -1,0 +1,19 @@
+"""Which failures pass by themselves."""
+
+import asyncpg
+from asyncpg.exceptions import InterfaceError
+
+# SQLSTATE classes and codes that a later attempt may not meet (PostgreSQL: Appendix A).
+_TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")
+_TRANSIENT_CODES = ("25006", "55P03", "3D000", "3F000")  # read-only after a failover, lock time-out, being restored
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether waiting may help: connections, restarts, deadlocks, a full disk, a broker away."""
+    if isinstance(error, asyncpg.PostgresError):
+        code = getattr(error, "sqlstate", None) or ""
+        return code[:2] in _TRANSIENT_CLASSES or code in _TRANSIENT_CODES
+    if isinstance(error, InterfaceError):
+        # asyncpg's own: the connection was closed under a statement.
+        return not isinstance(error, asyncpg.DataError)
+    return isinstance(error, OSError | TimeoutError | asyncpg.InternalClientError)

@@ -1,0 +1,129 @@
+"""Anchors: where this worker stands on each partition, and the check that the log is still the one it stood on.
+
+A worker takes records of a partition only after it has sought the stored position; whatever makes that doubtful
+(a rebalance, a lost race) makes it forget all anchors and begin again from what PostgreSQL holds.
+"""
+
+import asyncio
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+
+from schemas.topics import Topics
+from store import positions
+from store.connection import Connection
+from store.rows import Position
+from streams.kafka import KafkaConnection
+
+VERIFY_TIMEOUT_S = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class LogChangedError(Exception):
+    """The log is not the one that was read so far: truncated, recreated, or eaten by retention before it was read."""
+
+
+@dataclass(slots=True)
+class Anchors:
+    """Where the next record of each anchored partition is expected; ``epoch`` grows whenever all are forgotten."""
+
+    by_partition: dict[int, Position] = field(default_factory=dict)
+    epoch: int = 0
+
+    def forget(self) -> None:
+        """Take no further record before anchoring anew."""
+        self.by_partition.clear()
+        self.epoch += 1
+
+
+def checksum(record: ConsumerRecord[bytes, bytes]) -> int:
+    """What identifies a record's content: crc32 of its key and value."""
+    return zlib.crc32(record.value or b"", zlib.crc32(record.key or b""))
+
+
+async def stored_positions(
+    connection: Connection, kafka: KafkaConnection, topics: Topics, partitions: Iterable[int]
+) -> dict[int, Position]:
+    """The positions to seek, missing ones created at the log's start, each checked against the log.
+
+    Raises LogChangedError where going on would skip or repeat records; KafkaError and asyncpg's errors.
+    """
+    wanted = sorted(partitions)
+    consumer = kafka.consumer(
+        enable_auto_commit=False, isolation_level="read_uncommitted", auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        tps = [TopicPartition(topics.events, partition) for partition in wanted]
+        starts = {tp.partition: offset for tp, offset in (await consumer.beginning_offsets(tps)).items()}
+        ends = {tp.partition: offset for tp, offset in (await consumer.end_offsets(tps)).items()}
+        await positions.create(connection, topics.events, starts)
+        stored = await positions.load(connection, topics.events, wanted)
+        for partition, position in stored.items():
+            _check_within(topics.events, position, starts[partition], ends[partition])
+        await _check_last_records(consumer, topics.events, stored.values(), starts)
+    finally:
+        await consumer.stop()
+    return stored
+
+
+def _check_within(topic: str, position: Position, start: int, end: int) -> None:
+    where = f"{topic}-{position.partition}"
+    if position.next_offset < start:
+        raise LogChangedError(
+            f"{where}: the log begins at offset {start}, but only what is before {position.next_offset} was read:"
+            f" {start - position.next_offset} offsets were deleted unread. Was retention shorter than the outage?"
+        )
+    if position.next_offset > end:
+        raise LogChangedError(
+            f"{where}: the log ends at offset {end}, but {position.next_offset} offsets of it were read already:"
+            " it was truncated, or the topic was deleted and created again."
+        )
+
+
+async def _check_last_records(
+    consumer: AIOKafkaConsumer, topic: str, stored: Iterable[Position], starts: dict[int, int]
+) -> None:
+    """The last record applied must still be what it was; where retention has deleted it, that can't be known."""
+    pending: dict[TopicPartition, Position] = {}
+    for position in stored:
+        if position.last_offset is None:
+            continue
+        if position.last_offset < starts[position.partition]:
+            log.info("last record gone to retention, log not verifiable", topic=topic, partition=position.partition)
+            continue
+        pending[TopicPartition(topic, position.partition)] = position
+    if not pending:
+        return
+    consumer.assign(list(pending))
+    for tp, position in pending.items():
+        assert position.last_offset is not None
+        consumer.seek(tp, position.last_offset)
+    deadline = time.monotonic() + VERIFY_TIMEOUT_S
+    while pending:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{topic}: the last records of {len(pending)} partitions could not be read in time")
+        for tp, records in (await consumer.getmany(*pending, timeout_ms=200, max_records=len(pending))).items():
+            _check_same(tp, pending.pop(tp), records[0])
+            consumer.pause(tp)
+
+
+def _check_same(tp: TopicPartition, position: Position, found: ConsumerRecord[bytes, bytes]) -> None:
+    expected = (position.last_offset, position.last_timestamp, position.last_checksum)
+    if (found.offset, found.timestamp, checksum(found)) != expected:
+        raise LogChangedError(
+            f"{tp.topic}-{tp.partition}: the record at offset {position.last_offset} is not the one read there before:"
+            " the topic was deleted and created again, or its log was replaced."
+        )
+
+
+async def log_start(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int:
+    """The first offset that the log still holds. Raises KafkaError or TimeoutError."""
+    async with asyncio.timeout(VERIFY_TIMEOUT_S):
+        offsets = await consumer.beginning_offsets([tp])
+    return int(offsets[tp])

@@ -1,0 +1,255 @@
+"""The relay's two queues: what each reads from PostgreSQL, how it looks in Kafka, and how it is marked as published."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Generic, NamedTuple, TypeVar
+
+from aiokafka import ConsumerRecord
+from typing_extensions import override
+
+from handlers.finalization import rfc3339
+from schemas.headers import (
+    DLT_MESSAGE,
+    DLT_OFFSET,
+    DLT_PARTITION,
+    DLT_REASON,
+    DLT_TIMESTAMP,
+    DLT_TOPIC,
+    cloud_event,
+    text_of,
+)
+from schemas.published import Alert
+from schemas.topics import Topics
+from store import batches, outbox
+from store.connection import Connection
+from store.outbox import PublishedDeadLetter, PublishedEvent
+from store.rows import DeadLetterRow, OutboxRow
+from streams.reading import append_time, decoded_headers, encoded_headers
+
+MAX_HEADER_CHARS = 1_000
+
+Row = TypeVar("Row")
+
+
+class Outgoing(NamedTuple):
+    """A record to be sent."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+class Acknowledged(NamedTuple, Generic[Row]):
+    """A row the broker has, and where."""
+
+    row: Row
+    partition: int
+    offset: int
+    at: datetime
+
+
+class Channel(ABC, Generic[Row]):
+    """One queue from PostgreSQL to Kafka."""
+
+    name: str
+
+    def __init__(self, topics: Topics) -> None:
+        self.topics = topics
+
+    @abstractmethod
+    def output_topics(self) -> list[str]:
+        """The topics this queue writes; nobody else does."""
+
+    @abstractmethod
+    async def unpublished(self, connection: Connection, limit: int) -> list[Row]:
+        """The next rows to publish, in order."""
+
+    @abstractmethod
+    def outgoing(self, row: Row) -> Outgoing:
+        """A row as a record."""
+
+    @abstractmethod
+    async def mark_published(self, connection: Connection, published: Sequence[Acknowledged[Row]]) -> None:
+        """Mark rows that the broker has acknowledged."""
+
+    @abstractmethod
+    async def mark_found(self, connection: Connection, found: Iterable[ConsumerRecord[bytes, bytes]]) -> None:
+        """Mark, or insert as published, what was found on the topics. Records that aren't ours are passed over."""
+
+    @abstractmethod
+    async def quarantine(self, connection: Connection, row: Row, why: str) -> None:
+        """Put a row aside that the broker refuses for good, with an alert."""
+
+
+class Events(Channel[OutboxRow]):
+    """The outbox: finalized events, alerts, requests, summaries."""
+
+    name = "events"
+
+    @override
+    def output_topics(self) -> list[str]:
+        return [self.topics.finalized, self.topics.summaries, self.topics.alerts, self.topics.requests]
+
+    @override
+    async def unpublished(self, connection: Connection, limit: int) -> list[OutboxRow]:
+        rows = await outbox.unpublished(connection, limit)
+        now = datetime.now(UTC)
+        said = [
+            PublishedEvent(row.id, row.channel, row.batch_id, row.revision, now, None, None)
+            for row, is_said in rows
+            if is_said
+        ]
+        await outbox.mark_published(connection, said)
+        return [row for row, is_said in rows if not is_said]
+
+    @override
+    def outgoing(self, row: OutboxRow) -> Outgoing:
+        headers: list[tuple[str, bytes | None]] = [
+            (name, text.encode()) for name, text in json.loads(row.headers).items()
+        ]
+        key = None if row.batch_id is None else row.batch_id.encode()
+        return Outgoing(f"{self.topics.prefix}{row.channel}", key, row.value.encode(), headers)
+
+    @override
+    async def mark_published(self, connection: Connection, published: Sequence[Acknowledged[OutboxRow]]) -> None:
+        events = [
+            PublishedEvent(row.id, row.channel, row.batch_id, row.revision, at, partition, offset)
+            for row, partition, offset, at in published
+        ]
+        await _mark(connection, events)
+
+    @override
+    async def mark_found(self, connection: Connection, found: Iterable[ConsumerRecord[bytes, bytes]]) -> None:
+        events: dict[str, PublishedEvent] = {}
+        for record in found:
+            identity = _utf8(record.headers, "ce_id")
+            if identity is not None and identity not in events:
+                events[identity] = PublishedEvent(
+                    identity,
+                    record.topic.removeprefix(self.topics.prefix),
+                    _utf8(record.headers, "ce_subject"),
+                    _revision(identity) if record.topic == self.topics.finalized else None,
+                    append_time(record.timestamp),
+                    record.partition,
+                    record.offset,
+                )
+        await _mark(connection, list(events.values()))
+
+    @override
+    async def quarantine(self, connection: Connection, row: OutboxRow, why: str) -> None:
+        await outbox.refuse(connection, row.id, why)
+        if row.channel != "alerts":
+            await outbox.insert(connection, [_refused_alert(self.topics, f"event {row.id}", row.id, row.batch_id, why)])
+
+
+class DeadLetters(Channel[DeadLetterRow]):
+    """The table of dead letters is a queue of its own, so that a flood of them delays no finalized event."""
+
+    name = "dead-letters"
+
+    @override
+    def output_topics(self) -> list[str]:
+        return [self.topics.dead_letters]
+
+    @override
+    async def unpublished(self, connection: Connection, limit: int) -> list[DeadLetterRow]:
+        return await outbox.unpublished_dead_letters(connection, limit)
+
+    @override
+    def outgoing(self, row: DeadLetterRow) -> Outgoing:
+        about = {
+            DLT_TOPIC: row.topic,
+            DLT_PARTITION: str(row.partition),
+            DLT_OFFSET: str(row.record_offset),
+            DLT_TIMESTAMP: str(round(row.appended_at.timestamp() * 1000)),
+            DLT_REASON: row.reason,
+            DLT_MESSAGE: row.message[:MAX_HEADER_CHARS],
+        }
+        headers = decoded_headers(row.headers) + [(name, text.encode()) for name, text in about.items()]
+        return Outgoing(self.topics.dead_letters, row.key, row.value, headers)
+
+    @override
+    async def mark_published(self, connection: Connection, published: Sequence[Acknowledged[DeadLetterRow]]) -> None:
+        letters = [PublishedDeadLetter(row, at, partition, offset) for row, partition, offset, at in published]
+        await outbox.mark_dead_letters_published(connection, letters)
+
+    @override
+    async def mark_found(self, connection: Connection, found: Iterable[ConsumerRecord[bytes, bytes]]) -> None:
+        letters: dict[tuple[str, int, int], PublishedDeadLetter] = {}
+        for record in found:
+            if (letter := _found_dead_letter(record)) is not None:
+                published = PublishedDeadLetter(letter, append_time(record.timestamp), record.partition, record.offset)
+                letters.setdefault(letter[:3], published)
+        await outbox.mark_dead_letters_published(connection, list(letters.values()))
+
+    @override
+    async def quarantine(self, connection: Connection, row: DeadLetterRow, why: str) -> None:
+        await outbox.refuse_dead_letter(connection, row, why)
+        position = f"{row.topic}-{row.partition}@{row.record_offset}"
+        alert = _refused_alert(self.topics, f"dead letter of {position}", position, row.batch_id, why)
+        await outbox.insert(connection, [alert])
+
+
+async def _mark(connection: Connection, events: Sequence[PublishedEvent]) -> None:
+    await outbox.mark_published(connection, events)
+    finalized = {
+        event.batch_id: (event.batch_id, event.revision, event.published_at)
+        for event in sorted(events, key=lambda event: event.revision or 0)
+        if event.revision is not None and event.batch_id is not None
+    }
+    await batches.mark_published(connection, finalized.values())
+
+
+def _found_dead_letter(record: ConsumerRecord[bytes, bytes]) -> DeadLetterRow | None:
+    topic, partition = text_of(record.headers, DLT_TOPIC), text_of(record.headers, DLT_PARTITION)
+    offset, timestamp = text_of(record.headers, DLT_OFFSET), text_of(record.headers, DLT_TIMESTAMP)
+    if topic is None or None in (partition, offset, timestamp):
+        return None
+    try:
+        position, at = (int(partition or ""), int(offset or "")), append_time(int(timestamp or ""))
+    except ValueError:
+        return None
+    original = [header for header in record.headers if not header[0].startswith("rollcall_dlt_")]
+    return DeadLetterRow(
+        topic,
+        *position,
+        at,
+        _utf8(record.headers, DLT_REASON) or "",
+        _utf8(record.headers, DLT_MESSAGE) or "",
+        None,
+        record.key,
+        record.value,
+        encoded_headers(original),
+    )
+
+
+def _utf8(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
+    found = [value for key, value in headers if key == name and value is not None]
+    return found[-1].decode(errors="replace").replace("\x00", "") if found else None
+
+
+def _revision(identity: str) -> int | None:
+    text = identity.rsplit("/", 1)[-1]
+    return int(text) if text.isdecimal() else None
+
+
+def _refused_alert(topics: Topics, what: str, identity: str, batch_id: str | None, why: str) -> OutboxRow:
+    alert = Alert(
+        alert="relay.record_refused",
+        batch_id=batch_id,
+        message=f"the broker refuses the {what}: {why}",
+        details={"refused": identity},
+    )
+    event_id = f"relay.record_refused/{identity}"
+    headers = cloud_event(
+        event_id=event_id,
+        event_type="rollcall.relay.record_refused.v1",
+        source=topics.source,
+        time=rfc3339(datetime.now(UTC)),
+        subject=batch_id or identity,
+        traceparent=None,
+    )
+    return OutboxRow(event_id, "alerts", batch_id, None, alert.model_dump_json(), json.dumps(headers))

@@ -1,0 +1,312 @@
+"""The supervised task that owns a worker's database connection: it flushes micro-batches, one at a time, and anchors.
+
+It depends on no further record: a flush that failed is tried again by itself, a lost race is followed by
+anchoring anew, and a position that moves without records (transaction markers) is written too.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import asyncpg
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
+
+from handlers.microbatch import Applied, apply
+from migrations.run import check
+from schemas.dead_letters import Reason, Refused
+from schemas.topics import Topics
+from store import items, positions
+from store.connection import Connection, Database
+from store.failures import is_transient
+from store.positions import LostRaceError
+from store.rows import ItemRow
+from streams.anchoring import Anchors, stored_positions
+from streams.forwarding import Forwarder
+from streams.kafka import KafkaConnection
+from streams.reading import Reading, dead_letter_of
+
+IDLE_TICK_S = 0.25
+COMMIT_TIMEOUT_S = 5.0
+COMMIT_EVERY_S = 1.0
+MAX_PESSIMISTIC = 64
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Optimism:
+    """Whether to write results without looking for registers: not for a while after that proved wrong."""
+
+    wait: int = 0
+    pause: int = 1
+
+    def __bool__(self) -> bool:
+        return self.wait == 0
+
+    def learn(self, *, met_registers: bool) -> None:
+        """Note how a micro-batch went that looked first, or whose optimism held."""
+        if not met_registers:
+            self.wait, self.pause = 0, 1
+        elif self.wait > 0:
+            self.wait -= 1
+
+    def collided(self) -> None:
+        """The optimism proved wrong."""
+        self.wait = self.pause
+        self.pause = min(self.pause * 2, MAX_PESSIMISTIC)
+
+
+class Flusher:
+    """Flushes readings and anchors partitions; ``run`` is its task, and what it raises ends the worker."""
+
+    def __init__(
+        self,
+        kafka: KafkaConnection,
+        database: Database,
+        topics: Topics,
+        anchors: Anchors,
+        *,
+        consumer: Callable[[], AIOKafkaConsumer | None],
+        is_reading: Callable[[], bool],
+    ) -> None:
+        self._kafka = kafka
+        self._database = database
+        self._topics = topics
+        self._anchors = anchors
+        self._consumer = consumer
+        self._is_reading = is_reading
+        self._forwarder = Forwarder(kafka, topics.events)
+        self._connection: Connection | None = None
+        self._submitted: Reading | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._wake = asyncio.Event()
+        self._optimism = Optimism()
+        self._to_commit: dict[TopicPartition, int] = {}
+        self._committing: asyncio.Task[None] | None = None
+        self._committed_at = 0.0
+
+    async def submit(self, reading: Reading, epoch: int) -> bool:
+        """Hand over a reading once the one before it is flushed; False where anchors were forgotten meanwhile."""
+        await self._idle.wait()
+        if epoch != self._anchors.epoch:
+            return False
+        self._submitted = reading
+        self._idle.clear()
+        self._wake.set()
+        return True
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        await self._idle.wait()
+
+    def wake(self) -> None:
+        """Look around now: the assignment has changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Flush and anchor until cancelled. Raises LogChangedError, WrongSchemaError and what is a bug."""
+        try:
+            while True:
+                await self._await_work()
+                if self._submitted is not None:
+                    try:
+                        await self._flush(self._submitted)
+                    finally:
+                        self._submitted = None
+                        self._idle.set()
+                else:
+                    await self._anchor()
+                    await self._follow_markers()
+                self._commit_to_kafka()
+        finally:
+            await self._close()
+
+    async def _await_work(self) -> None:
+        try:
+            async with asyncio.timeout(IDLE_TICK_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+
+    async def _flush(self, reading: Reading) -> None:
+        """Forward what is misplaced and commit the micro-batch, however long it takes; or learn that it isn't ours."""
+        async for attempt in self._attempts("flush"):
+            with attempt:
+                try:
+                    await self._forward(reading)
+                    applied = await self._apply(reading)
+                except LostRaceError as lost:
+                    log.warning("lost a race, reading again from the stored positions", reason=str(lost))
+                    self._anchors.forget()
+                    return
+        log.debug(
+            "flushed",
+            dispositions={str(key): count for key, count in applied.dispositions.items()},
+            dead_letters=len(applied.dead_letters),
+            finalized=len(applied.events),
+        )
+        for _, position in reading.micro_batch.advances:
+            self._to_commit[TopicPartition(self._topics.events, position.partition)] = position.next_offset
+
+    async def _forward(self, reading: Reading) -> None:
+        """Must be acknowledged before the positions behind these records are committed."""
+        refused = await self._forwarder.send(reading.forwards)
+        reading.forwards.clear()
+        for _, record in refused:
+            refusal = Refused(Reason.TOO_LARGE, "came to a wrong partition and is too large to be forwarded")
+            reading.micro_batch.dead_letters.append(dead_letter_of(record, refusal))
+
+    async def _apply(self, reading: Reading) -> Applied:
+        optimistic = bool(self._optimism)
+        while True:
+            connection = await self._connected()
+            try:
+                async with connection.transaction():
+                    applied = await apply(connection, reading.micro_batch, optimistic=optimistic)
+            except asyncpg.UniqueViolationError:
+                if not optimistic:
+                    raise
+                self._optimism.collided()
+                optimistic = False
+            except (asyncpg.DataError, UnicodeEncodeError, OverflowError) as error:
+                await self._set_unstorable_aside(connection, reading, error)
+            else:
+                self._optimism.learn(met_registers=applied.met_registers)
+                return applied
+
+    async def _set_unstorable_aside(self, connection: Connection, reading: Reading, error: Exception) -> None:
+        """Find the results that PostgreSQL can't hold and make them dead letters; the rest is folded anew."""
+        found = 0
+        for part in reading.micro_batch.slices.values():
+            kept = []
+            for record in part.records:
+                if isinstance(record, ItemRow) and (why := await items.why_unstorable(connection, record)) is not None:
+                    refusal = Refused(Reason.UNSTORABLE, f"cannot be stored: {why}", record.batch_id)
+                    letter = reading.micro_batch.dead_letter(part.partition, record.version, refusal)
+                    reading.micro_batch.dead_letters.append(letter)
+                    found += 1
+                else:
+                    kept.append(record)
+            part.records[:] = kept
+        if not found:
+            raise error
+        log.warning("records that cannot be stored became dead letters", records=found)
+
+    async def _anchor(self) -> None:
+        """Seek the stored position of every assigned partition that has no anchor."""
+        consumer = self._consumer()
+        if consumer is None:
+            return
+        partitions = {tp.partition for tp in consumer.assignment()} - self._anchors.by_partition.keys()
+        if not partitions:
+            return
+        epoch = self._anchors.epoch
+        async for attempt in self._attempts("anchor"):
+            with attempt:
+                stored = await stored_positions(await self._connected(), self._kafka, self._topics, partitions)
+        # No await from here on: what is sought is what is anchored.
+        if epoch != self._anchors.epoch:
+            self._wake.set()
+            return
+        try:
+            for partition, position in stored.items():
+                consumer.seek(TopicPartition(self._topics.events, partition), position.next_offset)
+                self._anchors.by_partition[partition] = position
+        except IllegalStateError:
+            self._anchors.forget()
+            return
+        log.info("anchored", positions={partition: position.next_offset for partition, position in stored.items()})
+
+    async def _follow_markers(self) -> None:
+        """Where the consumer has moved on without a record, there was none to see (markers, aborted records)."""
+        consumer = self._consumer()
+        if consumer is None or not self._anchors.by_partition:
+            return
+        advances = []
+        for partition, position in self._anchors.by_partition.items():
+            # Nothing suspends between a poll's return and the parser that sets is_reading: a position that is
+            # ahead while nobody is reading has no record behind it.
+            if self._is_reading():
+                return
+            try:
+                next_offset = await consumer.position(TopicPartition(self._topics.events, partition))
+            except IllegalStateError:
+                return
+            if next_offset > position.next_offset:
+                advances.append((position.next_offset, position._replace(next_offset=next_offset)))
+        if not advances or self._is_reading():
+            return
+        self._anchors.by_partition.update({position.partition: position for _, position in advances})
+        async for attempt in self._attempts("follow markers"):
+            with attempt:
+                try:
+                    connection = await self._connected()
+                    async with connection.transaction():
+                        await positions.compare_and_set(connection, self._topics.events, advances)
+                except LostRaceError:
+                    self._anchors.forget()
+
+    def _commit_to_kafka(self) -> None:
+        """Let lag tools see the positions; nothing depends on it, so it is neither awaited nor repeated."""
+        now = asyncio.get_running_loop().time()
+        busy = self._committing is not None and not self._committing.done()
+        if self._to_commit and not busy and now - self._committed_at >= COMMIT_EVERY_S:
+            self._committed_at = now
+            self._committing = asyncio.create_task(self.commit_now())
+
+    async def commit_now(self) -> None:
+        """Commit the flushed positions to Kafka, as far as it takes them within a few seconds."""
+        consumer, offsets = self._consumer(), self._to_commit
+        if consumer is None:
+            return
+        offsets = {tp: offset for tp, offset in offsets.items() if tp in consumer.assignment()}
+        self._to_commit = {}
+        if not offsets:
+            return
+        try:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await consumer.commit(offsets)
+        except (TimeoutError, KafkaError) as error:
+            log.debug("offsets not committed to Kafka", error=repr(error))
+
+    def _attempts(self, doing: str) -> AsyncRetrying:
+        def report(state: object) -> None:
+            error = getattr(getattr(state, "outcome", None), "exception", lambda: None)()
+            log.warning(f"{doing} failed, trying again", error=repr(error), attempt=getattr(state, "attempt_number", 0))
+            self._disconnect()
+
+        return AsyncRetrying(
+            retry=retry_if_exception(may_pass),
+            wait=wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1),
+            before_sleep=report,
+            reraise=True,
+        )
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            connection = await self._database.connect("worker", plan_cache_mode="force_generic_plan")
+            await check(connection, self._database.schema)
+            self._connection = connection
+        return self._connection
+
+    def _disconnect(self) -> None:
+        """Drop a connection that may be broken, without waiting for it."""
+        connection, self._connection = self._connection, None
+        if connection is not None and not connection.is_closed():
+            connection.terminate()
+
+    async def _close(self) -> None:
+        if self._committing is not None:
+            self._committing.cancel()
+        await self._forwarder.close()
+        self._disconnect()
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether waiting may help, for Kafka's failures and PostgreSQL's."""
+    return isinstance(error, KafkaError) or is_transient(error)

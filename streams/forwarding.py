@@ -1,0 +1,133 @@
+"""Sends records that were read on a wrong partition to their batch's home, before their position is committed.
+
+The home drops a forward at or below the highest original offset it has taken from that source partition. That is right
+only if forwards of one source reach a home in order and without a gap, and so they do: per home, one produce batch
+is sent only after the one before it is acknowledged, a failed one is sent again before anything behind it, and every
+worker begins at the stored position, before which everything was acknowledged.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import structlog
+from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka.errors import MessageSizeTooLargeError
+
+from schemas.headers import FORWARDED_OFFSET, FORWARDED_PARTITION
+from streams.kafka import KafkaConnection
+
+SEND_TIMEOUT_S = 30.0
+REPORT_EVERY_S = 60.0
+
+log = structlog.get_logger(__name__)
+
+
+class Forward(NamedTuple):
+    """A misplaced record and the partition it belongs on."""
+
+    home: int
+    record: ConsumerRecord[bytes, bytes]
+
+
+class Forwarder:
+    """An idempotent producer of its own, started when there is something to forward."""
+
+    def __init__(self, kafka: KafkaConnection, topic: str) -> None:
+        self._kafka = kafka
+        self._topic = topic
+        self._producer: AIOKafkaProducer | None = None
+        self.forwarded = 0
+        self._unreported = 0
+        self._reported_at = float("-inf")
+
+    async def send(self, forwards: Iterable[Forward]) -> list[Forward]:
+        """Send all of them; returns when the broker has acknowledged each, with those it refused as too large.
+
+        Raises KafkaError or TimeoutError: then some may be in the log; sending all again is harmless.
+        """
+        ordered = sorted(forwards, key=attrgetter("home"))
+        if not ordered:
+            return []
+        producer = await self._started()
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                homes = groupby(ordered, attrgetter("home"))
+                refused = await asyncio.gather(*(self._send_home(producer, list(group)) for _, group in homes))
+        except BaseException:
+            # What it still holds must not arrive behind what is sent again: a new producer, a new sequence.
+            await self.close()
+            raise
+        self._report(len(ordered))
+        return [forward for group in refused for forward in group]
+
+    async def close(self) -> None:
+        """Stop the producer; a later send starts a new one."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            try:
+                async with asyncio.timeout(5.0):
+                    await producer.stop()
+            except Exception as error:
+                log.debug("forwarding producer did not stop cleanly", error=repr(error))
+
+    async def _started(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            producer = self._kafka.producer(max_request_size=2 * 1024 * 1024, max_batch_size=512 * 1024)
+            await producer.start()
+            self._producer = producer
+        return self._producer
+
+    async def _send_home(self, producer: AIOKafkaProducer, forwards: list[Forward]) -> list[Forward]:
+        """Send forwards of one home, one produce batch after the other; returns those refused as too large."""
+        refused: list[Forward] = []
+        sent = 0
+        while sent < len(forwards):
+            batch, count = _filled(producer.create_batch(), forwards[sent:])
+            refused += await self._send_batch(producer, batch, forwards[sent : sent + count])
+            sent += count
+        return refused
+
+    async def _send_batch(self, producer: AIOKafkaProducer, batch: Any, forwards: list[Forward]) -> list[Forward]:
+        try:
+            await (await producer.send_batch(batch, self._topic, partition=forwards[0].home))
+        except MessageSizeTooLargeError:
+            if len(forwards) == 1:
+                return forwards
+            singly = [
+                await self._send_batch(producer, _filled(producer.create_batch(), [forward])[0], [forward])
+                for forward in forwards
+            ]
+            return [forward for group in singly for forward in group]
+        return []
+
+    def _report(self, count: int) -> None:
+        self.forwarded += count
+        self._unreported += count
+        if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
+            log.warning(
+                "records came to a wrong partition and were forwarded; let producers choose it as Java's does "
+                "(librdkafka: partitioner=murmur2_random) and key records by batch_id",
+                records=self._unreported,
+            )
+            self._unreported, self._reported_at = 0, time.monotonic()
+
+
+def _filled(batch: Any, forwards: list[Forward]) -> tuple[Any, int]:
+    """A produce batch closed over as many forwards as fit, at least one, and their number."""
+    count = 0
+    for forward in forwards:
+        record = forward.record
+        position = [(FORWARDED_PARTITION, b"%d" % record.partition), (FORWARDED_OFFSET, b"%d" % record.offset)]
+        original = [header for header in record.headers if header[0] not in (FORWARDED_PARTITION, FORWARDED_OFFSET)]
+        taken = batch.append(
+            key=record.key, value=record.value, timestamp=record.timestamp, headers=original + position
+        )
+        if taken is None:
+            break
+        count += 1
+    batch.close()
+    return batch, count

@@ -1,0 +1,231 @@
+"""The subscriber: reads ``rollcall.events`` as a consumer group and hands micro-batches to the flusher.
+
+FastStream polls and calls ``_handle`` with the raw records of one poll (a parser and decoder of our own: its own
+cost more than everything else together). While one micro-batch is flushed, the next is read and decoded.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaError
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker, KafkaMessage
+
+from schemas.topics import Topics
+from store.connection import Database
+from streams.anchoring import Anchors, LogChangedError, log_start
+from streams.flushing import Flusher
+from streams.kafka import KafkaConnection
+from streams.reading import Homes, Reading, Records, new_reading, take
+
+MAX_CHUNK_BYTES = 4 * 1024 * 1024
+"""A poll is cut into micro-batches of about this many bytes of keys and values: it bounds a worker's memory."""
+MAX_PARTITION_FETCH_BYTES = 1024 * 1024
+SESSION_TIMEOUT_MS = 10_000
+DRAIN_TIMEOUT_S = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
+    """One worker's reading side. ``homes`` knows the partition count stored at the first start."""
+
+    def __init__(
+        self,
+        kafka: KafkaConnection,
+        database: Database,
+        topics: Topics,
+        homes: Homes,
+        *,
+        slot: str,
+        max_records: int,
+        batch_timeout_ms: int,
+    ) -> None:
+        self._topics = topics
+        self._homes = homes
+        self._anchors = Anchors()
+        self._reading = False
+        self._stopping = False
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._flusher = Flusher(
+            kafka,
+            database,
+            topics,
+            self._anchors,
+            consumer=lambda: self._subscriber.consumer,
+            is_reading=lambda: self._reading,
+        )
+        self._broker = KafkaBroker(
+            kafka.bootstrap_servers.split(","),
+            security=kafka.faststream_security(),
+            client_id=f"rollcall-worker-{slot}",
+            consumer_only=True,
+            allow_auto_create_topics=False,
+            apply_types=False,
+            logger=None,
+            graceful_timeout=DRAIN_TIMEOUT_S,
+        )
+        self._subscriber = self._broker.subscriber(
+            topics.events,
+            batch=True,
+            group_id=topics.consumer_group,
+            group_instance_id=f"{topics.consumer_group}-{slot}",
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            ack_policy=AckPolicy.MANUAL,
+            max_records=max_records,
+            batch_timeout_ms=batch_timeout_ms,
+            max_partition_fetch_bytes=MAX_PARTITION_FETCH_BYTES,
+            session_timeout_ms=SESSION_TIMEOUT_MS,
+            listener=self,
+            parser=self._parse,
+            decoder=_raw_records,
+        )
+        self._subscriber(self._handle)
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Read until ``stop`` is set, then drain; ``ready`` is called when the subscription has begun.
+
+        Raises LogChangedError, WrongSchemaError, and whatever else ends a worker for good.
+        """
+        flushing = asyncio.create_task(self._flusher.run(), name="flusher")
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await self._broker.start()
+            ready()
+            ends: set[asyncio.Future[Any]] = {flushing, stopped, self._failed}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            self._stopping = True
+            if not flushing.done() and not self._failed.done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                        await self._flusher.drain()
+                        await self._flusher.commit_now()
+            for ended in (flushing, self._failed):
+                if ended.done():
+                    ended.result()
+        finally:
+            self._stopping = True
+            stopped.cancel()
+            flushing.cancel()
+            await asyncio.gather(flushing, return_exceptions=True)
+            await self._broker.stop()
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        """Forget; the flush in flight may well commit, which the compare-and-set makes harmless."""
+        self._anchors.forget()
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        """Forget (aiokafka has just put every position back to the committed one), and have them anchored."""
+        self._anchors.forget()
+        self._flusher.wake()
+
+    async def _parse(self, records: Records) -> KafkaMessage:
+        """Marks that a poll has returned; see ``Flusher._follow_markers``. Nothing may suspend before it."""
+        self._reading = True
+        return KafkaMessage(
+            raw_message=records, body=records, consumer=self._subscriber.consumer, message_id="-", correlation_id="-"
+        )
+
+    async def _handle(self, records: Records) -> None:
+        """Take one poll's records; what goes wrong for good ends the worker (FastStream would swallow it)."""
+        try:
+            if not self._stopping:
+                await self._take(records)
+        except Exception as error:
+            self._anchors.forget()
+            if isinstance(error, KafkaError | TimeoutError):
+                log.warning("reading failed, anchoring anew", error=repr(error))
+            elif not self._failed.done():
+                self._failed.set_exception(error)
+        finally:
+            self._reading = False
+
+    async def _take(self, records: Records) -> None:
+        epoch = self._anchors.epoch
+        parts = [(partition, list(part)) for partition, part in groupby(records, attrgetter("partition"))]
+        ends = await self._ends(parts)
+        for chunk in _chunks(parts):
+            reading = new_reading(self._topics)
+            for partition, part in chunk:
+                await self._take_partition(reading, partition, part, ends, epoch)
+            if epoch != self._anchors.epoch:
+                return
+            if reading.micro_batch.advances and not await self._flusher.submit(reading, epoch):
+                return
+
+    async def _take_partition(
+        self, reading: Reading, partition: int, part: Records, ends: dict[int, tuple[int, int]], epoch: int
+    ) -> None:
+        expected = self._anchors.by_partition.get(partition)
+        if expected is None or partition not in ends or epoch != self._anchors.epoch:
+            return  # not anchored (yet): read again from the stored position
+        first, last = part[0].offset, part[-1].offset
+        last_polled, position = ends[partition]
+        if first < expected.next_offset or position <= last_polled:
+            # Read before a seek took hold, or the log is another one: anchoring finds out.
+            self._anchors.forget()
+            return
+        if first > expected.next_offset:
+            await self._check_gap(partition, expected.next_offset)
+            if epoch != self._anchors.epoch:
+                return
+        next_offset = position if last == last_polled else last + 1
+        self._anchors.by_partition[partition] = take(reading, part, expected, next_offset, self._homes)
+
+    async def _ends(self, parts: list[tuple[int, list[ConsumerRecord[bytes, bytes]]]]) -> dict[int, tuple[int, int]]:
+        """The last offset polled and the consumer's position, of the partitions that are still ours."""
+        consumer = self._consumer()
+        ends: dict[int, tuple[int, int]] = {}
+        for partition, part in parts:
+            if partition in self._anchors.by_partition:
+                with contextlib.suppress(IllegalStateError):
+                    position = await consumer.position(TopicPartition(self._topics.events, partition))
+                    ends[partition] = (part[-1].offset, position)
+        return ends
+
+    async def _check_gap(self, partition: int, expected: int) -> None:
+        """Offsets are missing: markers and aborted records leave such holes, a log cut off at its start one too."""
+        start = await log_start(self._consumer(), TopicPartition(self._topics.events, partition))
+        if start > expected:
+            raise LogChangedError(
+                f"{self._topics.events}-{partition}: the log begins at offset {start}, but only what is before"
+                f" {expected} was read: {start - expected} offsets were deleted unread."
+            )
+
+    def _consumer(self) -> Any:
+        consumer: Any = self._subscriber.consumer
+        if consumer is None:
+            raise KafkaError("the consumer is stopped")
+        return consumer
+
+
+async def _raw_records(message: Any) -> Any:
+    """The decoder: hands the records over as they are."""
+    return message.body
+
+
+def _chunks(
+    parts: list[tuple[int, list[ConsumerRecord[bytes, bytes]]]],
+) -> Iterator[list[tuple[int, list[ConsumerRecord[bytes, bytes]]]]]:
+    """Cut one poll's partitions into stretches of about MAX_CHUNK_BYTES, most often just one."""
+    chunk: list[tuple[int, list[ConsumerRecord[bytes, bytes]]]] = []
+    size = 0
+    for partition, part in parts:
+        begin = 0
+        for index, record in enumerate(part):
+            size += len(record.value or b"") + len(record.key or b"")
+            if size >= MAX_CHUNK_BYTES:
+                chunk.append((partition, part[begin : index + 1]))
+                yield chunk
+                chunk, size, begin = [], 0, index + 1
+        if begin < len(part):
+            chunk.append((partition, part[begin:]))
+    if chunk:
+        yield chunk

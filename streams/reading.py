@@ -1,0 +1,134 @@
+"""From one poll's records to a micro-batch: the continuity check, decoding, grouping by batch. Without I/O."""
+
+import base64
+import json
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from operator import attrgetter
+
+from aiokafka import ConsumerRecord
+
+from handlers.microbatch import MicroBatch, Slice
+from schemas.dead_letters import Refused
+from schemas.headers import TRACEPARENT, forwarded_from, text_of
+from schemas.topics import Topics, home_partition
+from store.rows import DeadLetterRow, Position
+from streams.anchoring import checksum
+from streams.decoding import decode
+from streams.forwarding import Forward
+
+Records = Sequence[ConsumerRecord[bytes, bytes]]
+
+MAX_CACHED_HOMES = 100_000
+MAX_TIMESTAMP_MS = 253_402_300_799_000
+"""The last second of the year 9999."""
+
+
+@dataclass(slots=True)
+class Homes:
+    """Home partitions of batch ids, computed once each: murmur2 in Python costs more than decoding."""
+
+    partitions: int
+    _known: dict[str, int] = field(default_factory=dict)
+
+    def of(self, batch_id: str) -> int:
+        """The home partition of a batch."""
+        home = self._known.get(batch_id)
+        if home is None:
+            if len(self._known) >= MAX_CACHED_HOMES:
+                self._known.clear()
+            home = self._known[batch_id] = home_partition(batch_id, self.partitions)
+        return home
+
+
+@dataclass(slots=True)
+class Reading:
+    """What one stretch of the log amounts to: a micro-batch, and the records that belong elsewhere."""
+
+    micro_batch: MicroBatch
+    records: dict[int, Records]
+    forwards: list[Forward] = field(default_factory=list)
+
+
+def new_reading(topics: Topics) -> Reading:
+    """An empty reading, to be filled with ``take``."""
+    records: dict[int, Records] = {}
+
+    def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
+        index = bisect_left(records[partition], offset, key=attrgetter("offset"))
+        return dead_letter_of(records[partition][index], refusal)
+
+    return Reading(MicroBatch(topics, [], {}, [], {}, dead_letter), records)
+
+
+def take(reading: Reading, records: Records, expected: Position, next_offset: int, homes: Homes) -> Position:
+    """Decode records of one partition into a reading; returns where the partition then stands.
+
+    ``records`` continue at ``expected``; ``next_offset`` is the position behind them.
+    """
+    micro_batch, partition = reading.micro_batch, expected.partition
+    reading.records[partition] = records  # should one be refused later, its bytes are needed
+    slices, traceparents = micro_batch.slices, micro_batch.traceparents
+    taken = dict(expected.taken)
+    timestamp, received_at = -1, datetime.min
+    for record in records:
+        if record.timestamp != timestamp:
+            timestamp = record.timestamp
+            received_at = append_time(timestamp)
+        if record.headers:
+            if (source := forwarded_from(record.headers)) is not None:
+                if source[1] <= taken.get(source[0], -1):
+                    continue  # sent again after a failure
+                taken[source[0]] = source[1]
+            if (traceparent := text_of(record.headers, TRACEPARENT)) is not None:
+                traceparents[partition, record.offset] = traceparent
+        try:
+            decoded = decode(record.value, record.offset, received_at)
+        except Refused as refusal:
+            micro_batch.dead_letters.append(dead_letter_of(record, refusal))
+            continue
+        batch_id = decoded[0]
+        if (home := homes.of(batch_id)) != partition:
+            reading.forwards.append(Forward(home, record))
+        elif (part := slices.get(batch_id)) is not None:
+            part.records.append(decoded)
+        else:
+            slices[batch_id] = Slice(partition, [decoded])
+    last = records[-1]
+    position = Position(partition, next_offset, last.offset, last.timestamp, checksum(last), taken)
+    micro_batch.advances.append((expected.next_offset, position))
+    return position
+
+
+def dead_letter_of(record: ConsumerRecord[bytes, bytes], refusal: Refused) -> DeadLetterRow:
+    """The dead letter of a record; of a forwarded one, under the position at which it was first read."""
+    source = forwarded_from(record.headers) or (record.partition, record.offset)
+    return DeadLetterRow(
+        record.topic,
+        source[0],
+        source[1],
+        append_time(record.timestamp),
+        refusal.reason.value,
+        refusal.message,
+        refusal.batch_id,
+        record.key,
+        record.value,
+        encoded_headers(record.headers),
+    )
+
+
+def append_time(milliseconds: int) -> datetime:
+    """A record's time; producers' own clocks (``CreateTime``) may say anything, so it is kept within the calendar."""
+    return datetime.fromtimestamp(min(max(milliseconds, 0), MAX_TIMESTAMP_MS) / 1000, UTC)
+
+
+def encoded_headers(headers: Sequence[tuple[str, bytes | None]]) -> str:
+    """Headers as JSON: [name, base64 of the value or null] each."""
+    return json.dumps([[name, None if value is None else base64.b64encode(value).decode()] for name, value in headers])
+
+
+def decoded_headers(encoded: str) -> list[tuple[str, bytes | None]]:
+    """The inverse of ``encoded_headers``."""
+    return [(name, None if value is None else base64.b64decode(value)) for name, value in json.loads(encoded)]

@@ -1,0 +1,298 @@
+"""The relay: from the outbox to Kafka, once (design, section 4).
+
+One leader publishes. Its transactional producer fences any predecessor and settles what that had open; only then
+is what is on the topics compared with the outbox, up to the high watermark, so nothing a predecessor has sent is
+missed; only then does it publish. Whatever leaves doubt about a transaction's outcome begins this again.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Generic
+
+import structlog
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import (
+    InvalidTimestampError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    RecordTooLargeError,
+)
+from aiokafka.structs import RecordMetadata
+from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
+
+from migrations.run import check
+from schemas.topics import Topics
+from store import positions
+from store.connection import Connection, Database
+from store.failures import is_transient
+from streams.channels import Acknowledged, Channel, DeadLetters, Events, Row
+from streams.kafka import KafkaConnection
+
+POLL_S = 0.01
+ROUND = 1_000
+TRANSACTION_TIMEOUT_S = 10.0
+MAX_REQUEST_BYTES = 2 * 1024 * 1024 + 64 * 1024
+
+LOCK_POLL_S = 0.5
+HEARTBEAT_S = 2.0
+HEARTBEAT_TIMEOUT_S = 5.0
+# A leader that does not even send heartbeats (stopped, cut off) loses its lock with its session.
+IDLE_SESSION_TIMEOUT_MS = "15000"
+
+_REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError, InvalidTimestampError)
+
+log = structlog.get_logger(__name__)
+
+
+class LostLeadershipError(Exception):
+    """The leader's lock or its connection is gone: another relay may lead."""
+
+
+async def run(
+    kafka: KafkaConnection, database: Database, topics: Topics, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    """Lead when nobody else does, and publish, until ``stop`` is set. Raises WrongSchemaError and what is a bug."""
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        async for attempt in _attempts("lead"):
+            with attempt:
+                async with _leadership(database, topics) as lead:
+                    ready()
+                    ends: set[asyncio.Task[Any]] = {asyncio.create_task(lead(), name="heartbeat"), stopped}
+                    for channel in (Events(topics), DeadLetters(topics)):
+                        publisher: Publisher[Any] = Publisher(kafka, database, channel)
+                        ends.add(asyncio.create_task(publisher.run(stop), name=channel.name))
+                    try:
+                        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                        if stopped in done:
+                            await asyncio.wait(
+                                ends - {stopped}, timeout=TRANSACTION_TIMEOUT_S, return_when=asyncio.FIRST_EXCEPTION
+                            )
+                    finally:
+                        for task in ends - {stopped}:
+                            task.cancel()
+                        await asyncio.gather(*(ends - {stopped}), return_exceptions=True)
+                    for task in done - {stopped}:
+                        task.result()
+    finally:
+        stopped.cancel()
+
+
+@asynccontextmanager
+async def _leadership(database: Database, topics: Topics) -> AsyncIterator[Callable[[], Any]]:
+    """Hold the advisory lock on a connection of its own; yields the heartbeat, which raises when it is lost."""
+    connection = await database.connect(
+        "relay leader", command_timeout=HEARTBEAT_TIMEOUT_S, idle_session_timeout=IDLE_SESSION_TIMEOUT_MS
+    )
+    try:
+        await check(connection, database.schema)
+        key = _lock_key(topics, await connection.fetchval("SELECT current_database()"))
+        waiting = False
+        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", key):
+            if not waiting:
+                log.info("another relay leads, waiting")
+                waiting = True
+            await asyncio.sleep(LOCK_POLL_S)
+        log.info("leading")
+
+        async def heartbeat() -> None:
+            while True:
+                await asyncio.sleep(HEARTBEAT_S)
+                await connection.fetchval("SELECT 1")
+
+        yield heartbeat
+    finally:
+        connection.terminate()
+
+
+def _lock_key(topics: Topics, database_name: str) -> int:
+    digest = hashlib.sha256(f"rollcall relay {topics.prefix} {database_name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+class Publisher(Generic[Row]):
+    """Publishes one channel. What it marks is in Kafka, and what is in Kafka it marks before it publishes anything."""
+
+    def __init__(self, kafka: KafkaConnection, database: Database, channel: Channel[Row]) -> None:
+        self._kafka = kafka
+        self._database = database
+        self._channel = channel
+        self._singly = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Publish until ``stop`` is set, beginning anew after every failure that may pass."""
+        async for attempt in _attempts(f"publish {self._channel.name}"):
+            with attempt:
+                connection = await self._database.connect(f"relay {self._channel.name}")
+                producer: AIOKafkaProducer | None = None
+                try:
+                    producer = await self._fencing_producer(connection)
+                    await self._read_back(connection)
+                    while not stop.is_set():
+                        # A round that worked ends the backoff: the next failure waits little again.
+                        if await self._publish_round(connection, producer):
+                            attempt.retry_state.attempt_number = 1
+                        else:
+                            await asyncio.sleep(POLL_S)
+                finally:
+                    connection.terminate()
+                    if producer is not None:
+                        await _discard(producer)
+
+    async def _fencing_producer(self, connection: Connection) -> AIOKafkaProducer:
+        """Step (a): from here on no predecessor can commit a transaction; an open one of its is aborted."""
+        database_name = await connection.fetchval("SELECT current_database()")
+        producer = self._kafka.producer(
+            transactional_id=f"{self._channel.topics.prefix}relay.{self._channel.name}.{database_name}",
+            transaction_timeout_ms=int(TRANSACTION_TIMEOUT_S * 1000),
+            max_request_size=MAX_REQUEST_BYTES,
+        )
+        async with asyncio.timeout(3 * TRANSACTION_TIMEOUT_S):
+            await producer.start()
+        return producer
+
+    async def _read_back(self, connection: Connection) -> None:
+        """Step (b): mark everything that is on the topics, up to their high watermarks as of now."""
+        topics = self._channel.output_topics()
+        ends = await self._high_watermarks(topics)
+        consumer = self._kafka.consumer(
+            enable_auto_commit=False, isolation_level="read_committed", auto_offset_reset="earliest"
+        )
+        await consumer.start()
+        try:
+            pending = await self._seek_known(connection, consumer, ends)
+            reported = time.monotonic()
+            while pending:
+                found = await consumer.getmany(*pending, timeout_ms=200, max_records=ROUND)
+                await self._channel.mark_found(connection, [record for part in found.values() for record in part])
+                for tp in list(pending):
+                    # The position, not a record's offset: logs end with markers, and hold aborted records.
+                    if await consumer.position(tp) >= ends[tp]:
+                        pending.discard(tp)
+                if pending and time.monotonic() - reported > TRANSACTION_TIMEOUT_S:
+                    reported = time.monotonic()
+                    log.warning(
+                        "reading back waits (for a foreign open transaction?)", partitions=sorted(map(str, pending))
+                    )
+        finally:
+            await consumer.stop()
+        await self._note_known(connection, ends)
+
+    async def _high_watermarks(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
+        """Where the logs end for a read_uncommitted reader: what is open counts too, and must be waited for."""
+        consumer = self._kafka.consumer(isolation_level="read_uncommitted", enable_auto_commit=False)
+        await consumer.start()
+        try:
+            partitions: list[TopicPartition] = []
+            for topic in topics:
+                await consumer._client._wait_on_metadata(topic)
+                partitions += [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+            offsets: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+            return offsets
+        finally:
+            await consumer.stop()
+
+    async def _seek_known(
+        self, connection: Connection, consumer: Any, ends: dict[TopicPartition, int]
+    ) -> set[TopicPartition]:
+        """Position the consumer behind what is known; returns the partitions that have something to read."""
+        consumer.assign(list(ends))
+        starts = await consumer.beginning_offsets(list(ends))
+        pending: set[TopicPartition] = set()
+        for topic in {tp.topic for tp in ends}:
+            numbers = [tp.partition for tp in ends if tp.topic == topic]
+            known = await positions.load(connection, topic, numbers)
+            for number in numbers:
+                tp = TopicPartition(topic, number)
+                start = known[number].next_offset if number in known else starts[tp]
+                if start > ends[tp]:
+                    log.warning("an output topic is shorter than it was; reading all of it", partition=str(tp))
+                    start = starts[tp]
+                consumer.seek(tp, max(start, starts[tp]))
+                if start < ends[tp]:
+                    pending.add(tp)
+        return pending
+
+    async def _publish_round(self, connection: Connection, producer: AIOKafkaProducer) -> int:
+        """Step (c): publish what is next in one transaction and mark it; returns how many rows that were."""
+        rows = await self._channel.unpublished(connection, 1 if self._singly else ROUND)
+        if not rows:
+            return 0
+        try:
+            sent = await self._send(producer, rows)
+        except _REFUSALS as error:
+            await self._single_out(connection, rows, error)
+            raise
+        self._singly = max(0, self._singly - len(rows))
+        now = datetime.now(UTC)
+        published = [
+            Acknowledged(row, metadata.partition, metadata.offset, now)
+            for row, metadata in zip(rows, sent, strict=True)
+        ]
+        async with connection.transaction():
+            await self._channel.mark_published(connection, published)
+            ends: dict[TopicPartition, int] = {}
+            for metadata in sent:
+                tp = TopicPartition(metadata.topic, metadata.partition)
+                ends[tp] = max(ends.get(tp, 0), metadata.offset + 1)
+            await self._note_known(connection, ends)
+        return len(rows)
+
+    async def _send(self, producer: AIOKafkaProducer, rows: Sequence[Row]) -> list[RecordMetadata]:
+        """Send rows in one transaction. Whatever it raises, the producer is to be thrown away."""
+        async with asyncio.timeout(TRANSACTION_TIMEOUT_S):
+            await producer.begin_transaction()
+            futures = []
+            for row in rows:
+                topic, key, value, headers = self._channel.outgoing(row)
+                futures.append(await producer.send(topic, value, key=key, headers=headers))
+            results = await asyncio.gather(*futures, return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+            await producer.commit_transaction()
+        return results
+
+    async def _single_out(self, connection: Connection, rows: Sequence[Row], error: KafkaError) -> None:
+        """The broker refuses one of these: send them one by one; the one that is refused alone is put aside."""
+        if len(rows) > 1:
+            self._singly = len(rows)
+            return
+        why = f"{type(error).__name__}: {error}"
+        log.error("the broker refuses a record for good, put aside", channel=self._channel.name, why=why)
+        async with connection.transaction():
+            await self._channel.quarantine(connection, rows[0], why)
+        self._singly = max(0, self._singly - 1)
+
+    async def _note_known(self, connection: Connection, ends: dict[TopicPartition, int]) -> None:
+        for topic in sorted({tp.topic for tp in ends}):
+            known = {tp.partition: offset for tp, offset in ends.items() if tp.topic == topic}
+            await positions.note_known(connection, topic, known)
+
+
+async def _discard(producer: AIOKafkaProducer) -> None:
+    """Stop a producer whose state no longer matters; the next one fences it anyway."""
+    try:
+        async with asyncio.timeout(2.0):
+            await producer.stop()
+    except Exception as error:
+        log.debug("producer did not stop cleanly", error=repr(error))
+
+
+def _attempts(doing: str) -> AsyncRetrying:
+    def report(state: Any) -> None:
+        log.warning(
+            f"{doing} failed, beginning anew", error=repr(state.outcome.exception()), attempt=state.attempt_number
+        )
+
+    return AsyncRetrying(
+        retry=retry_if_exception(lambda error: isinstance(error, KafkaError) or is_transient(error)),
+        wait=wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1),
+        before_sleep=report,
+        reraise=True,
+    )

@@ -1,0 +1,148 @@
+"""Creates Rollcall's topics with explicit settings, and checks those it finds."""
+
+import asyncio
+from dataclasses import dataclass
+
+import structlog
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+from schemas.topics import Topics
+from streams.kafka import KafkaConnection
+
+EVENTS_PARTITIONS = 12
+_OTHER_PARTITIONS = 3
+_DAY_MS = 24 * 3600 * 1000
+
+log = structlog.get_logger(__name__)
+
+
+class UnusableTopicError(Exception):
+    """A topic that exists can't be worked on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TopicSettings:
+    """How a topic is created; on one that exists, ``costs`` names what is checked and what a difference costs."""
+
+    partitions: int
+    configs: dict[str, str]
+    costs: dict[str, str]
+
+
+def wanted(topics: Topics) -> dict[str, TopicSettings]:
+    """The settings of every topic, by name."""
+    outputs = {"message.timestamp.type": "LogAppendTime"}
+    compacted = TopicSettings(
+        _OTHER_PARTITIONS,
+        {**outputs, "cleanup.policy": "compact"},
+        {"cleanup.policy": "events older than its retention are lost to new consumers"},
+    )
+    kept = TopicSettings(_OTHER_PARTITIONS, {**outputs, "retention.ms": str(30 * _DAY_MS)}, {})
+    return {
+        topics.events: TopicSettings(
+            EVENTS_PARTITIONS,
+            {
+                "message.timestamp.type": "LogAppendTime",
+                "cleanup.policy": "delete",
+                "retention.ms": str(30 * _DAY_MS),
+                "max.message.bytes": str(1024 * 1024),
+            },
+            {
+                "message.timestamp.type": "times of batches are then the producers' clocks, which may be wrong",
+                "cleanup.policy": "",
+            },
+        ),
+        topics.finalized: compacted,
+        topics.summaries: compacted,
+        topics.alerts: kept,
+        topics.requests: kept,
+        topics.dead_letters: TopicSettings(
+            _OTHER_PARTITIONS,
+            {**outputs, "retention.ms": str(30 * _DAY_MS), "max.message.bytes": str(2 * 1024 * 1024)},
+            {"max.message.bytes": "large records that could not be taken can't be published as dead letters"},
+        ),
+    }
+
+
+async def ensure_topics(kafka: KafkaConnection, topics: Topics) -> int:
+    """Create missing topics, check the others; returns the partition count of the input topic.
+
+    Raises UnusableTopicError (a compacted input topic) and KafkaError (no broker, no permission).
+    """
+    admin = kafka.admin()
+    await admin.start()
+    try:
+        existing = set(await admin.list_topics())
+        settings = wanted(topics)
+        missing = {name: setting for name, setting in settings.items() if name not in existing}
+        await _create(admin, missing)
+        await _check(admin, {name: setting for name, setting in settings.items() if name not in missing})
+        return await _partition_count(admin, topics.events)
+    finally:
+        await admin.close()
+
+
+async def _create(admin: AIOKafkaAdminClient, missing: dict[str, TopicSettings]) -> None:
+    if not missing:
+        return
+    replication = await _default_replication(admin)
+    new = [
+        NewTopic(name, setting.partitions, replication, topic_configs=setting.configs)
+        for name, setting in missing.items()
+    ]
+    response = await admin.create_topics(new)
+    for name, code, *detail in response.topic_errors:
+        error = for_code(code)
+        if code != 0 and error is not TopicAlreadyExistsError:
+            raise UnusableTopicError(f"topic {name} cannot be created: {error.__name__} {detail[0] if detail else ''}")
+        log.info("topic created", topic=name)
+
+
+async def _default_replication(admin: AIOKafkaAdminClient) -> int:
+    """The cluster's ``default.replication.factor``: its operator has said how safe a topic should be."""
+    broker = (await admin.describe_cluster())["brokers"][0]["node_id"]
+    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, str(broker))]):
+        for code, _, _, _, entries in response.resources:
+            for entry in entries if code == 0 else ():
+                if entry[0] == "default.replication.factor" and entry[1]:
+                    return int(entry[1])
+    return 1
+
+
+async def _check(admin: AIOKafkaAdminClient, found: dict[str, TopicSettings]) -> None:
+    if not found:
+        return
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
+    for response in await admin.describe_configs(resources):
+        for code, message, _, name, entries in response.resources:
+            if code != 0:
+                log.warning("topic settings can't be read, so not checked", topic=name, reason=message)
+                continue
+            actual = {entry[0]: entry[1] for entry in entries}
+            _check_topic(name, found[name], actual)
+
+
+def _check_topic(name: str, setting: TopicSettings, actual: dict[str, str]) -> None:
+    if setting.configs.get("cleanup.policy") == "delete" and "compact" in actual.get("cleanup.policy", ""):
+        raise UnusableTopicError(
+            f"topic {name} is compacted: results would vanish from the log before and after they are read;"
+            " set cleanup.policy=delete"
+        )
+    for key, cost in setting.costs.items():
+        want, have = setting.configs[key], actual.get(key)
+        if have is not None and have != want and cost:
+            log.warning(
+                "a topic is not set as Rollcall would", topic=name, setting=key, is_=have, wanted=want, cost=cost
+            )
+
+
+async def _partition_count(admin: AIOKafkaAdminClient, topic: str) -> int:
+    # Freshly created topics take a moment to be known to every broker.
+    for _ in range(100):
+        for description in await admin.describe_topics([topic]):
+            if description["error_code"] == 0 and description["partitions"]:
+                return len(description["partitions"])
+        await asyncio.sleep(0.1)
+    raise UnusableTopicError(f"topic {topic} was created but does not become available")
