@@ -12,6 +12,7 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
 from migrations.run import WrongSchemaError, check
 from rollcall.readiness import announce
 from rollcall.settings import Settings
+from rollcall.supervisor import REFUSED
 from schemas.topics import Topics
 from store import positions
 from store.failures import is_transient
@@ -23,6 +24,9 @@ from streams.reading import Homes
 from streams.topics import UnusableTopicError, ensure_topics
 
 log = structlog.get_logger(__name__)
+
+STOP_TIMEOUT_S = 13.0
+"""From the first signal to the end; a supervisor kills after 15 s."""
 
 FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError)
 """What no restart mends; the message says what does."""
@@ -104,11 +108,18 @@ def _run(role: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
+        if not working.done():
+            await asyncio.wait({working}, timeout=STOP_TIMEOUT_S)
+        if stop.is_set() and not working.done():
+            log.warning("not drained in time, ending anyway; what was not committed is read again")
+            working.cancel()
+            await asyncio.wait({working}, timeout=1.0)
+            return
         await working
 
     try:
         uvloop.run(main())
     except FATAL as error:
         log.error(str(error))
-        return 1
+        return REFUSED
     return 0
