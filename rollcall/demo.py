@@ -31,7 +31,7 @@ def demo(*, tamper: bool, workers: int) -> int:
     Raises `DemoError`, and what `embedded_stack` raises.
     """
     # The processes' log lines share the terminal with the progress bars: only what went wrong is shown.
-    os.environ.setdefault(f"{ENV_PREFIX}LOG_LEVEL", "warning")
+    os.environ.setdefault(f"{ENV_PREFIX}LOG_LEVEL", "error")
     finished = False
 
     async def to_the_end() -> None:
