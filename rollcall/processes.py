@@ -9,13 +9,12 @@ import structlog
 import uvloop
 from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
 
-from migrations.run import WrongSchemaError, check
+from migrations.version import WrongSchemaError, check
 from rollcall.readiness import announce
 from rollcall.settings import Settings
 from rollcall.supervisor import REFUSED
 from schemas.topics import Topics
 from store import positions
-from store.failures import is_transient
 from streams import relay
 from streams.anchoring import LogChangedError
 from streams.flushing import may_pass

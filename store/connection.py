@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -49,8 +51,9 @@ class Database:
             server_settings=self._settings(role, settings),
         )
 
-    def engine(self, role: str) -> AsyncEngine:
+    def engine(self, role: str) -> "AsyncEngine":
         """A SQLAlchemy engine over the same connections, for migrations and composed reads."""
+        from sqlalchemy.ext.asyncio import create_async_engine  # workers do without
 
         async def creator() -> Any:
             return await self.connect(role)

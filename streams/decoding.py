@@ -1,7 +1,6 @@
 """From a Kafka record's bytes to what the fold takes, or to the reason why it can't be taken. Pure."""
 
 import json
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -30,11 +29,13 @@ MAX_DEPTH = 100
 CUT_MARK = "… [cut]"
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_new_tuple = tuple.__new__
 _validate_result = RESULT_ADAPTER.validator.validate_json
 
-# A number that may be beyond every double: an exponent of three digits and more, or some three hundred digits.
-# Only a screen: what it finds (it may be inside a string) is looked at exactly.
-_WIDE_NUMBER = re.compile(rb"[0-9][eE]\+?[0-9]{3}|[0-9]{300}")
+# Every digit as 0, E as e: a number that may be beyond every double then shows as one of a few plain strings,
+# which are found ten times as fast as by a regular expression.
+_DIGITS_ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
+_WIDE = b"0" * 300
 
 
 def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
@@ -56,8 +57,14 @@ def _is_plain(value: bytes) -> bool:
         and value.count(b"[") + value.count(b"{") <= MAX_DEPTH
         and b"NaN" not in value
         and b"Infinity" not in value
-        and _WIDE_NUMBER.search(value) is None
+        and not _has_wide_number(value)
     )
+
+
+def _has_wide_number(value: bytes) -> bool:
+    """Whether there may be a number with an exponent of three digits or some three hundred digits."""
+    alike = value.translate(_DIGITS_ALIKE)
+    return b"0e000" in alike or b"0e+000" in alike or (len(value) > len(_WIDE) and _WIDE in alike)
 
 
 def _decode_exactly(value: bytes, offset: int, received_at: datetime) -> Record:
@@ -130,7 +137,7 @@ def _item_row(result: Mapping[str, Any], offset: int, received_at: datetime) -> 
         code, message, trace = error.get("code"), cut(error["message"], MAX_TEXT_BYTES), error.get("stack_trace")
         if trace is not None:
             trace = cut(trace, MAX_STACK_TRACE_BYTES)
-    if (line := get("message")) is not None:
+    if (line := get("message")) is not None and len(line) * 4 > MAX_TEXT_BYTES:
         line = cut(line, MAX_TEXT_BYTES)
     if (output := get("output")) is not None:
         output = _bounded_json("output", output, MAX_OUTPUT_BYTES)
@@ -138,24 +145,28 @@ def _item_row(result: Mapping[str, Any], offset: int, received_at: datetime) -> 
         metrics = _dumps(metrics)
     if (occurred_at := get("occurred_at")) is not None:
         occurred_at = parse_time(occurred_at)
-    return ItemRow(
-        result["batch_id"],
-        result["item_id"],
-        result["status"],
-        get("attempt") or 1,
-        0,
-        offset,
-        received_at,
-        get("effect"),
-        get("duration_ms"),
-        line,
-        code,
-        message,
-        trace,
-        output,
-        metrics,
-        get("worker"),
-        occurred_at,
+    # Not ItemRow(...): on a path this hot, one call less a record shows.
+    return _new_tuple(
+        ItemRow,
+        (
+            result["batch_id"],
+            result["item_id"],
+            result["status"],
+            get("attempt") or 1,
+            0,
+            offset,
+            received_at,
+            get("effect"),
+            get("duration_ms"),
+            line,
+            code,
+            message,
+            trace,
+            output,
+            metrics,
+            get("worker"),
+            occurred_at,
+        ),
     )
 
 

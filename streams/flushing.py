@@ -15,7 +15,7 @@ from aiokafka.errors import IllegalStateError, KafkaError
 from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
 
 from handlers.microbatch import Applied, apply
-from migrations.run import check
+from migrations.version import check
 from schemas.dead_letters import Reason, Refused
 from schemas.topics import Topics
 from store import items, positions

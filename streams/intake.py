@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
@@ -28,6 +28,8 @@ MAX_CHUNK_BYTES = 4 * 1024 * 1024
 """A poll is cut into micro-batches of about this many bytes of keys and values: it bounds a worker's memory."""
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
+HEARTBEAT_INTERVAL_MS = 500
+"""Members learn of a rebalance by their next heartbeat."""
 DRAIN_TIMEOUT_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -83,6 +85,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             batch_timeout_ms=batch_timeout_ms,
             max_partition_fetch_bytes=MAX_PARTITION_FETCH_BYTES,
             session_timeout_ms=SESSION_TIMEOUT_MS,
+            heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
             listener=self,
             parser=self._parse,
             decoder=_raw_records,
@@ -130,7 +133,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         """Marks that a poll has returned; see ``Flusher._follow_markers``. Nothing may suspend before it."""
         self._reading = True
         return KafkaMessage(
-            raw_message=records, body=records, consumer=self._subscriber.consumer, message_id="-", correlation_id="-"
+            raw_message=records, body=records, consumer=self._consumer(), message_id="-", correlation_id="-"
         )
 
     async def _handle(self, records: Records) -> None:

@@ -25,7 +25,7 @@ from aiokafka.errors import (
 from aiokafka.structs import RecordMetadata
 from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
 
-from migrations.run import check
+from migrations.version import check
 from schemas.topics import Topics
 from store import positions
 from store.connection import Connection, Database
@@ -63,24 +63,36 @@ async def run(
             with attempt:
                 async with _leadership(database, topics) as lead:
                     ready()
-                    ends: set[asyncio.Task[Any]] = {asyncio.create_task(lead(), name="heartbeat"), stopped}
-                    for channel in (Events(topics), DeadLetters(topics)):
-                        publisher: Publisher[Any] = Publisher(kafka, database, channel)
-                        ends.add(asyncio.create_task(publisher.run(stop), name=channel.name))
-                    try:
-                        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                        if stopped in done:
-                            await asyncio.wait(
-                                ends - {stopped}, timeout=TRANSACTION_TIMEOUT_S, return_when=asyncio.FIRST_EXCEPTION
-                            )
-                    finally:
-                        for task in ends - {stopped}:
-                            task.cancel()
-                        await asyncio.gather(*(ends - {stopped}), return_exceptions=True)
-                    for task in done - {stopped}:
-                        task.result()
+                    await _publish_while(lead, kafka, database, topics, stop, stopped)
     finally:
         stopped.cancel()
+
+
+async def _publish_while(
+    lead: Callable[[], Any],
+    kafka: KafkaConnection,
+    database: Database,
+    topics: Topics,
+    stop: asyncio.Event,
+    stopped: "asyncio.Task[Any]",
+) -> None:
+    """Publish both channels while leading, until stopped; raises what any of the tasks raises."""
+    channels: list[Channel[Any]] = [Events(topics), DeadLetters(topics)]
+    publishers = {
+        asyncio.create_task(Publisher(kafka, database, channel).run(stop), name=channel.name) for channel in channels
+    }
+    heartbeat: asyncio.Task[Any] = asyncio.create_task(lead(), name="heartbeat")
+    try:
+        done, _ = await asyncio.wait({*publishers, heartbeat, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if stopped in done:
+            done, _ = await asyncio.wait(publishers, timeout=TRANSACTION_TIMEOUT_S)
+    finally:
+        for task in (*publishers, heartbeat):
+            task.cancel()
+        await asyncio.gather(*publishers, heartbeat, return_exceptions=True)
+    for task in done:
+        if task is not stopped:
+            task.result()
 
 
 @asynccontextmanager

@@ -1,0 +1,40 @@
+"""Whether a database is of this code's schema version. Apart from the migrations: Alembic takes a second to import."""
+
+from store.connection import Connection
+
+SCHEMA_VERSION = "0001"
+"""The newest migration; a test compares it with Alembic's head. Revisions are numbered, so they can be ordered."""
+
+MINIMUM_SERVER_VERSION = 180_000
+
+
+class WrongSchemaError(Exception):
+    """The database is not one this version can work on; the message says what to run."""
+
+
+def check_server_version(number: int) -> None:
+    """Raise WrongSchemaError where ``server_version_num`` is below PostgreSQL 18."""
+    if number < MINIMUM_SERVER_VERSION:
+        raise WrongSchemaError(
+            f"PostgreSQL 18 or newer is required, this server is {number // 10_000}.{number % 10_000}: upgrade it first"
+        )
+
+
+async def check(connection: Connection, schema: str) -> None:
+    """Raise WrongSchemaError unless the schema behind the connection is of exactly this version."""
+    check_server_version(int(await connection.fetchval("SHOW server_version_num")))
+    exists = await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL")
+    current = await connection.fetchval("SELECT version_num FROM alembic_version") if exists else None
+    if current == SCHEMA_VERSION:
+        return
+    if current is None:
+        raise WrongSchemaError(f'the schema "{schema}" is empty or missing: run `rollcall migrate`')
+    if current < SCHEMA_VERSION:
+        raise WrongSchemaError(
+            f'the schema "{schema}" is at version {current}, this Rollcall needs {SCHEMA_VERSION}:'
+            " run `rollcall migrate`"
+        )
+    raise WrongSchemaError(
+        f'the schema "{schema}" is at version {current}, which this Rollcall ({SCHEMA_VERSION}) does not know:'
+        " it was migrated by a newer one; install that"
+    )
