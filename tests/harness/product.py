@@ -12,6 +12,8 @@ from rollcall.children import Child
 from rollcall.settings import ENV_PREFIX, Settings
 from rollcall.stack import all_assigned
 from schemas.topics import Topics
+from store.connection import Connection
+from tests.harness.topics import end_offsets
 from tests.harness.waiting import eventually
 
 
@@ -29,8 +31,8 @@ class Product:
     async def start_worker(self, slot: int = 0) -> Child:
         return await self._start(f"worker-{slot}", "worker", "--slot", str(slot))
 
-    async def start_relay(self) -> Child:
-        return await self._start("relay", "relay")
+    async def start_relay(self, name: str = "relay") -> Child:
+        return await self._start(name, "relay")
 
     async def assigned(self, workers: int) -> None:
         admin = self.settings.kafka_connection().admin()
@@ -39,6 +41,56 @@ class Product:
             await eventually(lambda: all_assigned(admin, self.topics, workers), 60, message="workers assigned")
         finally:
             await admin.close()
+
+    async def settled(self, timeout_s: float = 60) -> None:
+        """Wait until all that is in the log is applied, and all that comes of it published and marked."""
+        await eventually(self._is_caught_up, timeout_s, message="positions at the end of the log")
+        await eventually(self._is_published, timeout_s, message="everything published")
+
+    async def await_applied(self, records: int, timeout_s: float = 60) -> None:
+        """Wait until this many offsets of the log are behind the stored positions."""
+
+        async def enough() -> bool:
+            applied = sum((await self.positions()).values())
+            assert applied >= records, f"{applied} of {records} offsets applied"
+            return True
+
+        await eventually(enough, timeout_s, interval_s=0.01)
+
+    async def positions(self) -> dict[int, int]:
+        """The next offset of each partition of the input log, as stored."""
+        async with self.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT partition, next_offset FROM positions WHERE topic = $1", self.topics.events
+            )
+        return {row[0]: row[1] for row in rows}
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        connection = await self.settings.database().connect("test")
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def _is_caught_up(self) -> bool:
+        # The ends are read last: what was forwarded before a position was stored lies before them.
+        stored = await self.positions()
+        ends = await end_offsets(self.settings.bootstrap_servers, self.topics.events)
+        current = {tp.partition: end for tp, end in ends.items()}
+        assert stored == current, f"the log ends at {current}, applied is what is before {stored}"
+        return True
+
+    async def _is_published(self) -> bool:
+        async with self.connection() as connection:
+            left = {
+                table: await connection.fetchval(
+                    f"SELECT count(*) FROM {table} WHERE published_at IS NULL AND refused IS NULL"
+                )
+                for table in ("outbox", "dead_letters")
+            }
+        assert not any(left.values()), f"not published: {left}"
+        return True
 
     async def _start(self, name: str, *role: str) -> Child:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
