@@ -170,8 +170,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         if expected is None or partition not in ends or epoch != self._anchors.epoch:
             return  # not anchored (yet): read again from the stored position
         first, last = part[0].offset, part[-1].offset
-        last_polled, position = ends[partition]
-        if first < expected.next_offset or position <= last_polled:
+        last_polled, polled_to = ends[partition]
+        if first < expected.next_offset or polled_to <= last_polled:
             # Read before a seek took hold, or the log is another one: anchoring finds out.
             self._anchors.forget()
             return
@@ -179,8 +179,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             await self._check_gap(partition, expected.next_offset)
             if epoch != self._anchors.epoch:
                 return
-        next_offset = position if last == last_polled else last + 1
-        self._anchors.by_partition[partition] = take(reading, part, expected, next_offset, self._homes)
+        next_offset = polled_to if last == last_polled else last + 1
+        position = await take(reading, part, expected, next_offset, self._homes)
+        if epoch == self._anchors.epoch:
+            self._anchors.by_partition[partition] = position
 
     async def _ends(self, parts: list[tuple[int, list[ConsumerRecord[bytes, bytes]]]]) -> dict[int, tuple[int, int]]:
         """The last offset polled and the consumer's position, of the partitions that are still ours."""

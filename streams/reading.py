@@ -1,5 +1,6 @@
-"""From one poll's records to a micro-batch: the continuity check, decoding, grouping by batch. Without I/O."""
+"""From one poll's records to a micro-batch: the continuity check, decoding, grouping by batch. No I/O."""
 
+import asyncio
 import base64
 import json
 from bisect import bisect_left
@@ -21,6 +22,7 @@ from streams.forwarding import Forward
 
 Records = Sequence[ConsumerRecord[bytes, bytes]]
 
+GIVE_WAY_EVERY = 256
 MAX_CACHED_HOMES = 100_000
 MAX_TIMESTAMP_MS = 253_402_300_799_000
 """The last second of the year 9999."""
@@ -63,17 +65,20 @@ def new_reading(topics: Topics) -> Reading:
     return Reading(MicroBatch(topics, [], {}, [], {}, dead_letter), records)
 
 
-def take(reading: Reading, records: Records, expected: Position, next_offset: int, homes: Homes) -> Position:
+async def take(reading: Reading, records: Records, expected: Position, next_offset: int, homes: Homes) -> Position:
     """Decode records of one partition into a reading; returns where the partition then stands.
 
-    ``records`` continue at ``expected``; ``next_offset`` is the position behind them.
+    ``records`` continue at ``expected``; ``next_offset`` is the position behind them. Gives way to the flush in flight
+    now and then, so that PostgreSQL is not kept waiting for its next statement.
     """
     micro_batch, partition = reading.micro_batch, expected.partition
     reading.records[partition] = records  # should one be refused later, its bytes are needed
     slices, traceparents = micro_batch.slices, micro_batch.traceparents
     taken = dict(expected.taken)
     timestamp, received_at = -1, datetime.min
-    for record in records:
+    for index, record in enumerate(records):
+        if index % GIVE_WAY_EVERY == GIVE_WAY_EVERY - 1:
+            await asyncio.sleep(0)
         if record.timestamp != timestamp:
             timestamp = record.timestamp
             received_at = append_time(timestamp)
