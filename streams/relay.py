@@ -46,6 +46,9 @@ IDLE_SESSION_TIMEOUT_MS = "15000"
 
 _REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError, InvalidTimestampError)
 
+# aiokafka refuses to send what has neither key nor value, which a dead letter may well have; this stands for no value.
+_NULL = object()
+
 log = structlog.get_logger(__name__)
 
 
@@ -163,6 +166,7 @@ class Publisher(Generic[Row]):
             transactional_id=f"{self._channel.topics.prefix}relay.{self._channel.name}.{database_name}",
             transaction_timeout_ms=int(TRANSACTION_TIMEOUT_S * 1000),
             max_request_size=MAX_REQUEST_BYTES,
+            value_serializer=lambda value: None if value is _NULL else value,
         )
         async with asyncio.timeout(3 * TRANSACTION_TIMEOUT_S):
             await producer.start()
@@ -262,7 +266,8 @@ class Publisher(Generic[Row]):
             futures = []
             for row in rows:
                 topic, key, value, headers = self._channel.outgoing(row)
-                futures.append(await producer.send(topic, value, key=key, headers=headers))
+                said = _NULL if value is None else value
+                futures.append(await producer.send(topic, said, key=key, headers=headers))
             results = await asyncio.gather(*futures, return_exceptions=True)
             for result in results:
                 if isinstance(result, BaseException):
