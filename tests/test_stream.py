@@ -63,7 +63,7 @@ async def test_records_on_wrong_partitions_count_at_their_batchs_home(settings: 
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
     async with running(settings, workers=2) as product:
-        await produce_with_librdkafka(settings.bootstrap_servers, topics.events, history)
+        await produce_with_librdkafka(settings.bootstrap_servers, topics.events, history.messages)
         await product.settled()
     log = await drain(settings.bootstrap_servers, topics.events)
     forwards = [record for record in log if forwarded_from(record) is not None]
@@ -88,7 +88,7 @@ async def test_forwards_repeated_after_a_kill_do_not_count_twice(settings: Setti
             transaction = connection.transaction()
             await transaction.start()
             await connection.execute("SELECT FROM positions WHERE topic = $1 FOR UPDATE", topics.events)
-            await produce_with_librdkafka(settings.bootstrap_servers, topics.events, history)
+            await produce_with_librdkafka(settings.bootstrap_servers, topics.events, history.messages)
 
             async def forwarded() -> bool:
                 ends = await end_offsets(settings.bootstrap_servers, topics.events)
