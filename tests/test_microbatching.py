@@ -1,0 +1,86 @@
+"""Micro-batching is invisible: however a log is cut, the same rows and byte-identical events come of it."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
+
+import asyncpg
+import pytest
+
+from handlers.microbatch import apply
+from migrations.run import migrate
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from store import positions
+from streams.reading import Homes, new_reading, take
+from tests.harness.broken_records import BROKEN
+from tests.harness.histories import Shape, make_history
+from tests.harness.librdkafka import produce_with_librdkafka
+from tests.harness.product import running
+from tests.harness.tables import TABLES, Row, comparable_tables, forwarded_from
+from tests.harness.topics import Message, Record, create_topic, drain
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PARTITIONS = 4
+
+
+async def test_a_log_read_in_micro_batches_of_1_7_and_5000_gives_equal_tables_and_events(settings: Settings) -> None:
+    seed = 20261126
+    history = make_history(seed, sizes=(0, 1, 2, 20, 60) * 8, shapes=tuple(Shape))
+    print(history)
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    # By librdkafka's partitioner: so that the log holds misplaced records, their forwards and dead letters, too.
+    messages: list[Message] = [*history.messages[:500], *BROKEN[::10], *history.messages[500:]]
+    seven = settings.model_copy(update={"max_records": 7})
+    async with running(seven, workers=2) as product:
+        await produce_with_librdkafka(settings.bootstrap_servers, topics.events, messages)
+        await product.settled()
+    log = await drain(settings.bootstrap_servers, topics.events)
+    assert any(forwarded_from(record) for record in log)
+
+    by_workers = await comparable_tables(seven)
+    assert all(by_workers[table] for table in TABLES), "a table that is empty shows nothing"
+    for size in (1, 7, 5_000):
+        schema = settings.model_copy(update={"database_schema": f"{settings.database_schema}_{size}"})
+        optimistic, pessimistic = await apply_in_micro_batches(schema, log, size)
+        print(f"micro-batches of {size}: {optimistic} optimistic, {pessimistic} applied again")
+        _assert_equal(await comparable_tables(schema), by_workers, f"micro-batches of {size}")
+
+
+async def apply_in_micro_batches(settings: Settings, log: Sequence[Record], size: int) -> tuple[int, int]:
+    """Read a log as a worker does, `size` records at a time; how often the optimism held, and how often it didn't."""
+    topics, homes = Topics(settings.topic_prefix), Homes(PARTITIONS)
+    await migrate(settings.database_url, settings.database_schema)
+    connection = await settings.database().connect("test")
+    held = wrong = 0
+    try:
+        await positions.create(connection, topics.events, dict.fromkeys(range(PARTITIONS), 0))
+        stands = await positions.load(connection, topics.events, range(PARTITIONS))
+        for begin in range(0, len(log), size):
+            reading = new_reading(topics)
+            for partition, part in groupby(log[begin : begin + size], attrgetter("partition")):
+                records = list(part)
+                stands[partition] = await take(reading, records, stands[partition], records[-1].offset + 1, homes)
+            try:
+                async with connection.transaction():
+                    await apply(connection, reading.micro_batch, optimistic=True)
+                held += 1
+            except asyncpg.UniqueViolationError:
+                async with connection.transaction():
+                    await apply(connection, reading.micro_batch, optimistic=False)
+                wrong += 1
+    finally:
+        await connection.close()
+    return held, wrong
+
+
+def _assert_equal(tables: dict[str, list[Row]], expected: dict[str, list[Row]], where: str) -> None:
+    for table, rows in expected.items():
+        differing: list[tuple[Any, Any]] = [
+            (row, other) for row, other in zip(tables[table], rows, strict=False) if row != other
+        ]
+        assert differing == [], f"{where}: {table}"
+        assert len(tables[table]) == len(rows), f"{where}: {table}"
