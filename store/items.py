@@ -1,11 +1,12 @@
 """Statements on ``item_results``, ``late_results`` and ``expected_items``."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 import asyncpg
 from sqlalchemy import Table
 
+from store import copying
 from store.connection import Connection
 from store.rows import ItemRow
 from store.statements import column_list, transposed, unnest
@@ -65,7 +66,12 @@ async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
 
     Raises asyncpg.UniqueViolationError where one has, asyncpg.DataError where PostgreSQL can't hold a value.
     """
-    await connection.copy_records_to_table("item_results", records=rows, columns=_COLUMNS)
+
+    async def encoded() -> AsyncIterator[bytes]:
+        for piece in copying.item_rows(rows):
+            yield piece
+
+    await connection.copy_to_table("item_results", source=encoded(), columns=_COLUMNS, format="binary")
 
 
 async def upsert(connection: Connection, rows: Iterable[ItemRow]) -> None:

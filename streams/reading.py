@@ -95,10 +95,10 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
             micro_batch.dead_letters.append(dead_letter_of(record, refusal))
             continue
         batch_id = decoded[0]
-        if (home := homes.of(batch_id)) != partition:
-            reading.forwards.append(Forward(home, record))
-        elif (part := slices.get(batch_id)) is not None:
+        if (part := slices.get(batch_id)) is not None and part.partition == partition:
             part.records.append(decoded)
+        elif (home := homes.of(batch_id)) != partition:
+            reading.forwards.append(Forward(home, record))
         else:
             slices[batch_id] = Slice(partition, [decoded])
     last = records[-1]
