@@ -1,5 +1,6 @@
 """Record headers: CloudEvents on the way out, original positions on dead letters and forwards."""
 
+import re
 from collections.abc import Iterable
 
 Headers = list[tuple[str, bytes]]
@@ -11,6 +12,9 @@ TRACEPARENT = "traceparent"
 # On a record that a worker sent on to its batch's home partition: where it was first read.
 FORWARDED_PARTITION = "rollcall_forwarded_partition"
 FORWARDED_OFFSET = "rollcall_forwarded_offset"
+
+# Anybody can write headers: what is no partition or offset must not reach int(), which refuses 5,000 digits.
+_POSITION = re.compile(r"[0-9]{1,18}")
 
 DLT_TOPIC = "rollcall_dlt_original_topic"
 DLT_PARTITION = "rollcall_dlt_original_partition"
@@ -50,6 +54,6 @@ def text_of(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
 def forwarded_from(headers: Iterable[tuple[str, bytes]]) -> tuple[int, int] | None:
     """(partition, offset) at which a forwarded record was first read; None where it is no forward."""
     partition, offset = text_of(headers, FORWARDED_PARTITION), text_of(headers, FORWARDED_OFFSET)
-    if partition is None or offset is None or not (partition.isdecimal() and offset.isdecimal()):
+    if partition is None or offset is None or not (_POSITION.fullmatch(partition) and _POSITION.fullmatch(offset)):
         return None
     return int(partition), int(offset)
