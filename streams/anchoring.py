@@ -122,8 +122,15 @@ def _check_same(tp: TopicPartition, position: Position, found: ConsumerRecord[by
         )
 
 
-async def log_start(consumer: AIOKafkaConsumer, tp: TopicPartition) -> int:
-    """The first offset that the log still holds. Raises KafkaError or TimeoutError."""
+async def check_gap(consumer: AIOKafkaConsumer, tp: TopicPartition, expected: int) -> None:
+    """Raise LogChangedError where what is missing from ``expected`` on was deleted unread.
+
+    Markers and aborted records leave such holes too. Raises KafkaError or TimeoutError where Kafka does not say.
+    """
     async with asyncio.timeout(VERIFY_TIMEOUT_S):
-        offsets = await consumer.beginning_offsets([tp])
-    return int(offsets[tp])
+        start = (await consumer.beginning_offsets([tp]))[tp]
+    if start > expected:
+        raise LogChangedError(
+            f"{tp.topic}-{tp.partition}: the log begins at offset {start}, but only what is before"
+            f" {expected} was read: {start - expected} offsets were deleted unread."
+        )

@@ -5,7 +5,7 @@ anchoring anew, and a position that moves without records (transaction markers) 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import asyncpg
@@ -22,8 +22,8 @@ from store import items, positions
 from store.connection import Connection, Database
 from store.failures import is_transient
 from store.positions import LostRaceError
-from store.rows import ItemRow
-from streams.anchoring import Anchors, stored_positions
+from store.rows import ItemRow, Position
+from streams.anchoring import Anchors, check_gap, stored_positions
 from streams.forwarding import Forwarder
 from streams.kafka import KafkaConnection
 from streams.reading import Reading, dead_letter_of
@@ -32,6 +32,10 @@ IDLE_TICK_S = 0.25
 COMMIT_TIMEOUT_S = 5.0
 COMMIT_EVERY_S = 1.0
 MAX_PESSIMISTIC = 64
+
+# A worker that is stopped or cut off inside its transaction, in the midst of a COPY or between two statements, would
+# hold the locks of its positions against the worker that has taken its partitions over. In milliseconds.
+LOCKS_LET_GO = {"idle_in_transaction_session_timeout": "10000", "transaction_timeout": "30000"}
 
 log = structlog.get_logger(__name__)
 
@@ -150,8 +154,7 @@ class Flusher:
             dead_letters=len(applied.dead_letters),
             finalized=len(applied.events),
         )
-        for _, position in reading.micro_batch.advances:
-            self._to_commit[TopicPartition(self._topics.events, position.partition)] = position.next_offset
+        self._note_flushed(reading.micro_batch.advances)
 
     async def _forward(self, reading: Reading) -> None:
         """Must be acknowledged before the positions behind these records are committed."""
@@ -227,19 +230,25 @@ class Flusher:
         consumer = self._consumer()
         if consumer is None or not self._anchors.by_partition:
             return
-        advances = []
-        for partition, position in self._anchors.by_partition.items():
+        epoch, advances = self._anchors.epoch, []
+        for partition, position in list(self._anchors.by_partition.items()):
             # Nothing suspends between a poll's return and the parser that sets is_reading: a position that is
             # ahead while nobody is reading has no record behind it.
             if self._is_reading():
                 return
+            tp = TopicPartition(self._topics.events, partition)
             try:
-                next_offset = await consumer.position(TopicPartition(self._topics.events, partition))
-            except IllegalStateError:
+                next_offset = await consumer.position(tp)
+                if next_offset > position.next_offset:
+                    # Where records were deleted, the consumer goes to the log's start: that moves it on as well.
+                    await check_gap(consumer, tp, position.next_offset)
+                    advances.append((position.next_offset, position._replace(next_offset=next_offset)))
+            except (KafkaError, TimeoutError):
                 return
-            if next_offset > position.next_offset:
-                advances.append((position.next_offset, position._replace(next_offset=next_offset)))
-        if not advances or self._is_reading():
+        if not advances:
+            return
+        stands = all(self._anchors.by_partition.get(new.partition, new).next_offset == old for old, new in advances)
+        if self._is_reading() or epoch != self._anchors.epoch or not stands:
             return
         self._anchors.by_partition.update({position.partition: position for _, position in advances})
         async for attempt in self._attempts("follow markers"):
@@ -250,6 +259,12 @@ class Flusher:
                         await positions.compare_and_set(connection, self._topics.events, advances)
                 except LostRaceError:
                     self._anchors.forget()
+                else:
+                    self._note_flushed(advances)
+
+    def _note_flushed(self, advances: Iterable[tuple[int, Position]]) -> None:
+        for _, position in advances:
+            self._to_commit[TopicPartition(self._topics.events, position.partition)] = position.next_offset
 
     def _commit_to_kafka(self) -> None:
         """Let lag tools see the positions; nothing depends on it, so it is neither awaited nor repeated."""
@@ -289,7 +304,7 @@ class Flusher:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            connection = await self._database.connect("worker", plan_cache_mode="force_generic_plan")
+            connection = await self._database.connect("worker", plan_cache_mode="force_generic_plan", **LOCKS_LET_GO)
             await check(connection, self._database.schema)
             self._connection = connection
         return self._connection

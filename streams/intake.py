@@ -19,7 +19,7 @@ from faststream.kafka import KafkaBroker, KafkaMessage
 
 from schemas.topics import Topics
 from store.connection import Database
-from streams.anchoring import Anchors, LogChangedError, log_start
+from streams.anchoring import Anchors, check_gap
 from streams.flushing import Flusher
 from streams.kafka import KafkaConnection
 from streams.reading import Homes, Reading, Records, new_reading, take
@@ -91,6 +91,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             decoder=_raw_records,
         )
         self._subscriber(self._handle)
+        self._poll = self._subscriber.get_msg
+        self._subscriber.get_msg = self._polled  # type: ignore[method-assign]
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         """Read until ``stop`` is set, then drain; ``ready`` is called when the subscription has begun.
@@ -129,6 +131,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._anchors.forget()
         self._flusher.wake()
 
+    async def _polled(self, consumer: Any) -> Any:
+        """A poll that fails on one partition (a corrupt record) drops what it took of others, their positions moved."""
+        try:
+            return await self._poll(consumer)
+        except BaseException:
+            self._anchors.forget()
+            raise
+
     async def _parse(self, records: Records) -> KafkaMessage:
         """Marks that a poll has returned; see ``Flusher._follow_markers``. Nothing may suspend before it."""
         self._reading = True
@@ -139,7 +149,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     async def _handle(self, records: Records) -> None:
         """Take one poll's records; what goes wrong for good ends the worker (FastStream would swallow it)."""
         try:
-            if not self._stopping:
+            if self._stopping:
+                self._anchors.forget()  # the consumer has moved on behind records that nobody takes
+            else:
                 await self._take(records)
         except Exception as error:
             self._anchors.forget()
@@ -176,7 +188,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             self._anchors.forget()
             return
         if first > expected.next_offset:
-            await self._check_gap(partition, expected.next_offset)
+            tp = TopicPartition(self._topics.events, partition)
+            await check_gap(self._consumer(), tp, expected.next_offset)  # markers and aborted records leave holes too
             if epoch != self._anchors.epoch:
                 return
         next_offset = polled_to if last == last_polled else last + 1
@@ -194,15 +207,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
                     position = await consumer.position(TopicPartition(self._topics.events, partition))
                     ends[partition] = (part[-1].offset, position)
         return ends
-
-    async def _check_gap(self, partition: int, expected: int) -> None:
-        """Offsets are missing: markers and aborted records leave such holes, a log cut off at its start one too."""
-        start = await log_start(self._consumer(), TopicPartition(self._topics.events, partition))
-        if start > expected:
-            raise LogChangedError(
-                f"{self._topics.events}-{partition}: the log begins at offset {start}, but only what is before"
-                f" {expected} was read: {start - expected} offsets were deleted unread."
-            )
 
     def _consumer(self) -> Any:
         consumer: Any = self._subscriber.consumer
