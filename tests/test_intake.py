@@ -1,0 +1,283 @@
+"""The reading side in this process, on the real servers: what must hold between a poll and its fold."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.errors import CorruptRecordException
+from confluent_kafka import Producer
+
+from migrations.run import migrate
+from rollcall.settings import Settings
+from schemas.headers import FORWARDED_OFFSET, FORWARDED_PARTITION
+from schemas.topics import Topics, home_partition
+from store import positions
+from streams.anchoring import LogChangedError
+from streams.intake import Intake
+from streams.reading import Homes
+from streams.topics import ensure_topics
+from tests.harness.histories import Message
+from tests.harness.topics import create_topic, end_offsets, produce
+from tests.harness.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+class Worker:
+    """An intake that runs as a task of the test."""
+
+    def __init__(self, settings: Settings, partitions: int) -> None:
+        self.settings = settings
+        self.topics = Topics(settings.topic_prefix)
+        self.partitions = partitions
+        self.stop = asyncio.Event()
+        self.intake = Intake(
+            settings.kafka_connection(),
+            settings.database(),
+            self.topics,
+            Homes(partitions),
+            slot="0",
+            max_records=settings.max_records,
+            batch_timeout_ms=20,
+        )
+        self.task = asyncio.create_task(self.intake.run(self.stop, lambda: None))
+
+    @property
+    def consumer(self) -> Any:
+        return self.intake._subscriber.consumer
+
+    def tp(self, partition: int = 0) -> TopicPartition:
+        return TopicPartition(self.topics.events, partition)
+
+    async def anchored(self) -> None:
+        def is_anchored() -> bool:
+            if self.task.done():
+                self.task.result()
+            return len(self.intake._anchors.by_partition) == self.partitions
+
+        await eventually(is_anchored, message="all partitions anchored")
+
+    async def counted(self, expected: dict[str, int], timeout_s: float = 30) -> None:
+        connection = await self.settings.database().connect("test")
+        try:
+
+            async def all_in() -> bool:
+                rows = await connection.fetch("SELECT batch_id, count(*) FROM item_results GROUP BY 1")
+                found = {row[0]: row[1] for row in rows}
+                assert found == expected, f"results in: {found}"
+                return True
+
+            await eventually(all_in, timeout_s)
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def working(settings: Settings, *, partitions: int = 1) -> AsyncIterator[Worker]:
+    """A migrated schema, the topics, and an intake that is anchored on all partitions."""
+    await migrate(settings.database_url, settings.database_schema)
+    await create_topic(settings.bootstrap_servers, Topics(settings.topic_prefix).events, partitions=partitions)
+    async with restarted(settings, partitions=partitions) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def restarted(settings: Settings, *, partitions: int = 1) -> AsyncIterator[Worker]:
+    await ensure_topics(settings.kafka_connection(), Topics(settings.topic_prefix))
+    worker = Worker(settings, partitions)
+    try:
+        await worker.anchored()
+        yield worker
+    finally:
+        worker.stop.set()
+        await asyncio.gather(worker.task, return_exceptions=True)
+
+
+def results(batch_id: str, count: int, *, since: int = 0) -> list[Message]:
+    return [
+        Message(
+            batch_id.encode(),
+            json.dumps({"batch_id": batch_id, "item_id": f"i{n:05d}", "status": "succeeded"}).encode(),
+            batch_id,
+        )
+        for n in range(since, since + count)
+    ]
+
+
+async def test_whenever_others_run_a_moved_position_is_being_read_or_taken_already(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What following markers relies on: nothing suspends between a poll's return and the parser."""
+    seen: list[str] = []
+    getall = FetchResult.getall
+
+    def watched(self: Any, max_records: int | None = None) -> Any:
+        records = getall(self, max_records)
+        if records:
+            # The next thing the loop does once the task that polled suspends for the first time.
+            asyncio.get_running_loop().call_soon(look)
+        return records
+
+    async with working(settings) as worker:
+
+        def look() -> None:
+            state = worker.consumer._subscription.subscription.assignment.state_value(worker.tp())
+            anchor = worker.intake._anchors.by_partition.get(0)
+            if worker.intake._reading:
+                seen.append("reading")
+            elif anchor is not None and state.position <= anchor.next_offset:
+                seen.append("taken")
+            else:
+                seen.append("neither")
+
+        monkeypatch.setattr(FetchResult, "getall", watched)
+        total = 0
+        for count in (1, 3, 255, 700, 1, 3_000):
+            await produce(settings.bootstrap_servers, worker.topics.events, results("b", count, since=total))
+            total += count
+            await worker.counted({"b": total})
+    print(seen)
+    assert "reading" in seen
+    assert "neither" not in seen
+
+
+async def test_records_polled_while_a_worker_stops_are_not_passed_over(settings: Settings) -> None:
+    async with working(settings) as worker:
+        worker.intake._stopping = True  # as while the last flush drains, before the consumer is stopped
+        epoch = worker.intake._anchors.epoch
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 10))
+        await eventually(lambda: worker.intake._anchors.epoch > epoch, message="what was polled is forgotten")
+        worker.intake._stopping = False
+        await worker.counted({"b": 10})
+
+
+async def test_records_deleted_unread_under_a_running_worker_stop_it(settings: Settings) -> None:
+    async with working(settings) as worker:
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 5))
+        await worker.counted({"b": 5})
+        worker.consumer.pause(worker.tp())
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 20, since=5))
+        admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+        await admin.start()
+        try:
+            await admin.delete_records({worker.tp(): RecordsToDelete(before_offset=25)})
+        finally:
+            await admin.close()
+        worker.consumer.resume(worker.tp())
+        with pytest.raises(LogChangedError, match="begins at offset 25, but only what is before 5 was read"):
+            await asyncio.wait_for(asyncio.shield(worker.task), 30)
+
+
+async def test_a_poll_that_fails_on_one_partition_loses_nothing_of_another(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    getall = FetchResult.getall
+    drained: set[int] = set()
+    failures: list[int] = []
+
+    def failing(self: Any, max_records: int | None = None) -> Any:
+        partition = self._topic_partition.partition
+        if drained and partition not in drained and not failures:
+            failures.append(partition)
+            raise CorruptRecordException(f"Invalid CRC - {self._topic_partition}")
+        records = getall(self, max_records)
+        if records:
+            drained.add(partition)
+            asyncio.get_running_loop().call_soon(drained.clear)
+        return records
+
+    batches = {f"b{n}": 50 for n in range(20)}
+    messages = [message for batch_id, count in batches.items() for message in results(batch_id, count)]
+    assert {home_partition(batch_id, 2) for batch_id in batches} == {0, 1}
+    async with working(settings, partitions=2) as worker:
+        worker.consumer.pause(worker.tp(0), worker.tp(1))
+        await produce(settings.bootstrap_servers, worker.topics.events, messages)
+        monkeypatch.setattr(FetchResult, "getall", failing)
+        worker.consumer.resume(worker.tp(0), worker.tp(1))
+        await eventually(lambda: failures, message="a poll that failed behind another partition's records")
+        await worker.counted(batches)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_results_compressed_by_librdkafka_are_read(settings: Settings, codec: str) -> None:
+    async with working(settings) as worker:
+        producer = Producer(
+            {"bootstrap.servers": settings.bootstrap_servers, "compression.type": codec, "linger.ms": 5}
+        )
+        for message in results("b", 100):
+            producer.produce(worker.topics.events, key=message.key, value=message.value)
+        assert await asyncio.to_thread(producer.flush, 30) == 0
+        await worker.counted({"b": 100})
+
+
+async def test_headers_that_only_look_like_a_forwards_stop_nothing(settings: Settings) -> None:
+    odd: list[tuple[bytes, bytes]] = [
+        (b"9" * 5_000, b"9" * 5_000),
+        (b"0", b"9" * 5_000),
+        (b"-1", b"1"),
+        (b"", b""),
+        ("٣".encode(), b"1"),
+        (b"\xff", b"\x00"),
+    ]
+    messages = [
+        Message(message.key, message.value, "b", ((FORWARDED_PARTITION, partition), (FORWARDED_OFFSET, offset)))
+        for message, (partition, offset) in zip(results("b", len(odd)), odd, strict=True)
+    ]
+    async with working(settings) as worker:
+        await produce(settings.bootstrap_servers, worker.topics.events, messages)
+        await worker.counted({"b": len(odd)})
+
+
+async def test_a_trailing_transaction_marker_leaves_no_lag_to_be_seen(settings: Settings) -> None:
+    async with working(settings) as worker:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=settings.bootstrap_servers, transactional_id=f"{settings.topic_prefix}upstream"
+        )
+        await producer.start()
+        try:
+            async with producer.transaction():
+                for message in results("b", 3):
+                    await producer.send(worker.topics.events, message.value, key=message.key)
+            await producer.begin_transaction()
+            for message in results("aborted", 3):
+                await producer.send_and_wait(worker.topics.events, message.value, key=message.key)
+            await producer.abort_transaction()
+        finally:
+            await producer.stop()
+        [end] = (await end_offsets(settings.bootstrap_servers, worker.topics.events)).values()
+        assert end == 8, "six records and two markers"
+        connection = await settings.database().connect("test")
+        try:
+
+            async def no_lag() -> bool:
+                stored = await positions.load(connection, worker.topics.events, [0])
+                committed = await worker.consumer.committed(worker.tp())
+                assert (stored[0].next_offset, committed) == (end, end), (stored, committed)
+                return True
+
+            await eventually(no_lag)
+        finally:
+            await connection.close()
+        await worker.counted({"b": 3})
+
+
+async def test_a_worker_goes_on_where_the_last_one_stopped(settings: Settings) -> None:
+    async with working(settings) as worker:
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 1_000))
+        await worker.counted({"b": 1_000})
+    async with restarted(settings) as worker:
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 500, since=1_000))
+        await worker.counted({"b": 1_500})
+        connection = await settings.database().connect("test")
+        try:
+            assert await connection.fetchval("SELECT duplicates FROM batches") == 0
+        finally:
+            await connection.close()
