@@ -5,7 +5,8 @@ from asyncpg.exceptions import InterfaceError
 
 # SQLSTATE classes and codes that a later attempt may not meet (PostgreSQL: Appendix A).
 _TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")
-_TRANSIENT_CODES = ("25006", "55P03", "3D000", "3F000")  # read-only after a failover, lock time-out, being restored
+# Read-only after a failover, lock time-out, being restored; a transaction that took or idled too long.
+_TRANSIENT_CODES = ("25006", "55P03", "3D000", "3F000", "25P03", "25P04")
 
 
 def is_transient(error: BaseException) -> bool:

@@ -34,8 +34,9 @@ COMMIT_EVERY_S = 1.0
 MAX_PESSIMISTIC = 64
 
 # A worker that is stopped or cut off inside its transaction, in the midst of a COPY or between two statements, would
-# hold the locks of its positions against the worker that has taken its partitions over. In milliseconds.
-LOCKS_LET_GO = {"idle_in_transaction_session_timeout": "10000", "transaction_timeout": "30000"}
+# hold the locks of its positions against the worker that has taken its partitions over.
+IDLE_IN_TRANSACTION_TIMEOUT_MS = "10000"
+TRANSACTION_TIMEOUT_MS = "30000"
 
 log = structlog.get_logger(__name__)
 
@@ -304,7 +305,12 @@ class Flusher:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            connection = await self._database.connect("worker", plan_cache_mode="force_generic_plan", **LOCKS_LET_GO)
+            connection = await self._database.connect(
+                "worker",
+                plan_cache_mode="force_generic_plan",
+                idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS,
+                transaction_timeout=TRANSACTION_TIMEOUT_MS,
+            )
             await check(connection, self._database.schema)
             self._connection = connection
         return self._connection
