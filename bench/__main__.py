@@ -1,7 +1,7 @@
 """`make bench`: the pipeline on a million results already in the topic, beside what bounds it, in one run.
 
-The floors: a bare aiokafka consumer that only reads, and PostgreSQL taking the very same rows by COPY, encoded before,
-in transactions of as many rows and on as many connections.
+The floors: a bare aiokafka consumer that only reads, and PostgreSQL taking the very same rows by COPY on as many
+connections, sent by asyncpg from ready rows and, harder to come near, as bytes that were encoded before.
 """
 
 import argparse
@@ -10,11 +10,12 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench import copy_floor as copy_floor_rows
 from bench.workload import MESSAGE_BYTES, fill
 from migrations.run import migrate
 from rollcall.children import Child
@@ -22,12 +23,11 @@ from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.embedded.postgres import EmbeddedPostgres
 from rollcall.settings import Settings
 from schemas.topics import Topics
-from store.connection import Database
-from store.rows import ItemRow
 from streams.kafka import KafkaConnection
 from streams.topics import ensure_topics
 
-CHUNK = 5_000
+POLL_RECORDS = 5_000
+FLOORS = {"rows": "COPY of ready rows by asyncpg", "encoded": "COPY of encoded bytes"}
 
 
 async def main() -> None:
@@ -41,7 +41,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-", ignore_cleanup_errors=True) as directory:
         async with servers(Path(directory)) as (kafka, postgres):
             pipeline: dict[int, float] = {}
-            floors: dict[int, float] = {}
+            floors: dict[tuple[int, str], float] = {}
             for workers in options.workers:
                 settings = Settings(
                     bootstrap_servers=kafka.bootstrap_servers,
@@ -65,10 +65,13 @@ async def main() -> None:
                     f"{f'Rollcall, {workers} worker(s)':<44}{pipeline[workers]:>10,.0f} items/s"
                     f"   peak memory of a worker {peak / 1024:.0f} MB"
                 )
-                floors[workers] = await copy_floor(settings.database(), total, workers)
-                say(f"{f'PostgreSQL COPY, {workers} connection(s)':<44}{floors[workers]:>10,.0f} items/s")
+                await keep_rows(settings)
+                for kind, what in FLOORS.items():
+                    floors[workers, kind] = await copy_floor(settings, kind, total, workers)
+                    say(f"{f'{what}, {workers} connection(s)':<44}{floors[workers, kind]:>10,.0f} items/s")
             for workers, rate in pipeline.items():
-                say(f"Rollcall / PostgreSQL COPY, {workers} worker(s): {rate / floors[workers]:.2f}")
+                for kind, what in FLOORS.items():
+                    say(f"Rollcall / {what}, {workers} worker(s): {rate / floors[workers, kind]:.2f}")
 
 
 @asynccontextmanager
@@ -90,7 +93,7 @@ async def raw_reading(kafka: KafkaConnection, topic: str, records: int) -> float
     try:
         seen, started = 0, time.monotonic()
         while seen < records:
-            seen += sum(map(len, (await consumer.getmany(timeout_ms=1000, max_records=CHUNK)).values()))
+            seen += sum(map(len, (await consumer.getmany(timeout_ms=1000, max_records=POLL_RECORDS)).values()))
         return seen / (time.monotonic() - started)
     finally:
         await consumer.stop()
@@ -130,57 +133,35 @@ async def run_pipeline(settings: Settings, records: int, batches: int, workers: 
             await child.stop(15)
 
 
-async def copy_floor(database: Database, rows: int, connections: int) -> float:
-    """Items/s of PostgreSQL taking the pipeline's own rows by COPY, encoded before, one transaction a chunk."""
-    connection = await database.connect("bench")
-    columns = ", ".join(ItemRow._fields)
-    try:
-        await connection.execute(
-            f"""
-            CREATE TEMP TABLE chunked AS
-            SELECT {columns}, partition,
-                   (row_number() OVER (PARTITION BY partition ORDER BY version) - 1) / {CHUNK} AS chunk
-            FROM item_results JOIN (SELECT batch_id, partition FROM batches) homes USING (batch_id)
-            """
+async def keep_rows(settings: Settings) -> None:
+    connection = await settings.database().connect("bench")
+    await copy_floor_rows.keep_rows(connection)
+    await connection.close()
+
+
+async def copy_floor(settings: Settings, kind: str, rows: int, connections: int) -> float:
+    """Items/s of PostgreSQL taking the pipeline's own rows by COPY, from as many processes with a connection each."""
+    connection = await settings.database().connect("bench")
+    await connection.execute("TRUNCATE item_results")
+    await connection.execute("CHECKPOINT")
+    await connection.close()
+    clients = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bench.copy_floor", settings.database_url, settings.database_schema),
+            *(kind, str(share), str(connections)),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
-        await connection.execute("CREATE INDEX ON chunked (partition, chunk, batch_id, item_id)")
-        chunks: list[tuple[int, bytes]] = []
-        for partition, chunk in await connection.fetch("SELECT DISTINCT partition, chunk FROM chunked ORDER BY 2, 1"):
-            buffer = bytearray()
-
-            async def collect(data: bytes, into: bytearray = buffer) -> None:
-                into += data
-
-            await connection.copy_from_query(
-                f"SELECT {columns} FROM chunked WHERE partition = $1 AND chunk = $2 ORDER BY batch_id, item_id",
-                partition,
-                chunk,
-                output=collect,
-                format="binary",
-            )
-            chunks.append((partition, bytes(buffer)))
-        await connection.execute("DROP TABLE chunked; TRUNCATE item_results; CHECKPOINT")
-    finally:
-        await connection.close()
-    shares = [
-        [data for partition, data in chunks if partition % connections == number] for number in range(connections)
+        for share in range(connections)
     ]
-    started = time.monotonic()
-    await asyncio.gather(*(copy_all(database, share) for share in shares))
-    return rows / (time.monotonic() - started)
-
-
-async def copy_all(database: Database, chunks: Sequence[bytes]) -> None:
-    connection = await database.connect("bench", synchronous_commit="off")
-    try:
-        for data in chunks:
-            await connection.copy_to_table("item_results", source=_once(data), columns=ItemRow._fields, format="binary")
-    finally:
-        await connection.close()
-
-
-async def _once(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+    for client in clients:
+        assert client.stdout is not None
+        await client.stdout.readline()
+    for client in clients:
+        assert client.stdin is not None
+        client.stdin.write(b"go\n")
+    outputs = await asyncio.gather(*(client.communicate() for client in clients))
+    return rows / max(float(output) for output, _ in outputs)
 
 
 async def spawn(settings: Settings, *role: str) -> Child:
