@@ -1,0 +1,306 @@
+"""Random logs: however they are cut into slices, the fold gives what one record at a time gives, and the model."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from handlers import fold
+from handlers.finalization import finalized_event
+from handlers.fold import Record, Registers
+from handlers.microbatch import Applied, MicroBatch, Slice, apply
+from migrations.run import migrate
+from rollcall.settings import Settings
+from schemas.dead_letters import Refused
+from schemas.topics import Topics
+from store import positions
+from store.connection import Connection
+from store.rows import RETRYING, Batch, DeadLetterRow, ItemRow, Position
+from streams.decoding import decode
+from streams.reading import append_time
+from tests.harness.histories import Shape, make_history
+from tests.harness.model import Model
+from tests.harness.model import fold as modelled
+
+TOPICS = Topics()
+ITEMS = [f"i{n}" for n in range(8)]
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+Event = dict[str, Any]
+
+
+def optional(name: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[Event]:
+    return st.one_of(st.just({}), values.map(lambda value: {name: value}))
+
+
+def merged(*parts: st.SearchStrategy[Event]) -> st.SearchStrategy[Event]:
+    return st.tuples(*parts).map(lambda dicts: {name: value for each in dicts for name, value in each.items()})
+
+
+ids = st.lists(st.sampled_from(ITEMS), unique=True, max_size=6)
+results = merged(
+    st.fixed_dictionaries(
+        {
+            "item_id": st.sampled_from([*ITEMS, "stranger"]),
+            "status": st.sampled_from(
+                ["succeeded", "succeeded", "succeeded", "failed", "partial", "skipped", RETRYING]
+            ),
+        }
+    ),
+    st.sampled_from([{}, {}, {}, {}, {"attempt": 1}, {"attempt": 2}, {"attempt": 3}]),
+    optional("effect", st.sampled_from(["created", "updated", "unchanged"])),
+    optional("message", st.sampled_from(["", "m"])),
+)
+# All items once, in one order: what most of a real log looks like.
+answers = st.permutations(ITEMS).flatmap(
+    lambda order: st.lists(st.sampled_from(["succeeded", "failed"]), min_size=len(order), max_size=len(order)).map(
+        lambda said: [{"item_id": item, "status": status} for item, status in zip(order, said, strict=True)]
+    )
+)
+policies = st.sampled_from(
+    [{}, {"tolerated_failure_count": 1}, {"tolerated_failure_percentage": 25}, {"tolerated_failure_count": 0}]
+)
+opened = merged(
+    st.just({"type": "batch.opened"}),
+    st.one_of(
+        st.just({}), st.integers(0, 10).map(lambda total: {"total_items": total}), ids.map(lambda i: {"item_ids": i})
+    ),
+    optional("sealed", st.booleans()),
+    optional("policy", policies),
+    optional("name", st.sampled_from(["n", "m"])),
+)
+expected = ids.map(lambda chunk: {"type": "batch.items_expected", "item_ids": chunk})
+sealed = merged(st.just({"type": "batch.sealed"}), optional("total_items", st.integers(0, 10)))
+single = st.one_of(results, results, results, opened, expected, sealed).map(lambda event: [event])
+logs = st.lists(st.one_of(single, single, answers), min_size=1, max_size=14).map(
+    lambda parts: [{"batch_id": "b"} | event for part in parts for event in part]
+)
+
+
+def decoded(log: list[Event]) -> list[Record]:
+    return [
+        decode(json.dumps(event).encode(), offset, EPOCH + timedelta(seconds=offset // 3))
+        for offset, event in enumerate(log)
+    ]
+
+
+def stepped(records: list[Record]) -> tuple[Batch, Registers, list[int]]:
+    """One record at a time."""
+    batch, registers, refused = Batch("b", 0), Registers(), []
+    for record in records:
+        try:
+            fold.step(batch, registers, record)
+        except Refused:
+            refused.append(record.version)
+    return batch, registers, refused
+
+
+def sliced(records: list[Record], cuts: list[int]) -> tuple[Batch, Registers, list[int], int]:
+    """In slices, the harmless ones of them in sums; also how many were."""
+    batch, registers, refused, fast = Batch("b", 0), Registers(), [], 0
+    for begin, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
+        part = records[begin:end]
+        leading = next((n for n, record in enumerate(part) if isinstance(record, ItemRow)), len(part))
+        tail = [record for record in part[leading:] if isinstance(record, ItemRow)]
+        for record in part[:leading]:
+            try:
+                fold.step(batch, registers, record)
+            except Refused:
+                refused.append(record.version)
+        is_fast = (
+            tail
+            and len(tail) == len(part) - leading
+            and fold.is_plain(tail)
+            and not any(row.item_id in registers.items for row in tail)
+            and fold.is_fast(batch, tail)
+        )
+        if is_fast:
+            fast += 1
+            fold.fold_fast(batch, registers.manifest, tail)
+            registers.items.update((row.item_id, row) for row in tail)
+            continue
+        for record in part[leading:]:
+            try:
+                fold.step(batch, registers, record)
+            except Refused:
+                refused.append(record.version)
+    return batch, registers, refused, fast
+
+
+def assert_as_modelled(batch: Batch, registers: Registers, refused: list[int], log: list[Event]) -> None:
+    model = Model()
+    for offset, event in enumerate(log):
+        moment = EPOCH + timedelta(seconds=offset // 3)
+        model.apply(offset, round(moment.timestamp() * 1000), event)
+    assert refused == [refusal.offset for refusal in model.refusals]
+    if "b" not in model.batches:
+        assert batch == Batch("b", 0)
+        return
+    wanted = model.batches["b"]
+    assert (batch.outcome or batch.state) == model.status("b")
+    assert batch.duplicates == model.duplicates("b")
+    assert {item: row.version for item, row in registers.items.items()} == {
+        item: register.offset for item, register in wanted.registers.items()
+    }
+    assert registers.late.keys() == wanted.late.keys()
+    assert registers.manifest == (wanted.manifest or set())
+    counts = wanted.item_counts()
+    assert [batch.succeeded, batch.partial, batch.failed, batch.skipped, batch.total, batch.unexpected] == [
+        counts[name] for name in ("succeeded", "partial", "failed", "skipped", "total", "unexpected")
+    ]
+    assert batch.missing == (counts["missing"] or 0)
+    if wanted.finalized is not None:
+        rows = registers.items.values()
+        event = finalized_event(
+            batch,
+            TOPICS,
+            failed_item_ids=sorted(row.item_id for row in rows if row.status == "failed"),
+            missing_item_ids=sorted(registers.manifest - {row.item_id for row in rows if row.status != RETRYING}),
+            traceparent=None,
+        )
+        assert wanted.finalized.contradictions(json.loads(event.value)) == []
+
+
+def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+    @given(log=logs, data=st.data())
+    def holds(log: list[Event], data: st.DataObject) -> None:
+        records = decoded(log)
+        batch, registers, refused = stepped(records)
+        assert_as_modelled(batch, registers, refused, log)
+        for _ in range(2):
+            cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(log) - 1)), max_size=6)))
+            cuts = [cut for cut in cuts if cut < len(log)]
+            other, others, also_refused, fast = sliced(records, cuts)
+            seen["fast"] += fast
+            seen["finalized"] += other.outcome is not None
+            seen["logs"] += 1
+            assert other == batch
+            assert (others.items, others.late, others.manifest) == (registers.items, registers.late, registers.manifest)
+            assert also_refused == refused
+
+    holds()
+    print(dict(seen))
+    assert seen["fast"] > 400
+    assert seen["finalized"] > 500
+
+
+# --- the real thing: micro-batches of all sizes on PostgreSQL ----------------------------------------------------
+
+
+def micro_batch(records: list[Record], begin: int, end: int) -> MicroBatch:
+    slices: dict[str, Slice] = {}
+    for record in records[begin:end]:
+        slices.setdefault(record.batch_id, Slice(0, [])).records.append(record)
+
+    def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
+        return DeadLetterRow(
+            TOPICS.events,
+            partition,
+            offset,
+            EPOCH,
+            refusal.reason.value,
+            refusal.message,
+            refusal.batch_id,
+            None,
+            None,
+            "[]",
+        )
+
+    position = Position(0, end, end - 1, 0, 0, {})
+    return MicroBatch(TOPICS, [(begin, position)], slices, [], {}, dead_letter)
+
+
+async def applied(connection: Connection, part: MicroBatch, *, optimistic: bool) -> tuple[Applied, bool]:
+    """As the flusher does it: optimism, and once more without where it was wrong (then the second is True)."""
+    try:
+        async with connection.transaction():
+            return await apply(connection, part, optimistic=optimistic), False
+    except asyncpg.UniqueViolationError:
+        assert optimistic
+    async with connection.transaction():
+        return await apply(connection, part, optimistic=False), True
+
+
+async def tables(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
+    queries = {
+        "batches": "SELECT * FROM batches ORDER BY batch_id",
+        "items": "SELECT * FROM item_results ORDER BY batch_id, item_id",
+        "late": "SELECT * FROM late_results ORDER BY batch_id, item_id",
+        "expected": "SELECT * FROM expected_items ORDER BY batch_id, item_id",
+        "outbox": "SELECT id, channel, batch_id, revision, value, headers::text FROM outbox ORDER BY id",
+        "dead letters": "SELECT topic, partition, record_offset, reason, batch_id FROM dead_letters ORDER BY 3",
+        "positions": "SELECT topic, next_offset, last_offset, taken::text FROM positions",
+    }
+    return {name: [tuple(row) for row in await connection.fetch(query)] for name, query in queries.items()}
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_micro_batches_of_any_size_give_the_same_tables_and_events(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(settings.database_url, settings.database_schema)
+    connection = await settings.database().connect("test", plan_cache_mode="force_generic_plan")
+    fast: list[int] = []
+    retried = 0
+    fold_fast = fold.fold_fast
+
+    def counted(batch: Batch, manifest: set[str], rows: Any) -> Any:
+        fast.append(len(rows))
+        return fold_fast(batch, manifest, rows)
+
+    monkeypatch.setattr(fold, "fold_fast", counted)
+    seed = 4711
+    random = Random(seed)
+    print("seed", seed)
+    try:
+        for example in range(8):
+            history = make_history(
+                seed + example,
+                sizes=[random.choice((0, 1, 2, 5, 30, 120)) for _ in range(12)],
+                duplicates=random.choice((0, 0.01, 0.1)),
+                retried=random.choice((0, 0.01, 0.1)),
+                shapes=list(Shape) if example % 2 else [Shape.TOTAL, Shape.MANIFEST, Shape.CHUNKS, Shape.TOTAL_AT_END],
+            )
+            log = list(history.as_log())
+            records = [decode(value, offset, append_time(ms)) for offset, ms, value in log]
+            model = modelled((offset, ms, value) for offset, ms, value in log)
+            pictures = []
+            for sizes in ((1,), (7,), (len(log),), (1, 2, 13, 60, 250)):
+                if sizes == (1,) and len(log) > 500:
+                    sizes = (3,)
+                async with connection.transaction():
+                    await connection.execute(
+                        "TRUNCATE batches, item_results, late_results, expected_items, outbox, dead_letters, positions"
+                    )
+                    await positions.create(connection, TOPICS.events, {0: 0})
+                begin = 0
+                while begin < len(log):
+                    end = min(begin + random.choice(sizes), len(log))
+                    part = micro_batch(records, begin, end)
+                    _, again = await applied(connection, part, optimistic=random.random() < 0.7)
+                    retried += again
+                    begin = end
+                pictures.append(await tables(connection))
+            for picture in pictures[1:]:
+                for name, rows in picture.items():
+                    assert rows == pictures[0][name], f"{name} of {history} differ"
+            events = {row[2]: json.loads(row[4]) for row in pictures[0]["outbox"]}
+            assert events.keys() == model.all_finalized().keys()
+            for batch_id, wanted in model.all_finalized().items():
+                assert wanted.contradictions(events[batch_id]) == []
+    finally:
+        await connection.close()
+    print(f"{len(fast)} fast slices of {sum(fast)} results, {retried} micro-batches applied again")
+    assert len(fast) > 1_000
+    assert retried > 10
