@@ -70,7 +70,8 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     while works:
         await _fold_round(connection, micro_batch, works, applied, optimistic)
         works = [work.behind_finalization() for work in works if work.rest]
-    await outbox.insert(connection, applied.events)
+    # An event that its topic has already (the database was begun anew) is found published.
+    await batches.mark_published(connection, await outbox.insert(connection, applied.events))
     await outbox.insert_dead_letters(connection, applied.dead_letters)
     # Without anything that leaves, losing this commit in a crash loses its positions too: it is read again.
     if not applied.events and not applied.dead_letters:

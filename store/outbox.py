@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from sqlalchemy import Table
+
 from store.connection import Connection
 from store.rows import DeadLetterRow, OutboxRow
 from store.statements import column_list, transposed, unnest
 from store.tables import dead_letters, outbox
 
-# Events in their order; one already known (a replay, a repeated fold) stays as it is.
+# Events in their order; one already known (a replay, a repeated fold) stays as it is, but for what only its topic knew.
 _INSERT = f"""
 INSERT INTO outbox ({column_list(OutboxRow._fields)})
 SELECT {column_list(OutboxRow._fields)} FROM {unnest(outbox, OutboxRow._fields)}
-ON CONFLICT (id) DO NOTHING
+ON CONFLICT (id) DO UPDATE SET value = EXCLUDED.value, headers = EXCLUDED.headers WHERE outbox.value IS NULL
+RETURNING batch_id, revision, published_at
 """
 
 _INSERT_DEAD_LETTERS = f"""
@@ -61,6 +64,12 @@ ON CONFLICT (topic, partition, record_offset) DO UPDATE SET published_at = EXCLU
 WHERE dead_letters.published_at IS NULL
 """
 
+# Whether anything is marked as published at all; the first row found answers it.
+_HAS_MARKS = {
+    table.name: f"SELECT EXISTS (SELECT FROM {table.name} WHERE published_at IS NOT NULL)"
+    for table in (outbox, dead_letters)
+}
+
 # The broker refuses it for good: kept, with the reason, out of the way of the rest.
 _REFUSE = "UPDATE outbox SET refused = $2 WHERE id = $1"
 _REFUSE_DEAD_LETTER = """
@@ -89,10 +98,12 @@ class PublishedDeadLetter(NamedTuple):
     offset: int
 
 
-async def insert(connection: Connection, events: Sequence[OutboxRow]) -> None:
-    """Put events into the outbox, in the order given."""
-    if events:
-        await connection.execute(_INSERT, *transposed(events, len(OutboxRow._fields)))
+async def insert(connection: Connection, events: Sequence[OutboxRow]) -> list[tuple[str, int, datetime]]:
+    """Put events into the outbox, in the order given; returns (batch id, revision, time) of those found published."""
+    if not events:
+        return []
+    rows = await connection.fetch(_INSERT, *transposed(events, len(OutboxRow._fields)))
+    return [(row[0], row[1], row[2]) for row in rows if row["published_at"] is not None]
 
 
 async def insert_dead_letters(connection: Connection, letters: Sequence[DeadLetterRow]) -> None:
@@ -129,6 +140,11 @@ async def mark_dead_letters_published(connection: Connection, published: Sequenc
     ]
     if rows:
         await connection.execute(_MARK_DEAD_LETTERS, *transposed(rows, 12))
+
+
+async def has_marks(connection: Connection, table: Table) -> bool:
+    """Whether any row of ``outbox`` or ``dead_letters`` is marked as published."""
+    return bool(await connection.fetchval(_HAS_MARKS[table.name]))
 
 
 async def refuse(connection: Connection, event_id: str, why: str) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Generic, NamedTuple, TypeVar
 
 from aiokafka import ConsumerRecord
+from sqlalchemy import Table
 from typing_extensions import override
 
 from handlers.finalization import rfc3339
@@ -22,7 +23,7 @@ from schemas.headers import (
 )
 from schemas.published import Alert
 from schemas.topics import Topics
-from store import batches, outbox
+from store import batches, outbox, tables
 from store.connection import Connection
 from store.outbox import PublishedDeadLetter, PublishedEvent
 from store.rows import DeadLetterRow, OutboxRow
@@ -55,6 +56,7 @@ class Channel(ABC, Generic[Row]):
     """One queue from PostgreSQL to Kafka."""
 
     name: str
+    table: Table
 
     def __init__(self, topics: Topics) -> None:
         self.topics = topics
@@ -88,6 +90,7 @@ class Events(Channel[OutboxRow]):
     """The outbox: finalized events, alerts, requests, summaries."""
 
     name = "events"
+    table = tables.outbox
 
     @override
     def output_topics(self) -> list[str]:
@@ -149,6 +152,7 @@ class DeadLetters(Channel[DeadLetterRow]):
     """The table of dead letters is a queue of its own, so that a flood of them delays no finalized event."""
 
     name = "dead-letters"
+    table = tables.dead_letters
 
     @override
     def output_topics(self) -> list[str]:

@@ -27,7 +27,7 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
 
 from migrations.version import check
 from schemas.topics import Topics
-from store import positions
+from store import outbox, positions
 from store.connection import Connection, Database
 from store.failures import is_transient
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Row
@@ -219,10 +219,12 @@ class Publisher(Generic[Row]):
         """Position the consumer behind what is known; returns the partitions that have something to read."""
         consumer.assign(list(ends))
         starts = await consumer.beginning_offsets(list(ends))
+        # What is known is so by its marks: should all of them be lost, nothing is known, whatever the positions say.
+        has_marks = await outbox.has_marks(connection, self._channel.table)
         pending: set[TopicPartition] = set()
         for topic in {tp.topic for tp in ends}:
             numbers = [tp.partition for tp in ends if tp.topic == topic]
-            known = await positions.load(connection, topic, numbers)
+            known = await positions.load(connection, topic, numbers) if has_marks else {}
             for number in numbers:
                 tp = TopicPartition(topic, number)
                 start = known[number].next_offset if number in known else starts[tp]
