@@ -1,0 +1,141 @@
+"""From the outbox to Kafka, once: whoever is killed, whatever was forgotten, and around what the broker refuses."""
+
+import json
+
+import pytest
+
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from tests.harness.histories import Message, make_history
+from tests.harness.librdkafka import MURMUR2, produce_with_librdkafka
+from tests.harness.product import Product, running
+from tests.harness.tables import (
+    assert_events_are_the_models,
+    assert_tables_are_the_models,
+    finalized_events,
+    folded,
+    table_rows,
+)
+from tests.harness.topics import create_topic, drain
+from tests.harness.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PARTITIONS = 4
+
+
+async def publish(settings: Settings, messages: list[Message]) -> None:
+    topics = Topics(settings.topic_prefix)
+    await produce_with_librdkafka(settings.bootstrap_servers, topics.events, messages, partitioner=MURMUR2)
+
+
+def empty_batches(first: int, count: int, **fields: object) -> list[Message]:
+    """Batches that are complete when they are opened."""
+    opened = [
+        {"type": "batch.opened", "batch_id": f"batch-{number:05}", "total_items": 0, **fields}
+        for number in range(first, first + count)
+    ]
+    return [
+        Message(str(each["batch_id"]).encode(), json.dumps(each).encode(), str(each["batch_id"])) for each in opened
+    ]
+
+
+async def assert_each_published_once(settings: Settings, batches: int) -> None:
+    log = await drain(settings.bootstrap_servers, Topics(settings.topic_prefix).events)
+    model = folded([record for record in log if record.value.startswith(b"{")], PARTITIONS)
+    assert len(model.all_finalized()) == batches
+    assert_events_are_the_models(model, await finalized_events(settings), settings, PARTITIONS)
+    await assert_tables_are_the_models(model, settings, PARTITIONS)
+
+
+async def test_an_event_that_the_broker_refuses_is_put_aside_with_an_alert_and_the_rest_goes_on(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    await create_topic(
+        settings.bootstrap_servers, topics.finalized, configs={"max.message.bytes": "4096", "cleanup.policy": "compact"}
+    )
+    too_large = empty_batches(50, 1, metadata={"x": "y" * 16_000})
+    async with running(settings) as product:
+        await publish(settings, [*empty_batches(0, 50), *too_large, *empty_batches(51, 50)])
+        await product.settled()
+        await publish(settings, empty_batches(101, 50))
+        await product.settled()
+    events = await finalized_events(settings)
+    assert {batch: len(found) for batch, found in events.items()} == {
+        f"batch-{number:05}": 1 for number in range(151) if number != 50
+    }
+    refused = [row["id"] for row in await table_rows(settings, "outbox") if row["refused"] is not None]
+    assert refused == ["batch.finalized/batch-00050/1"]
+    [alert] = await drain(settings.bootstrap_servers, topics.alerts)
+    said = json.loads(alert.value)
+    assert (said["alert"], said["batch_id"]) == ("relay.record_refused", "batch-00050")
+    unpublished = [row["batch_id"] for row in await table_rows(settings, "batches") if row["published_at"] is None]
+    assert unpublished == ["batch-00050"]
+
+
+async def test_of_two_relays_one_publishes_and_the_other_takes_over(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    async with running(settings) as product:
+        await product.start_relay("second relay")
+        await publish(settings, empty_batches(0, 3_000))
+
+        await _await_published(product, 100)
+        await product.children["relay"].kill()
+        await publish(settings, empty_batches(3_000, 3_000))
+        await _await_published(product, 4_000)
+        await product.children["second relay"].kill()
+        await product.start_relay("third relay")
+        await product.settled()
+    await assert_each_published_once(settings, 6_000)
+
+
+async def _await_published(product: Product, events: int) -> None:
+    async def enough() -> bool:
+        async with product.connection() as connection:
+            count = await connection.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NOT NULL")
+        assert count >= events, f"{count} of {events} published"
+        return True
+
+    await eventually(enough, interval_s=0.01)
+
+
+async def test_a_relay_whose_marks_were_lost_publishes_nothing_twice(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    history = make_history(20261201, sizes=(0, 1, 2, 100) * 8)
+    print(history)
+    broken = [Message(b"k%d" % number, b"no JSON %d" % number, "") for number in range(20)]
+    async with running(settings) as product:
+        await publish(settings, [*history.messages, *broken])
+        await product.settled()
+        await product.children["relay"].kill()
+        async with product.connection() as connection:
+            for table in ("outbox", "dead_letters"):
+                await connection.execute(
+                    f"UPDATE {table} SET published_at = NULL, published_partition = NULL, published_offset = NULL"
+                )
+            await connection.execute("UPDATE batches SET published_at = NULL")
+        await product.start_relay()
+        await product.settled()
+    await assert_each_published_once(settings, len(history.batches))
+    assert len(await drain(settings.bootstrap_servers, topics.dead_letters)) == len(broken)
+
+
+async def test_a_database_begun_anew_arrives_at_the_same_state_and_publishes_nothing_twice(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    history = make_history(20261202, sizes=(0, 1, 2, 100) * 8)
+    print(history)
+    broken = [Message(b"k%d" % number, b"no JSON %d" % number, "") for number in range(20)]
+    async with running(settings) as product:
+        await publish(settings, [*history.messages, *broken])
+        await product.settled()
+    anew = settings.model_copy(update={"database_schema": f"{settings.database_schema}_anew"})
+    async with running(anew, workers=2) as product:
+        await product.settled()
+    await assert_each_published_once(anew, len(history.batches))
+    assert len(await drain(settings.bootstrap_servers, topics.dead_letters)) == len(broken)
+    assert len(await table_rows(anew, "dead_letters")) == len(broken)
