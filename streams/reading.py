@@ -6,7 +6,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 
 from aiokafka import ConsumerRecord
@@ -26,6 +26,8 @@ GIVE_WAY_EVERY = 256
 MAX_CACHED_HOMES = 100_000
 MAX_TIMESTAMP_MS = 253_402_300_799_000
 """The last second of the year 9999."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(slots=True)
@@ -126,7 +128,7 @@ def dead_letter_of(record: ConsumerRecord[bytes, bytes], refusal: Refused) -> De
 
 def append_time(milliseconds: int) -> datetime:
     """A record's time; producers' own clocks (``CreateTime``) may say anything, so it is kept within the calendar."""
-    return datetime.fromtimestamp(min(max(milliseconds, 0), MAX_TIMESTAMP_MS) / 1000, UTC)
+    return _EPOCH + timedelta(milliseconds=min(max(milliseconds, 0), MAX_TIMESTAMP_MS))
 
 
 def encoded_headers(headers: Sequence[tuple[str, bytes | None]]) -> str:
