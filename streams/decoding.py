@@ -47,6 +47,9 @@ class _OpenItemResult(ItemResult):
 
 _validate_result = TypeAdapter(_OpenItemResult).validator.validate_json
 _TYPED_FIELDS = frozenset(ItemResult.__annotations__) - {"output", "metrics"}
+_DIGITS_ALIKE = bytes.maketrans(b"123456789", b"000000000")
+_WIDE_NUMBER = b"0" * 300
+"""Integers of fewer digits fit a double."""
 _TYPED_ERROR_FIELDS = frozenset(ItemError.__annotations__)
 
 
@@ -66,11 +69,19 @@ def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
 
 
 def _check_untyped(result: Mapping[str, Any]) -> None:
-    """Check what no type has bounded: output, metrics, and unknown fields. Raises Refused."""
+    """Check what no type has bounded: output, metrics, unknown fields. Raises Refused, or ValueError for infinity."""
     if not result.keys() <= _TYPED_FIELDS:
-        _check_storable({name: value for name, value in result.items() if name not in _TYPED_FIELDS})
+        _check_json({name: value for name, value in result.items() if name not in _TYPED_FIELDS})
     if (error := result.get("error")) is not None and not error.keys() <= _TYPED_ERROR_FIELDS:
-        _check_storable({"error": error})
+        _check_json(error)
+
+
+def _check_json(value: dict[str, Any]) -> None:
+    """As ``_check_storable``, which walks over every value, but only where the JSON text gives cause to."""
+    text = _dumps(value).encode()  # refuses infinity and NaN by itself
+    wide = len(text) > len(_WIDE_NUMBER) and _WIDE_NUMBER in text.translate(_DIGITS_ALIKE)
+    if wide or text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+        _check_storable(value)
 
 
 def _decode_exactly(value: bytes, offset: int, received_at: datetime) -> Record:

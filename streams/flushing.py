@@ -307,7 +307,11 @@ class Flusher:
         if self._connection is None or self._connection.is_closed():
             connection = await self._database.connect(
                 "worker",
+                # All statements are by key. A plan made while a table was small must not scan it once it is large.
                 plan_cache_mode="force_generic_plan",
+                enable_seqscan="off",
+                enable_hashjoin="off",
+                enable_mergejoin="off",
                 idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS,
                 transaction_timeout=TRANSACTION_TIMEOUT_MS,
             )
