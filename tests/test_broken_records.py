@@ -2,11 +2,14 @@
 
 import base64
 import json
+import struct
 from collections import Counter
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.util import calc_crc32c_py
 
 from rollcall.settings import Settings
 from schemas.topics import Topics
@@ -68,6 +71,48 @@ async def test_each_broken_record_is_a_dead_letter_and_every_good_one_counts(set
     assert_events_are_the_models(
         model, {batch: found for batch, found in events.items() if batch in of_history}, settings, PARTITIONS
     )
+
+
+async def test_a_header_name_that_is_not_utf8_stops_nothing(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=f"{settings.topic_prefix}upstream"
+    )
+    await producer.start()
+    try:
+        for number, item_ids in enumerate((["a"], ["b", "c", "d"], ["e"], ["f", "g"], ["h"])):
+            await producer.begin_transaction()
+            await producer.send_batch(_batch_with_bad_names(producer, item_ids), topics.events, partition=0)
+            await (producer.abort_transaction() if number % 2 else producer.commit_transaction())
+    finally:
+        await producer.stop()
+    async with running(settings) as product:
+        await product.settled()
+        [letter] = await table_rows(settings, "dead_letters")
+        assert letter["value"] == b"e: no JSON"
+        assert [name for name, _ in json.loads(letter["headers"])] == ["\\xff\\xfeme"]
+        assert [row["item_id"] for row in await table_rows(settings, "item_results")] == ["a", "h"]
+    [published] = await drain(settings.bootstrap_servers, topics.dead_letters)
+    assert published.value == b"e: no JSON"
+
+
+def _batch_with_bad_names(producer: AIOKafkaProducer, item_ids: list[str]) -> Any:
+    """A produce batch whose header names no client written in Python would write."""
+    batch = producer.create_batch()
+    for item_id in item_ids:
+        result = json.dumps({"batch_id": "x", "item_id": item_id, "status": "succeeded"}).encode()
+        value = b"e: no JSON" if item_id == "e" else result
+        batch.append(timestamp=None, key=b"x", value=value, headers=[("Name", b"value")])
+    batch.close()
+    build = batch._build
+
+    def with_bad_names() -> bytes:
+        written = bytes(build()).replace(b"Name", b"\xff\xfeme")
+        return written[:17] + struct.pack(">I", calc_crc32c_py(written[21:])) + written[21:]
+
+    batch._build = with_bad_names
+    return batch
 
 
 def _assert_only_the_broken(letters: dict[Position, Row], broken: dict[Position, Broken]) -> None:
