@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.core
 import typer.main
+from typer.exceptions import TyperException
 
 if TYPE_CHECKING:
     from rollcall.settings import Settings
@@ -44,7 +45,6 @@ class _Commands(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=_Commands,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Tells you when a batch is done, exactly once, and who did not answer.",
@@ -56,17 +56,20 @@ Workers = Annotated[int, typer.Option(min=1, max=64, help="Worker processes; eac
 def main() -> NoReturn:
     """Entry point: exit code 0, 1 (it failed) or 2 (wrong use), and one line on stderr where it isn't 0."""
     try:
-        app()
+        code = app(prog_name="rollcall", standalone_mode=False)
+    except typer.Abort:
+        code = FAILED
     except Exception as error:
-        if os.environ.get("ROLLCALL_LOG_LEVEL") == "debug":
+        if os.environ.get("ROLLCALL_LOG_LEVEL") == "debug" and not isinstance(error, TyperException):
             raise
         sys.stderr.write(f"rollcall: {_one_line(error)}\n")
-        sys.exit(_exit_code(error))
-    sys.exit(0)
+        code = _exit_code(error)
+    sys.exit(code or 0)
 
 
 @app.callback(invoke_without_command=True)
 def _rollcall(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
@@ -74,6 +77,9 @@ def _rollcall(
 
         typer.echo(f"rollcall {installed('rollcall')}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(WRONG_USE)
 
 
 @app.command()
@@ -127,8 +133,11 @@ def worker(
     slot = slot or default_slot()
     settings = _settings(role="worker", slot=slot)
     from rollcall.processes import run_worker
+    from rollcall.reaching import naming
 
-    raise typer.Exit(run_worker(settings, slot))
+    with naming(settings):
+        code = run_worker(settings, slot)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -136,8 +145,11 @@ def relay() -> None:
     """The relay: publishes what the workers decided, once."""
     settings = _settings(role="relay")
     from rollcall.processes import run_relay
+    from rollcall.reaching import naming
 
-    raise typer.Exit(run_relay(settings))
+    with naming(settings):
+        code = run_relay(settings)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -145,8 +157,10 @@ def migrate() -> None:
     """Bring the database schema up to this version."""
     settings = _settings(role="migrate")
     from migrations.run import migrate as run_migrations
+    from rollcall.reaching import naming
 
-    asyncio.run(run_migrations(settings.database_url, settings.database_schema))
+    with naming(settings, "PostgreSQL"):
+        asyncio.run(run_migrations(settings.database_url, settings.database_schema))
 
 
 def _settings(**context: str) -> Settings:
@@ -168,6 +182,8 @@ def _logging(*, role: str, level: str | None = None) -> None:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, TyperException):
+        return _wrong_use(error)
     text = str(error).strip() or type(error).__name__
     # An embedded server's error brings the end of its log along, indented below the one line.
     first, *rest = text.splitlines()
@@ -175,8 +191,17 @@ def _one_line(error: Exception) -> str:
     return "\n".join([first, *log_tail])
 
 
+def _wrong_use(error: TyperException) -> str:
+    message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "rollcall"
+    return f"{message}; see `{command} --help`"
+
+
 def _exit_code(error: Exception) -> int:
     from rollcall.settings import SettingsError
     from rollcall.supervisor import RoleRefusedError
 
+    if isinstance(error, TyperException):
+        return error.exit_code
     return WRONG_USE if isinstance(error, SettingsError | RoleRefusedError) else FAILED
