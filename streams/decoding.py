@@ -30,6 +30,9 @@ MAX_DEPTH = 100
 
 CUT_MARK = "… [cut]"
 
+_EARLIEST = datetime.min.replace(microsecond=1, tzinfo=UTC)
+_LATEST = datetime.max.replace(microsecond=999_998, tzinfo=UTC)
+
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _new_tuple = tuple.__new__
 
@@ -133,8 +136,11 @@ def readable_batch_id(event: Mapping[str, Any]) -> str | None:
 
 
 def parse_time(text: str) -> datetime:
-    """An RFC 3339 time with zone as UTC. Raises ValueError or OverflowError where there is no such moment."""
-    return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    """An RFC 3339 time with zone as UTC. Raises ValueError or OverflowError where there is no such moment.
+
+    The calendar's ends (0001-01-01T00:00:00Z is Go's "no time") move by a microsecond: asyncpg has them for infinities.
+    """
+    return min(max(datetime.fromisoformat(text.upper()).astimezone(UTC), _EARLIEST), _LATEST)
 
 
 def cut(text: str, limit: int) -> str:
