@@ -178,6 +178,14 @@ def test_two_spellings_of_one_moment_are_one() -> None:
     assert {parse_time(text) for text in moments} == {NOW}
 
 
+def test_the_calendars_ends_are_not_what_asyncpg_has_for_infinities() -> None:
+    """Go writes 0001-01-01T00:00:00Z where it has no time; stored as an infinity it comes back as another value."""
+    earliest, latest = parse_time("0001-01-01T00:00:00Z"), parse_time("9999-12-31T23:59:59.999999Z")
+    assert earliest.replace(tzinfo=None) != datetime.min
+    assert latest.replace(tzinfo=None) != datetime.max
+    assert (earliest.year, latest.year) == (1, 9999)
+
+
 # --- homes -------------------------------------------------------------------------------------------------------
 
 # Source: org.apache.kafka.common.utils.UtilsTest, testMurmur2.

@@ -1,0 +1,310 @@
+"""Statements on a real PostgreSQL: the compare-and-set under races, plans that never scan, rows that come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+
+from migrations.run import migrate
+from rollcall.settings import Settings
+from store import batches, items, outbox, positions
+from store.connection import Connection
+from store.positions import LostRaceError
+from store.rows import Batch, ItemRow, OutboxRow, Position
+from streams.decoding import parse_time
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, 1_000, UTC)
+TOPIC = "rollcall.events"
+
+
+def item(item_id: str, status: str = "succeeded", batch_id: str = "b", **fields: Any) -> ItemRow:
+    plain = ItemRow(batch_id, item_id, status, 1, 0, 5, NOW, *[None] * 10)
+    return plain._replace(**fields)
+
+
+@pytest.fixture
+async def connection(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection as a worker's: with generic plans."""
+    await migrate(settings.database_url, settings.database_schema)
+    opened = await settings.database().connect("test", plan_cache_mode="force_generic_plan")
+    yield opened
+    await opened.close()
+
+
+# --- positions ---------------------------------------------------------------------------------------------------
+
+
+def to(partition: int, offset: int) -> Position:
+    return Position(partition, offset, offset - 1, 1_000, 77, {3: 9})
+
+
+async def test_positions_move_on_from_where_they_are_expected(connection: Connection) -> None:
+    await positions.create(connection, TOPIC, {0: 0, 1: 100})
+    await positions.create(connection, TOPIC, {0: 55})
+    await positions.compare_and_set(connection, TOPIC, [(0, to(0, 10)), (100, to(1, 120))])
+    assert await positions.load(connection, TOPIC, [0, 1, 2]) == {0: to(0, 10), 1: to(1, 120)}
+
+
+async def test_a_wrong_expectation_of_one_partition_moves_none(connection: Connection) -> None:
+    await positions.create(connection, TOPIC, {0: 0, 1: 100})
+    with pytest.raises(LostRaceError, match="1 of 2 positions have moved on"):
+        async with connection.transaction():
+            await positions.compare_and_set(connection, TOPIC, [(0, to(0, 10)), (99, to(1, 120))])
+    stored = await positions.load(connection, TOPIC, [0, 1])
+    assert {partition: each.next_offset for partition, each in stored.items()} == {0: 0, 1: 100}
+
+
+async def test_a_position_that_was_never_created_is_a_lost_race(connection: Connection) -> None:
+    with pytest.raises(LostRaceError):
+        await positions.compare_and_set(connection, TOPIC, [(0, to(0, 10))])
+
+
+async def test_of_many_that_race_for_a_position_exactly_one_wins_each_step(
+    connection: Connection, settings: Settings
+) -> None:
+    await positions.create(connection, TOPIC, dict.fromkeys(range(4), 0))
+    racers = [await settings.database().connect(f"racer {n}") for n in range(8)]
+    wins: list[tuple[int, int]] = []
+
+    async def race(number: int, racer: Connection, step: int) -> None:
+        advances = [(step, to(partition, step + 1)) for partition in range(4)]
+        if number % 2:
+            advances.reverse()
+        try:
+            async with racer.transaction():
+                await positions.compare_and_set(racer, TOPIC, advances)
+                await racer.execute("SELECT pg_sleep(0.001)")
+        except LostRaceError:
+            return
+        wins.append((step, number))
+
+    try:
+        for step in range(20):
+            await asyncio.gather(*(race(number, racer, step) for number, racer in enumerate(racers)))
+    finally:
+        for racer in racers:
+            await racer.close()
+    assert [step for step, _ in wins] == list(range(20))
+
+
+async def test_known_offsets_of_output_topics_never_move_back(connection: Connection) -> None:
+    for offset in (5, 9, 7):
+        await positions.note_known(connection, "out", {0: offset})
+    assert (await positions.load(connection, "out", [0]))[0].next_offset == 9
+
+
+async def test_the_partition_count_found_first_stays(connection: Connection) -> None:
+    assert [await positions.fix_partition_count(connection, TOPIC, found) for found in (4, 12, 4)] == [4, 4, 4]
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+async def test_item_rows_come_back_as_they_went_in_by_copy_and_by_upsert(connection: Connection) -> None:
+    rows = [
+        item("plain"),
+        item(
+            *("full", "failed"),
+            attempt=2**31 - 1,
+            generation=3,
+            version=2**63 - 1,
+            effect="updated",
+            duration_ms=0.1,
+            message='m\\N\t\n"é😀',
+            error_code="E",
+            error_message="",
+            stack_trace="x" * 16_384,
+            output='{"ü":[1,null,1e308]}',
+            metrics='{"m":0.1}',
+            worker="w",
+            occurred_at=parse_time("0001-01-01T00:00:00Z"),
+        ),
+        item("😀" * 200, "skipped", batch_id="項" * 200, occurred_at=parse_time("9999-12-31T23:59:59.999999Z")),
+        item("early", "retrying", received_at=datetime(1970, 1, 1, tzinfo=UTC), duration_ms=5e-324),
+        item("zero", "partial", duration_ms=0.0, effect="created", message="", output="null", metrics="{}", worker=""),
+        *[item(f"n{number:04d}", version=number, worker=f"w{number % 3}") for number in range(1_203)],
+    ]
+    keys = [row[:2] for row in rows]
+    written = {(row.batch_id, row.item_id): row for row in rows}
+    async with connection.transaction():
+        await items.copy_new(connection, sorted(rows, key=lambda row: row[:2]))
+    found = await items.load(connection, keys)
+    assert {(batch, name): row for batch, part in found.items() for name, row in part.items()} == written
+    await items.upsert(connection, rows)
+    await items.upsert_late(connection, rows)
+    late = await items.load_late(connection, keys)
+    assert {(batch, name): row for batch, part in late.items() for name, row in part.items()} == written
+
+
+async def test_copying_an_item_that_is_there_already_fails(connection: Connection) -> None:
+    await items.copy_new(connection, [item("x")])
+    with pytest.raises(asyncpg.UniqueViolationError):
+        async with connection.transaction():
+            await items.copy_new(connection, [item("w"), item("x")])
+    assert await connection.fetchval("SELECT count(*) FROM item_results") == 1
+
+
+@pytest.mark.parametrize(
+    "unstorable",
+    [
+        {"message": "a\x00b"},
+        {"message": "\ud800"},
+        {"output": "{"},
+        {"output": '{"a":'},
+        {"version": 2**63},
+        {"attempt": 2**31},
+    ],
+    ids=repr,
+)
+async def test_what_postgresql_cannot_hold_is_found_and_leaves_nothing_behind(
+    connection: Connection, unstorable: dict[str, Any]
+) -> None:
+    async with connection.transaction():
+        assert await items.why_unstorable(connection, item("x", **unstorable))
+        assert await items.why_unstorable(connection, item("y")) is None
+        assert await connection.fetchval("SELECT count(*) FROM item_results") == 0
+
+
+@pytest.mark.parametrize("unstorable", [{"message": "a\x00b"}, {"message": "\ud800"}, {"output": "{"}], ids=repr)
+async def test_copy_refuses_what_cannot_be_held_as_the_flusher_expects_it(
+    connection: Connection, unstorable: dict[str, Any]
+) -> None:
+    with pytest.raises((asyncpg.DataError, UnicodeEncodeError, OverflowError)):
+        async with connection.transaction():
+            await items.copy_new(connection, [item("w"), item("x", **unstorable)])
+    assert await connection.fetchval("SELECT count(*) FROM item_results") == 0
+
+
+async def test_batches_come_back_as_they_went_in_and_keep_their_publication(connection: Connection) -> None:
+    final = Batch("b", 3, "finalized", "completed", "all_items_in", 1, finalized_at=NOW, decided_offset=9, sealed=True)
+    final.metadata, final.policy, final.name = '{"b":1, "a":[1.50]}', "{}", "n"
+    final.opened_at, final.duplicates = NOW, 2**40
+    final.deadline_at = parse_time("9999-12-31T23:59:59.999999Z")
+    await batches.write(connection, [final, Batch("a", 0)])
+    assert await batches.load(connection, ["a", "b", "c"]) == {"a": Batch("a", 0), "b": final}
+    await batches.mark_published(connection, [("b", 2, NOW), ("a", 1, NOW)])
+    assert await connection.fetchval("SELECT count(published_at) FROM batches") == 0
+    await batches.mark_published(connection, [("b", 1, NOW)])
+    final.late = 1
+    await batches.write(connection, [final])
+    assert await connection.fetchval("SELECT published_at FROM batches WHERE batch_id = 'b'") == NOW
+
+
+async def test_an_event_known_already_stays_as_it_is(connection: Connection) -> None:
+    event = OutboxRow("batch.finalized/b/1", "finalized", "b", 1, '{"first":1}', "{}")
+    await outbox.insert(connection, [event])
+    await outbox.insert(connection, [event._replace(value='{"second":1}')])
+    [(found, said)] = await outbox.unpublished(connection, 10)
+    assert (found.value, said) == ('{"first":1}', False)
+    published = outbox.PublishedEvent(event.id, "finalized", "b", 1, NOW, 0, 5)
+    await outbox.mark_published(connection, [published])
+    assert await outbox.unpublished(connection, 10) == []
+    await outbox.insert(connection, [event])
+    assert await outbox.unpublished(connection, 10) == []
+
+
+async def test_a_revision_not_above_the_highest_published_one_counts_as_said(connection: Connection) -> None:
+    events = [OutboxRow(f"batch.finalized/b/{n}", "finalized", "b", n, "{}", "{}") for n in (1, 2, 3)]
+    await outbox.insert(connection, events)
+    await outbox.mark_published(
+        connection, [outbox.PublishedEvent("batch.finalized/b/2", "finalized", "b", 2, NOW, 0, 5)]
+    )
+    assert [(row.revision, said) for row, said in await outbox.unpublished(connection, 10)] == [(1, True), (3, False)]
+
+
+# --- plans -------------------------------------------------------------------------------------------------------
+
+
+def nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for inner in plan.get("Plans", ()) for node in nodes(inner))]
+
+
+async def plan_of(connection: Connection, query: str, *parameters: str) -> list[dict[str, Any]]:
+    """The nodes of a statement's generic plan, as a worker's connection gets it."""
+    await connection.execute(f"PREPARE planned AS {query}")
+    try:
+        explained = await connection.fetchval(f"EXPLAIN (FORMAT JSON) EXECUTE planned({', '.join(parameters)})")
+    finally:
+        await connection.execute("DEALLOCATE planned")
+    return nodes(json.loads(explained)[0]["Plan"])
+
+
+def scanned(plan: list[dict[str, Any]]) -> set[str]:
+    return {node["Relation Name"] for node in plan if node["Node Type"] == "Seq Scan"}
+
+
+def indexes(plan: list[dict[str, Any]]) -> set[str]:
+    return {node["Index Name"] for node in plan if "Index Name" in node}
+
+
+@pytest.fixture
+async def filled(connection: Connection) -> Connection:
+    """A few thousand rows in every table, as they lie after a while."""
+    await connection.execute("""
+        INSERT INTO item_results (version, received_at, attempt, generation, batch_id, item_id, status)
+        SELECT i, now(), 1, 0, 'b' || b, 'i' || i, CASE WHEN i % 50 = 0 THEN 'failed' ELSE 'succeeded' END
+        FROM generate_series(1, 20) b, generate_series(1, 1000) i;
+        INSERT INTO late_results SELECT * FROM item_results WHERE version < 200;
+        INSERT INTO expected_items SELECT 'b' || b, 'i' || i FROM generate_series(1, 20) b, generate_series(1, 1010) i;
+        INSERT INTO outbox (id, channel, batch_id, revision, value, published_at)
+        SELECT 'e' || i, 'finalized', 'b' || i, 1, '{}', CASE WHEN i < 4990 THEN now() END
+        FROM generate_series(1, 5000) i;
+        INSERT INTO dead_letters (topic, partition, record_offset, appended_at, reason, message, headers, published_at)
+        SELECT 't', 0, i, now(), 'r', 'm', '[]', CASE WHEN i < 4990 THEN now() END FROM generate_series(1, 5000) i;
+        INSERT INTO batches (batch_id, partition, state, sealed)
+        SELECT 'b' || i, 0, 'pending', false FROM generate_series(1, 5000) i;
+        ANALYZE""")
+    return connection
+
+
+@pytest.mark.parametrize(
+    ("query", "table"),
+    [
+        (items._REGISTERS["item_results"], "item_results"),
+        (items._REGISTERS["late_results"], "late_results"),
+        (items._ON_MANIFEST, "expected_items"),
+    ],
+    ids=["registers", "late registers", "on manifest"],
+)
+async def test_looking_up_items_never_scans(filled: Connection, query: str, table: str) -> None:
+    plan = await plan_of(filled, query, "'{b1,b2}'", "'{i1,i2}'")
+    assert scanned(plan) == set()
+    assert indexes(plan) == {f"{table}_pkey"}
+
+
+async def test_failed_ids_come_from_the_partial_index(filled: Connection) -> None:
+    plan = await plan_of(filled, items._FAILED.replace("$2", "$2::int8"), "'{b1,b2}'", "100")
+    assert scanned(plan) == set()
+    assert indexes(plan) == {"item_results_failed"}
+    failed = await items.failed_ids(filled, ["b1", "b2", "none"], 3)
+    assert failed == {"b1": ["i100", "i1000", "i150"], "b2": ["i100", "i1000", "i150"]}
+
+
+async def test_missing_ids_never_scan_the_results(filled: Connection) -> None:
+    plan = await plan_of(filled, items._MISSING.replace("$2", "$2::int8"), "'{b1,b2}'", "100")
+    assert scanned(plan) == set()
+    assert indexes(plan) <= {"expected_items_pkey", "item_results_pkey"}
+    assert await items.missing_ids(filled, ["b1"], 3) == {"b1": ["i1001", "i1002", "i1003"]}
+
+
+async def test_loading_batches_never_scans(filled: Connection) -> None:
+    plan = await plan_of(filled, batches._LOAD, "'{b1,b2}'")
+    assert scanned(plan) == set()
+
+
+async def test_the_relay_finds_what_is_unpublished_by_its_partial_index(filled: Connection) -> None:
+    events = await plan_of(filled, outbox._UNPUBLISHED.replace("$1", "$1::int8"), "1000")
+    assert scanned(events) == set()
+    assert indexes(events) == {"outbox_unpublished", "outbox_revisions"}
+    letters = await plan_of(filled, outbox._UNPUBLISHED_DEAD_LETTERS.replace("$1", "$1::int8"), "1000")
+    assert scanned(letters) == set()
+    assert indexes(letters) == {"dead_letters_unpublished"}
+    assert len(await outbox.unpublished(filled, 1_000)) == 11
