@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from schemas.dead_letters import Reason, Refused
 from store.rows import Batch
 from streams.decoding import decode
 
+Tell = Callable[[], Disposition]
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -175,7 +177,8 @@ def test_chunks_add_to_the_manifest_until_it_is_sealed(told: Told) -> None:
 
 def test_ids_for_a_batch_with_a_total_are_refused(told: Told) -> None:
     told.opened(total_items=3, sealed=False)
-    for tell in (lambda: told.expected("x"), lambda: told.opened(item_ids=["x"])):
+    tells: list[Tell] = [lambda: told.expected("x"), lambda: told.opened(item_ids=["x"])]
+    for tell in tells:
         with pytest.raises(Refused) as refused:
             tell()
         assert "total" in refusal_of(refused)
@@ -184,7 +187,8 @@ def test_ids_for_a_batch_with_a_total_are_refused(told: Told) -> None:
 
 def test_a_total_for_a_batch_with_a_manifest_is_refused(told: Told) -> None:
     told.opened(item_ids=["x"], sealed=False)
-    for tell in (lambda: told.sealed(total_items=1), lambda: told.opened(total_items=1)):
+    tells: list[Tell] = [lambda: told.sealed(total_items=1), lambda: told.opened(total_items=1)]
+    for tell in tells:
         with pytest.raises(Refused) as refused:
             tell()
         assert "manifest" in refusal_of(refused)
@@ -194,7 +198,8 @@ def test_a_total_for_a_batch_with_a_manifest_is_refused(told: Told) -> None:
 def test_sealing_without_total_or_manifest_is_refused_and_changes_nothing(told: Told) -> None:
     told.opened(name="n")
     before = (told.batch.sealed, told.batch.name)
-    for tell in (told.sealed, lambda: told.opened(sealed=True, name="other")):
+    tells: list[Tell] = [told.sealed, lambda: told.opened(sealed=True, name="other")]
+    for tell in tells:
         with pytest.raises(Refused) as refused:
             tell()
         assert "sealed without" in refusal_of(refused)
@@ -208,7 +213,8 @@ def test_lifecycle_on_a_finalized_batch_changes_nothing_even_what_would_be_refus
     told.opened(total_items=0)
     assert told.batch.outcome == "completed"
     before = repr(told.batch)
-    for tell in (lambda: told.opened(item_ids=["x"]), lambda: told.expected("x"), told.sealed):
+    tells: list[Tell] = [lambda: told.opened(item_ids=["x"]), lambda: told.expected("x"), told.sealed]
+    for tell in tells:
         assert tell() is Disposition.NO_EFFECT
     assert repr(told.batch) == before
 

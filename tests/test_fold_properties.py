@@ -159,14 +159,14 @@ def assert_as_modelled(batch: Batch, registers: Registers, refused: list[int], l
     assert batch.missing == (counts["missing"] or 0)
     if wanted.finalized is not None:
         rows = registers.items.values()
-        event = finalized_event(
+        said = finalized_event(
             batch,
             TOPICS,
             failed_item_ids=sorted(row.item_id for row in rows if row.status == "failed"),
             missing_item_ids=sorted(registers.manifest - {row.item_id for row in rows if row.status != RETRYING}),
             traceparent=None,
         )
-        assert wanted.finalized.contradictions(json.loads(event.value)) == []
+        assert wanted.finalized.contradictions(json.loads(said.value)) == []
 
 
 def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:

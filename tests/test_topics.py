@@ -1,0 +1,123 @@
+"""Topics: made as the design says, checked where they are there already."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from structlog.testing import capture_logs
+
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from streams.topics import UnusableTopicError, ensure_topics, wanted
+from tests.harness.topics import create_topic
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+DAYS_30 = str(30 * 24 * 3600 * 1000)
+
+
+@pytest.fixture
+def topics(settings: Settings) -> Topics:
+    return Topics(settings.topic_prefix)
+
+
+@pytest.fixture
+async def admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    client = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await client.start()
+    yield client
+    await client.close()
+
+
+async def settings_of(admin: AIOKafkaAdminClient, topic: str) -> dict[str, str]:
+    [response] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    [(code, _, _, _, entries)] = response.resources
+    assert code == 0
+    return {entry[0]: entry[1] for entry in entries}
+
+
+async def partitions_of(admin: AIOKafkaAdminClient, topic: str) -> int:
+    [described] = await admin.describe_topics([topic])
+    return len(described["partitions"])
+
+
+async def test_missing_topics_are_created_with_the_designs_settings(
+    settings: Settings, topics: Topics, admin: AIOKafkaAdminClient
+) -> None:
+    assert await ensure_topics(settings.kafka_connection(), topics) == 12
+    assert await partitions_of(admin, topics.events) == 12
+    events = await settings_of(admin, topics.events)
+    for name, value in {
+        "message.timestamp.type": "LogAppendTime",
+        "cleanup.policy": "delete",
+        "retention.ms": DAYS_30,
+        "max.message.bytes": str(1024 * 1024),
+    }.items():
+        assert events[name] == value
+    policies = {}
+    for topic in (topics.finalized, topics.summaries, topics.alerts, topics.requests, topics.dead_letters):
+        found = await settings_of(admin, topic)
+        policies[topic] = found["cleanup.policy"]
+        assert found["message.timestamp.type"] == "LogAppendTime"
+    assert list(policies.values()) == ["compact", "compact", "delete", "delete", "delete"]
+    assert (await settings_of(admin, topics.dead_letters))["max.message.bytes"] == str(2 * 1024 * 1024)
+
+
+async def test_a_second_time_nothing_is_done_and_nothing_said(settings: Settings, topics: Topics) -> None:
+    await ensure_topics(settings.kafka_connection(), topics)
+    with capture_logs() as logs:
+        assert await ensure_topics(settings.kafka_connection(), topics) == 12
+    assert logs == []
+
+
+async def test_a_topic_that_is_there_keeps_its_partitions(settings: Settings, topics: Topics) -> None:
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=5)
+    assert await ensure_topics(settings.kafka_connection(), topics) == 5
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete"])
+async def test_a_compacted_input_topic_is_refused(settings: Settings, topics: Topics, policy: str) -> None:
+    await create_topic(settings.bootstrap_servers, topics.events, configs={"cleanup.policy": policy})
+    with pytest.raises(UnusableTopicError, match=f"{topics.events} is compacted.*set cleanup.policy=delete"):
+        await ensure_topics(settings.kafka_connection(), topics)
+
+
+async def test_what_is_set_otherwise_is_said_with_what_it_costs(settings: Settings, topics: Topics) -> None:
+    bootstrap = settings.bootstrap_servers
+    await create_topic(bootstrap, topics.events, configs={"message.timestamp.type": "CreateTime"})
+    await create_topic(bootstrap, topics.finalized, configs={"cleanup.policy": "delete"})
+    await create_topic(bootstrap, topics.dead_letters, configs={"max.message.bytes": "1000000"})
+    with capture_logs() as logs:
+        await ensure_topics(settings.kafka_connection(), topics)
+    said = {
+        (line["topic"], line["setting"]): (line["is_"], line["wanted"], line["cost"])
+        for line in logs
+        if line["log_level"] == "warning"
+    }
+    assert said.keys() == {
+        (topics.events, "message.timestamp.type"),
+        (topics.finalized, "cleanup.policy"),
+        (topics.dead_letters, "max.message.bytes"),
+    }
+    assert said[topics.events, "message.timestamp.type"] == (
+        "CreateTime",
+        "LogAppendTime",
+        "times of batches are then the producers' clocks, which may be wrong",
+    )
+
+
+async def test_larger_dead_letters_than_wanted_are_no_reason_to_warn(settings: Settings, topics: Topics) -> None:
+    await create_topic(settings.bootstrap_servers, topics.dead_letters, configs={"max.message.bytes": "8000000"})
+    with capture_logs() as logs:
+        await ensure_topics(settings.kafka_connection(), topics)
+    assert [line for line in logs if line["log_level"] == "warning"] == []
+
+
+async def test_all_topics_of_an_installation_begin_with_its_prefix() -> None:
+    topics = Topics("my-team.")
+    assert all(name.startswith("my-team.") for name in wanted(topics))
+    assert topics.consumer_group == "my-team.workers"
+    assert topics.source == "/my-team"
