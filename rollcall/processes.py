@@ -4,12 +4,15 @@ import asyncio
 import gc
 import signal
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import asyncpg
 import structlog
 import uvloop
-from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from migrations.version import WrongSchemaError, check
+from rollcall.reaching import ServerError, naming
 from rollcall.readiness import announce
 from rollcall.settings import Settings
 from rollcall.supervisor import REFUSED
@@ -33,22 +36,20 @@ FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError)
 
 def run_worker(settings: Settings, slot: str) -> int:
     """Run one worker until SIGTERM or SIGINT; returns the exit code."""
-    return _run(lambda stop: _worker(settings, slot, stop))
+    return _run(settings, lambda topics, partitions, stop: _worker(settings, topics, partitions, slot, stop))
 
 
 def run_relay(settings: Settings) -> int:
     """Run the relay until SIGTERM or SIGINT; returns the exit code."""
-    return _run(lambda stop: _relay(settings, stop))
+    return _run(settings, lambda topics, _, stop: _relay(settings, topics, stop))
 
 
-async def _worker(settings: Settings, slot: str, stop: asyncio.Event) -> None:
-    topics = Topics(settings.topic_prefix)
-    homes = Homes(await _prepared(settings, topics))
+async def _worker(settings: Settings, topics: Topics, partitions: int, slot: str, stop: asyncio.Event) -> None:
     intake = Intake(
         settings.kafka_connection(),
         settings.database(),
         topics,
-        homes,
+        Homes(partitions),
         slot=slot,
         max_records=settings.max_records,
         batch_timeout_ms=settings.batch_timeout_ms,
@@ -59,66 +60,86 @@ async def _worker(settings: Settings, slot: str, stop: asyncio.Event) -> None:
     await intake.run(stop, announce)
 
 
-async def _relay(settings: Settings, stop: asyncio.Event) -> None:
-    topics = Topics(settings.topic_prefix)
-    await _prepared(settings, topics)
+async def _relay(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
     await relay.run(settings.kafka_connection(), settings.database(), topics, stop, announce)
 
 
 async def _prepared(settings: Settings, topics: Topics) -> int:
-    """Topics exist, the schema is this version's; returns the partition count that fixes every batch's home."""
+    """Topics exist, the schema is this version's; returns the partition count that fixes every batch's home.
+
+    Waits for servers that are away. Raises UnusableTopicError, WrongSchemaError and what else no waiting mends.
+    """
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception(may_pass),
+        retry=retry_if_exception(lambda error: may_pass(error.__cause__ or error)),
         wait=wait_exponential_jitter(initial=0.2, max=5.0),
         before_sleep=_report,
         reraise=True,
     ):
         with attempt:
-            connection = await settings.database().connect("start-up")
+            with naming(settings, "PostgreSQL"):
+                connection = await settings.database().connect("start-up")
             try:
-                await check(connection, settings.database_schema)
-                found = await ensure_topics(settings.kafka_connection(), topics)
-                return await positions.fix_partition_count(connection, topics.events, found)
+                with naming(settings, "PostgreSQL"):
+                    await check(connection, settings.database_schema)
+                with naming(settings, "Kafka"):
+                    found = await ensure_topics(settings.kafka_connection(), topics)
+                with naming(settings, "PostgreSQL"):
+                    return await positions.fix_partition_count(connection, topics.events, found)
             finally:
                 connection.terminate()
     raise AssertionError("unreachable: attempts go on until one succeeds or raises")
 
 
-def _report(state: object) -> None:
-    error = getattr(getattr(state, "outcome", None), "exception", lambda: None)()
-    log.warning("cannot start yet, trying again", error=repr(error))
+def _report(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning(f"cannot start yet, trying again: {error}")
 
 
-def _run(role: Callable[[asyncio.Event], Awaitable[None]]) -> int:
-    async def main() -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def stopping() -> None:
-            # The second signal ends the process at once: put back what the operating system does.
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_DFL)
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopping)
-        working = asyncio.ensure_future(role(stop))
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not working.done():
-            await asyncio.wait({working}, timeout=STOP_TIMEOUT_S)
-        if stop.is_set() and not working.done():
-            log.warning("not drained in time, ending anyway; what was not committed is read again")
-            working.cancel()
-            await asyncio.wait({working}, timeout=1.0)
-            return
-        await working
-
+def _run(settings: Settings, role: Callable[[Topics, int, asyncio.Event], Awaitable[None]]) -> int:
     try:
-        uvloop.run(main())
+        uvloop.run(_until_stopped(settings, role))
     except FATAL as error:
         log.error(str(error))
         return REFUSED
+    except ServerError as error:
+        log.error(str(error))
+        return REFUSED if isinstance(error.__cause__, asyncpg.InvalidAuthorizationSpecificationError) else 1
     return 0
+
+
+async def _until_stopped(settings: Settings, role: Callable[[Topics, int, asyncio.Event], Awaitable[None]]) -> None:
+    """Prepare and run the role; a first signal lets it drain, a second one ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def stopping() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping)
+    topics = Topics(settings.topic_prefix)
+    preparing = asyncio.ensure_future(_prepared(settings, topics))
+    if not await _ended_before(preparing, stop, grace_s=0.0):
+        return
+    working = asyncio.ensure_future(role(topics, preparing.result(), stop))
+    if not await _ended_before(working, stop, grace_s=STOP_TIMEOUT_S):
+        log.warning("not drained in time, ending anyway; what was not committed is read again")
+        return
+    working.result()
+
+
+async def _ended_before(task: "asyncio.Future[Any]", stop: asyncio.Event, grace_s: float) -> bool:
+    """Wait for the task, or for ``stop`` and the time of grace; what has not ended by then is cancelled."""
+    stopped = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not task.done() and grace_s:
+        await asyncio.wait({task}, timeout=grace_s)
+    if task.done():
+        return True
+    task.cancel()
+    await asyncio.wait({task}, timeout=1.0)
+    return False

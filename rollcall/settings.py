@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     ] = 5_000
     batch_timeout_ms: Annotated[
         int, Field(ge=1, le=60_000, description="How long a worker waits for records before it looks again, in ms.")
-    ] = 100
+    ] = 10
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="The least severe log lines shown.")
@@ -85,7 +85,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
-        Database(self.database_url, self.database_schema)
+        try:
+            Database(self.database_url, self.database_schema)
+        except ValueError as error:
+            raise ValueError(f"{_variable('database_url')} or {_variable('database_schema')}: {error}") from None
         sasl = self.security_protocol.startswith("SASL")
         tls = self.security_protocol.endswith("SSL")
         if sasl and (self.sasl_username is None or self.sasl_password is None):

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -31,6 +32,10 @@ class Database:
     def __post_init__(self) -> None:
         if not self.url.startswith(_DRIVER):
             raise ValueError(f"the database URL must begin with {_DRIVER}")
+        try:
+            urlsplit(self.url).port  # noqa: B018 (it raises where it is no number)
+        except ValueError as error:
+            raise ValueError(f"the database URL is malformed: {error}") from None
         if not _SCHEMA_NAME.fullmatch(self.schema):
             raise ValueError(f"not a schema name (a-z, 0-9, _; at most 63 characters): {self.schema!r}")
 

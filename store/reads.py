@@ -198,8 +198,9 @@ async def batches(
     Raises LookupError where there is no batch ``after``.
     """
     view = batch_status.c
-    known_since = func.coalesce(view.opened_at, view.first_result_at)
-    query = _batches(events_topic).order_by(known_since.desc(), view.batch_id.desc()).limit(limit + 1)
+    # Of a batch that was only announced items, no time is known: it comes last.
+    known_since = func.coalesce(view.opened_at, view.first_result_at, view.finalized_at)
+    query = _batches(events_topic).order_by(known_since.desc().nulls_last(), view.batch_id.desc()).limit(limit + 1)
     if status is not None:
         query = query.where(view.status == status)
     if name is not None:
@@ -208,11 +209,11 @@ async def batches(
         found = (await connection.execute(select(known_since).where(view.batch_id == after))).one_or_none()
         if found is None:
             raise LookupError(after)
-        # Batches of which only the ending is known have no such time; descending order has them first.
-        further = tuple_(known_since, view.batch_id) < tuple_(found[0], after)
+        unknown = known_since.is_(None)
         if found[0] is None:
-            further = or_(and_(known_since.is_(None), view.batch_id < after), known_since.is_not(None))
-        query = query.where(further)
+            query = query.where(unknown, view.batch_id < after)
+        else:
+            query = query.where(or_(unknown, tuple_(known_since, view.batch_id) < tuple_(found[0], after)))
     rows = (await connection.execute(query)).all()
     return _page([_batch_status(row, events_topic) for row in rows], limit, lambda each: each.batch_id)
 

@@ -98,7 +98,11 @@ batches = Table(
     CheckConstraint("completed_at IS NULL OR state = 'finalized'", name="completed_is_finalized"),
     CheckConstraint("published_at IS NULL OR revision > 0", name="published_has_a_revision"),
     CheckConstraint("matched <= coalesce(expected, 0)", name="matched_is_expected"),
-    Index("batches_by_opening", text("coalesce(opened_at, first_result_at) DESC"), text("batch_id DESC")),
+    Index(
+        "batches_by_opening",
+        text("coalesce(opened_at, first_result_at, finalized_at) DESC NULLS LAST"),
+        text("batch_id DESC"),
+    ),
     # Room on the page for the next counts, so that an update stays HOT.
     postgresql_with={"fillfactor": "70"},
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import ConsumerStoppedError, IllegalStateError, KafkaError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
@@ -132,11 +132,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._flusher.wake()
 
     async def _polled(self, consumer: Any) -> Any:
-        """A poll that fails on one partition (a corrupt record) drops what it took of others, their positions moved."""
+        """A poll that fails on one partition (a corrupt record) drops what it took of others, their positions moved.
+
+        FastStream repeats it after Kafka's failures; after any other its loop would end without a word.
+        """
         try:
             return await self._poll(consumer)
-        except BaseException:
+        except BaseException as error:
             self._anchors.forget()
+            if isinstance(error, Exception) and not isinstance(error, KafkaError | ConsumerStoppedError):
+                self._fail(error)
             raise
 
     async def _parse(self, records: Records) -> KafkaMessage:
@@ -157,8 +162,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             self._anchors.forget()
             if isinstance(error, KafkaError | TimeoutError):
                 log.warning("reading failed, anchoring anew", error=repr(error))
-            elif not self._failed.done():
-                self._failed.set_exception(error)
+            else:
+                self._fail(error)
         finally:
             self._reading = False
 
@@ -207,6 +212,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
                     position = await consumer.position(TopicPartition(self._topics.events, partition))
                     ends[partition] = (part[-1].offset, position)
         return ends
+
+    def _fail(self, error: Exception) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
 
     def _consumer(self) -> Any:
         consumer: Any = self._subscriber.consumer

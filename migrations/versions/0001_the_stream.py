@@ -113,7 +113,10 @@ def upgrade() -> None:
     op.create_index(
         "batches_by_opening",
         "batches",
-        [sa.literal_column("coalesce(opened_at, first_result_at) DESC"), sa.literal_column("batch_id DESC")],
+        [
+            sa.literal_column("coalesce(opened_at, first_result_at, finalized_at) DESC NULLS LAST"),
+            sa.literal_column("batch_id DESC"),
+        ],
         unique=False,
     )
     op.create_table(
