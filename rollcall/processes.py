@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import structlog
+import typer
 import uvloop
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
@@ -102,8 +103,10 @@ def _run(settings: Settings, role: Callable[[Topics, int, asyncio.Event], Awaita
         log.error(str(error))
         return REFUSED
     except ServerError as error:
-        log.error(str(error))
-        return REFUSED if isinstance(error.__cause__, asyncpg.InvalidAuthorizationSpecificationError) else 1
+        if not isinstance(error.__cause__, asyncpg.InvalidAuthorizationSpecificationError):
+            raise
+        typer.echo(f"rollcall: {error}", err=True)
+        return REFUSED
     return 0
 
 

@@ -18,6 +18,7 @@ from sqlalchemy import text
 from migrations.run import migrate
 from rollcall.rendering import ColumnStyle, column_widths, showable
 from rollcall.settings import Settings
+from rollcall.supervisor import REFUSED
 from schemas.topics import Topics
 from store import reads
 from tests.harness.commands import argv, environment, rollcall
@@ -120,7 +121,7 @@ async def test_an_open_batch_is_shown_as_of_the_last_record_applied(database: Da
 async def test_the_newest_batches_come_first_page_by_page_each_once(database: Database) -> None:
     for minute in range(5):
         await database.batch(f"b{minute}", minute=minute // 2, name="odd" if minute % 2 else None, total_items=1)
-    await database.batch("ending-only", opened_at=None)
+    await database.batch("only-announced", opened_at=None)
     seen: list[str] = []
     after: list[str] = []
     while True:
@@ -129,7 +130,7 @@ async def test_the_newest_batches_come_first_page_by_page_each_once(database: Da
         if page["next"] is None:
             break
         after = ["--after", page["next"]]
-    assert seen == ["ending-only", "b4", "b3", "b2", "b1", "b0"]
+    assert seen == ["b4", "b3", "b2", "b1", "b0", "only-announced"]
     odd = await asked(database.settings, "list", "--name", "odd")
     assert [each["batch_id"] for each in odd["batches"]] == ["b3", "b1"]
     assert (await asked(database.settings, "list", "--status", "completed"))["batches"] == []
@@ -204,12 +205,16 @@ async def test_postgresql_out_of_reach_is_one_line_that_names_it_and_no_password
     )
 
 
-@pytest.mark.parametrize("command", [("batch", "list"), ("migrate",), ("worker",), ("relay",)])
-async def test_a_user_whom_postgresql_refuses_is_one_line(settings: Settings, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("command", "exit_code"), [(("batch", "list"), 1), (("migrate",), 1), (("worker",), REFUSED), (("relay",), REFUSED)]
+)
+async def test_a_user_whom_postgresql_refuses_is_one_line(
+    settings: Settings, command: tuple[str, ...], exit_code: int
+) -> None:
     _, at, rest = settings.database_url.partition("@")
     refused = settings.model_copy(update={"database_url": f"postgresql+asyncpg://nobody:secret{at}{rest}"})
     done = await rollcall(refused, *command)
-    assert (done.exit_code, done.stdout) == (1, "")
+    assert (done.exit_code, done.stdout) == (exit_code, "")
     assert done.stderr.startswith("rollcall: PostgreSQL at ")
     assert '"nobody"' in done.stderr
     assert "secret" not in done.stderr
