@@ -90,6 +90,7 @@ class Events(Channel[OutboxRow]):
     """The outbox: finalized events, alerts, requests, summaries."""
 
     name = "events"
+    poll_s = 0.01
     table = tables.outbox
 
     @override
@@ -152,6 +153,7 @@ class DeadLetters(Channel[DeadLetterRow]):
     """The table of dead letters is a queue of its own, so that a flood of them delays no finalized event."""
 
     name = "dead-letters"
+    poll_s = 0.1
     table = tables.dead_letters
 
     @override

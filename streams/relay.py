@@ -33,7 +33,6 @@ from store.failures import is_transient
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Row
 from streams.kafka import KafkaConnection
 
-POLL_S = 0.01
 ROUND = 1_000
 TRANSACTION_TIMEOUT_S = 10.0
 MAX_REQUEST_BYTES = 2 * 1024 * 1024 + 64 * 1024
@@ -153,7 +152,7 @@ class Publisher(Generic[Row]):
                         if await self._publish_round(connection, producer):
                             attempt.retry_state.attempt_number = 1
                         else:
-                            await asyncio.sleep(POLL_S)
+                            await asyncio.sleep(self._channel.poll_s)
                 finally:
                     connection.terminate()
                     if producer is not None:
