@@ -56,6 +56,8 @@ class Channel(ABC, Generic[Row]):
     """One queue from PostgreSQL to Kafka."""
 
     name: str
+    poll_s: float
+    """How long to wait, in seconds, after nothing was found to publish."""
     table: Table
 
     def __init__(self, topics: Topics) -> None:
