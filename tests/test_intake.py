@@ -65,6 +65,15 @@ class Worker:
 
         await eventually(is_anchored, message="all partitions anchored")
 
+    async def paused(self) -> None:
+        """Fetch nothing more; what was being fetched is in, and dropped."""
+        self.consumer.pause(*(self.tp(partition) for partition in range(self.partitions)))
+        fetcher = self.consumer._fetcher
+        await eventually(lambda: not fetcher._in_flight and not fetcher._records, message="no fetch in flight")
+
+    def resume(self) -> None:
+        self.consumer.resume(*(self.tp(partition) for partition in range(self.partitions)))
+
     async def counted(self, expected: dict[str, int], timeout_s: float = 30) -> None:
         connection = await self.settings.database().connect("test")
         try:
@@ -163,7 +172,7 @@ async def test_records_deleted_unread_under_a_running_worker_stop_it(settings: S
     async with working(settings) as worker:
         await produce(settings.bootstrap_servers, worker.topics.events, results("b", 5))
         await worker.counted({"b": 5})
-        worker.consumer.pause(worker.tp())
+        await worker.paused()
         await produce(settings.bootstrap_servers, worker.topics.events, results("b", 20, since=5))
         admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
         await admin.start()
@@ -171,7 +180,7 @@ async def test_records_deleted_unread_under_a_running_worker_stop_it(settings: S
             await admin.delete_records({worker.tp(): RecordsToDelete(before_offset=25)})
         finally:
             await admin.close()
-        worker.consumer.resume(worker.tp())
+        worker.resume()
         with pytest.raises(LogChangedError, match="begins at offset 25, but only what is before 5 was read"):
             await asyncio.wait_for(asyncio.shield(worker.task), 30)
 
@@ -198,10 +207,10 @@ async def test_a_poll_that_fails_on_one_partition_loses_nothing_of_another(
     messages = [message for batch_id, count in batches.items() for message in results(batch_id, count)]
     assert {home_partition(batch_id, 2) for batch_id in batches} == {0, 1}
     async with working(settings, partitions=2) as worker:
-        worker.consumer.pause(worker.tp(0), worker.tp(1))
+        await worker.paused()
         await produce(settings.bootstrap_servers, worker.topics.events, messages)
         monkeypatch.setattr(FetchResult, "getall", failing)
-        worker.consumer.resume(worker.tp(0), worker.tp(1))
+        worker.resume()
         await eventually(lambda: failures, message="a poll that failed behind another partition's records")
         await worker.counted(batches)
 
