@@ -16,6 +16,7 @@ from schemas.published import LISTED_IDS
 from schemas.topics import Topics
 from store import batches, items, outbox, positions
 from store.connection import Connection
+from store.failpoints import reach
 from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position
 
 
@@ -60,7 +61,9 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     Raises LostRaceError; asyncpg.UniqueViolationError where the optimism was wrong (roll back, apply again
     without); asyncpg.DataError where PostgreSQL can't hold a value.
     """
+    reach("cas.before")
     await positions.compare_and_set(connection, micro_batch.topics.events, micro_batch.advances)
+    reach("cas.after")
     applied = Applied(dead_letters=list(micro_batch.dead_letters))
     known = await batches.load(connection, list(micro_batch.slices))
     works = [
@@ -70,9 +73,11 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     while works:
         await _fold_round(connection, micro_batch, works, applied, optimistic)
         works = [work.behind_finalization() for work in works if work.rest]
+    reach("outbox.before")
     # An event that its topic has already (the database was begun anew) is found published.
     await batches.mark_published(connection, await outbox.insert(connection, applied.events))
     await outbox.insert_dead_letters(connection, applied.dead_letters)
+    reach("outbox.after")
     # Without anything that leaves, losing this commit in a crash loses its positions too: it is read again.
     if not applied.events and not applied.dead_letters:
         await connection.execute("SET LOCAL synchronous_commit TO OFF")
@@ -228,16 +233,20 @@ async def _write(connection: Connection, works: list[_Work], fast: list[ItemRow]
         expected += [(work.batch.batch_id, item_id) for item_id in registers.added]
     if new:
         new.sort()
+        reach("copy.before")
         await items.copy_new(connection, new)
+        reach("copy.after")
     if moved:
         await items.upsert(connection, moved)
     if late:
         await items.upsert_late(connection, late)
     if expected:
         await items.expect(connection, sorted(expected))
+    reach("batches.before")
     await batches.write(
         connection, sorted((work.batch for work in works if work.dirty), key=lambda batch: batch.batch_id)
     )
+    reach("batches.after")
 
 
 async def _finalized_events(connection: Connection, micro_batch: MicroBatch, works: list[_Work]) -> list[OutboxRow]:

@@ -1,6 +1,6 @@
 """Points at which a process under test kills itself, as a crash at that very moment would.
 
-``ROLLCALL_FAILPOINT=cas.after`` kills it with SIGKILL where it first gets there, ``cas.after:3`` where it gets there for
+``ROLLCALL_FAILPOINT=cas.after`` kills it with SIGKILL where it first gets there, ``cas.after:3`` where it does for
 the third time. Meant for tests; without the variable ``reach`` does nothing.
 """
 

@@ -20,6 +20,7 @@ from schemas.dead_letters import Reason, Refused
 from schemas.topics import Topics
 from store import items, positions
 from store.connection import Connection, Database
+from store.failpoints import reach
 from store.failures import is_transient
 from store.positions import LostRaceError
 from store.rows import ItemRow, Position
@@ -172,6 +173,7 @@ class Flusher:
             try:
                 async with connection.transaction():
                     applied = await apply(connection, reading.micro_batch, optimistic=optimistic)
+                    reach("commit.before")
             except asyncpg.UniqueViolationError:
                 if not optimistic:
                     raise
@@ -180,6 +182,7 @@ class Flusher:
             except (asyncpg.DataError, UnicodeEncodeError, OverflowError) as error:
                 await self._set_unstorable_aside(connection, reading, error)
             else:
+                reach("commit.after")
                 self._optimism.learn(met_registers=applied.met_registers)
                 return applied
 
@@ -286,7 +289,9 @@ class Flusher:
             return
         try:
             async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                reach("kafka_commit.before")
                 await consumer.commit(offsets)
+                reach("kafka_commit.after")
         except (TimeoutError, KafkaError) as error:
             log.debug("offsets not committed to Kafka", error=repr(error))
 

@@ -19,6 +19,7 @@ from faststream.kafka import KafkaBroker, KafkaMessage
 
 from schemas.topics import Topics
 from store.connection import Database
+from store.failpoints import reach
 from streams.anchoring import Anchors, check_gap
 from streams.flushing import Flusher
 from streams.kafka import KafkaConnection
@@ -36,7 +37,11 @@ log = structlog.get_logger(__name__)
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is untyped
-    """One worker's reading side. ``homes`` knows the partition count stored at the first start."""
+    """One worker's reading side. ``homes`` knows the partition count stored at the first start.
+
+    ``slot`` names a place in the installation that a restarted worker takes up again without a rebalance; no two
+    workers may share one.
+    """
 
     def __init__(
         self,
@@ -45,7 +50,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         topics: Topics,
         homes: Homes,
         *,
-        slot: str,
+        slot: str | None,
         max_records: int,
         batch_timeout_ms: int,
     ) -> None:
@@ -66,7 +71,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._broker = KafkaBroker(
             kafka.bootstrap_servers.split(","),
             security=kafka.faststream_security(),
-            client_id=f"rollcall-worker-{slot}",
+            client_id=f"rollcall-worker-{slot}" if slot else "rollcall-worker",
             consumer_only=True,
             allow_auto_create_topics=False,
             apply_types=False,
@@ -77,7 +82,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             topics.events,
             batch=True,
             group_id=topics.consumer_group,
-            group_instance_id=f"{topics.consumer_group}-{slot}",
+            group_instance_id=f"{topics.consumer_group}-{slot}" if slot else None,
             isolation_level="read_committed",
             auto_offset_reset="earliest",
             ack_policy=AckPolicy.MANUAL,
@@ -136,6 +141,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
 
         FastStream repeats it after Kafka's failures; after any other its loop would end without a word.
         """
+        reach("read.before")
         try:
             return await self._poll(consumer)
         except BaseException as error:
@@ -168,6 +174,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             self._reading = False
 
     async def _take(self, records: Records) -> None:
+        reach("read.after")
         epoch = self._anchors.epoch
         parts = [(partition, list(part)) for partition, part in groupby(records, attrgetter("partition"))]
         ends = await self._ends(parts)

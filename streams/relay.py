@@ -29,6 +29,7 @@ from migrations.version import check
 from schemas.topics import Topics
 from store import outbox, positions
 from store.connection import Connection, Database
+from store.failpoints import reach
 from store.failures import is_transient
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Row
 from streams.kafka import KafkaConnection
@@ -144,9 +145,12 @@ class Publisher(Generic[Row]):
             with attempt:
                 connection = await self._database.connect(f"relay {self._channel.name}")
                 producer: AIOKafkaProducer | None = None
+                reach("relay.start")
                 try:
                     producer = await self._fencing_producer(connection)
+                    reach("read_back.before")
                     await self._read_back(connection)
+                    reach("read_back.after")
                     while not stop.is_set():
                         # A round that worked ends the backoff: the next failure waits little again.
                         if await self._publish_round(connection, producer):
@@ -251,6 +255,7 @@ class Publisher(Generic[Row]):
             Acknowledged(row, metadata.partition, metadata.offset, now)
             for row, metadata in zip(rows, sent, strict=True)
         ]
+        reach("mark.before")
         async with connection.transaction():
             await self._channel.mark_published(connection, published)
             ends: dict[TopicPartition, int] = {}
@@ -258,6 +263,7 @@ class Publisher(Generic[Row]):
                 tp = TopicPartition(metadata.topic, metadata.partition)
                 ends[tp] = max(ends.get(tp, 0), metadata.offset + 1)
             await self._note_known(connection, ends)
+        reach("mark.after")
         return len(rows)
 
     async def _send(self, producer: AIOKafkaProducer, rows: Sequence[Row]) -> list[RecordMetadata]:
@@ -265,6 +271,7 @@ class Publisher(Generic[Row]):
         async with asyncio.timeout(TRANSACTION_TIMEOUT_S):
             await producer.begin_transaction()
             futures = []
+            reach("send.before")
             for row in rows:
                 topic, key, value, headers = self._channel.outgoing(row)
                 said = _NULL if value is None else value
@@ -273,7 +280,10 @@ class Publisher(Generic[Row]):
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
+            reach("send.after")
+            reach("relay.commit.before")
             await producer.commit_transaction()
+            reach("relay.commit.after")
         return results
 
     async def _single_out(self, connection: Connection, rows: Sequence[Row], error: KafkaError) -> None:

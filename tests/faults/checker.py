@@ -1,0 +1,425 @@
+"""The checker: folds what was acknowledged by itself, and compares it with what Rollcall made of it.
+
+    python -m tests.faults.checker --bootstrap HOST:PORT --prefix PREFIX --database URL --schema SCHEMA --sent FILE
+
+It shares no code with the product, nor its schemas: what a history means comes from the naive model, the bytes from
+plain clients. FILE is the producer's record (`tests.faults.producing`). The exit code is 0 where everything is right, 1
+with a report where it isn't. Findings:
+
+    lost             acknowledged, and its effect is nowhere
+    doubled          an event, a dead letter or a row more than once
+    early            an event before, or without, the record that completes its batch
+    contradicting    an event or a row that says something else than the log
+    never-finalized  a batch that is complete, and has no event
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+from aiokafka.partitioner import murmur2
+
+from tests.faults.producing import digest
+from tests.harness.model import Batch, Model
+from tests.harness.topics import drain, end_offsets
+
+KINDS = ("lost", "doubled", "early", "contradicting", "never-finalized")
+SHOWN = 12
+
+Row = Mapping[str, Any]
+Place = tuple[int, int]
+
+
+class LogRecord(NamedTuple):
+    """A record as a consumer sees it; `timestamp` in ms."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Mapping[str, bytes]
+
+
+class SentRecord(NamedTuple):
+    """A line of the producer's record; without a place the outcome is unknown."""
+
+    place: Place | None
+    digest: str
+    broken: str | None
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong, and where."""
+
+    kind: str
+    what: str
+
+
+@dataclass
+class Observed:
+    """All that there is to be compared. `tables` are rows by table; ids in `refused` are of events nobody can send."""
+
+    partitions: int
+    sent: Sequence[SentRecord]
+    log: Sequence[LogRecord]
+    finalized: Sequence[LogRecord]
+    dead_letters: Sequence[LogRecord]
+    tables: Mapping[str, Sequence[Row]]
+    refused: frozenset[str] = frozenset()
+
+
+@dataclass
+class History:
+    """What the log means: the fold, where each counted record was first read, and what must be a dead letter."""
+
+    model: Model = field(default_factory=Model)
+    letters: dict[Place, tuple[str, LogRecord]] = field(default_factory=dict)
+    decided_at: dict[Place, int] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """What the checker found. `latencies` are (append time of the deciding record, ms from there to the event)."""
+
+    findings: list[Finding]
+    counts: dict[str, int]
+    latencies: list[tuple[int, int]]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "found": {kind: sum(finding.kind == kind for finding in self.findings) for kind in KINDS},
+            "findings": [list(finding) for finding in self.findings[:200]],
+            "counts": self.counts,
+            "latencies": self.latencies,
+        }
+
+
+def check(observed: Observed) -> Report:
+    """Compare. Pure: all that is needed has been read."""
+    findings: list[Finding] = []
+    broken = {record.digest: record.broken for record in observed.sent if record.broken is not None}
+    findings += _log_findings(observed)
+    history = fold(observed.log, observed.partitions, broken, findings)
+    findings += _event_findings(history, observed)
+    findings += _dead_letter_findings(history, observed)
+    findings += _batch_findings(history.model, observed)
+    findings += _register_findings("item_results", observed, {b: x.registers for b, x in history.model.batches.items()})
+    findings += _register_findings("late_results", observed, {b: x.late for b, x in history.model.batches.items()})
+    expected = history.model.all_finalized()
+    homes = {batch: _home(batch.encode(), observed.partitions) for batch in expected}
+    latencies = []
+    for event in observed.finalized:
+        batch_id = (event.key or b"").decode(errors="replace")
+        if batch_id in expected:
+            decided = history.decided_at[homes[batch_id], expected[batch_id].as_of_offset]
+            latencies.append((decided, event.timestamp - decided))
+    counts = {
+        "records": len(observed.log),
+        "batches": len(history.model.batches),
+        "finalized": len(expected),
+        "events": len(observed.finalized),
+        "dead_letters": len(observed.dead_letters),
+        "unknown": sum(record.place is None for record in observed.sent),
+    }
+    return Report(findings, counts, sorted(latencies))
+
+
+# --- the log -----------------------------------------------------------------------------------------------------
+
+
+def fold(
+    log: Sequence[LogRecord], partitions: int, broken: Mapping[str, str | None], findings: list[Finding]
+) -> History:
+    """Fold what lies at home, of each forwarded record the first copy; what lies astray must have come home."""
+    history = History()
+    homes: dict[bytes, int] = {}
+    copies: set[Place] = set()
+    astray: list[LogRecord] = []
+    origins: dict[Place, LogRecord] = {}
+    for record in sorted(log):
+        if digest(record.key, record.value) in broken:
+            reason = broken[digest(record.key, record.value)] or ""
+            history.letters[record.partition, record.offset] = (reason, record)
+            continue
+        value = json.loads(record.value or b"null")
+        key = str(value["batch_id"]).encode()
+        if key not in homes:
+            homes[key] = _home(key, partitions)
+        if record.partition != homes[key]:
+            astray.append(record)
+            continue
+        place: Place = (record.partition, record.offset)
+        if (origin := _forwarded_from(record)) is not None:
+            if origin in copies:
+                continue
+            copies.add(origin)
+            place = origin
+        origins[record.partition, record.offset] = record._replace(partition=place[0], offset=place[1])
+        history.decided_at[record.partition, record.offset] = record.timestamp
+        history.model.apply(record.offset, record.timestamp, value)
+    findings += [
+        Finding("lost", f"{_at(record)} lies astray and never came home")
+        for record in astray
+        if (record.partition, record.offset) not in copies
+    ]
+    for refusal in history.model.refusals:
+        home = _home(refusal.batch_id.encode(), partitions)
+        source = origins[home, refusal.offset]
+        history.letters[source.partition, source.offset] = ("not_applicable", source)
+    return history
+
+
+def _log_findings(observed: Observed) -> Iterable[Finding]:
+    """What was acknowledged is in the log, and what is in the log was sent by somebody."""
+    held = {(record.partition, record.offset): record for record in observed.log}
+    known = {record.digest for record in observed.sent}
+    for sent in observed.sent:
+        if sent.place is not None:
+            record = held.get(sent.place)
+            if record is None:
+                yield Finding("lost", f"{_place(sent.place)} was acknowledged and is not in the log")
+            elif digest(record.key, record.value) != sent.digest:
+                yield Finding("contradicting", f"{_place(sent.place)} is not the record that was acknowledged there")
+    for record in observed.log:
+        if digest(record.key, record.value) not in known:
+            yield Finding("contradicting", f"{_at(record)} is a record that nobody sent")
+
+
+def _home(key: bytes, partitions: int) -> int:
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+def _forwarded_from(record: LogRecord) -> Place | None:
+    partition = record.headers.get("rollcall_forwarded_partition")
+    offset = record.headers.get("rollcall_forwarded_offset")
+    return None if partition is None or offset is None else (int(partition), int(offset))
+
+
+# --- what came out -----------------------------------------------------------------------------------------------
+
+
+def _event_findings(history: History, observed: Observed) -> Iterable[Finding]:
+    expected = history.model.all_finalized()
+    seen: defaultdict[str, list[LogRecord]] = defaultdict(list)
+    for event in observed.finalized:
+        seen[(event.key or b"").decode(errors="replace")].append(event)
+    for batch_id, events in seen.items():
+        for event in events:
+            where = f"event {_at(event)} of batch {batch_id}"
+            said = json.loads(event.value or b"{}")
+            final = expected.get(batch_id)
+            if final is None:
+                yield Finding("early", f"{where}: the log does not complete it")
+                continue
+            home = _home(batch_id.encode(), observed.partitions)
+            as_of = said.get("as_of") or {}
+            decided = (home, final.as_of_offset)
+            if as_of.get("partition") != home:
+                yield Finding("contradicting", f"{where}: as_of is {as_of}, decided was at {_place(decided)}")
+            elif as_of.get("offset", -1) < final.as_of_offset:
+                yield Finding("early", f"{where}: as of offset {as_of.get('offset')}, decided was at {_place(decided)}")
+            elif event.timestamp < history.decided_at[decided]:
+                yield Finding("early", f"{where}: appended before the record that decided, {_place(decided)}")
+            else:
+                yield from (Finding("contradicting", f"{where}: {line}") for line in final.contradictions(said))
+        revisions = Counter(json.loads(event.value or b"{}").get("revision") for event in events)
+        for revision, count in revisions.items():
+            if count > 1:
+                places = ", ".join(map(_at, events))
+                yield Finding("doubled", f"{count} events of batch {batch_id}, revision {revision}: {places}")
+    refused = {row["batch_id"] for row in observed.tables["outbox"] if row["refused"] is not None}
+    for batch_id, final in expected.items():
+        completed_by = _place((_home(batch_id.encode(), observed.partitions), final.as_of_offset))
+        if batch_id in observed.refused:
+            if batch_id in seen or batch_id not in refused:
+                yield Finding("contradicting", f"the event of batch {batch_id} cannot be sent and is not set aside")
+        elif batch_id not in seen:
+            yield Finding("never-finalized", f"batch {batch_id}, complete at {completed_by}")
+
+
+def _dead_letter_findings(history: History, observed: Observed) -> Iterable[Finding]:
+    seen: defaultdict[Place, list[LogRecord]] = defaultdict(list)
+    for letter in observed.dead_letters:
+        partition = letter.headers.get("rollcall_dlt_original_partition", b"-1")
+        offset = letter.headers.get("rollcall_dlt_original_offset", b"-1")
+        seen[int(partition), int(offset)].append(letter)
+    rows = {(row["partition"], row["record_offset"]): row for row in observed.tables["dead_letters"]}
+    for place, letters in seen.items():
+        if len(letters) > 1:
+            places = ", ".join(map(_at, letters))
+            yield Finding("doubled", f"{len(letters)} dead letters of {_place(place)}: {places}")
+        if place not in history.letters:
+            yield Finding("contradicting", f"dead letter {_at(letters[0])} of {_place(place)}, which is sound")
+    for place in rows.keys() - history.letters.keys():
+        yield Finding("contradicting", f"dead_letters has {_place(place)}, which is sound")
+    for place, (reason, record) in history.letters.items():
+        if place not in rows:
+            yield Finding("lost", f"{_place(place)} ({reason}) is not among dead_letters")
+        elif rows[place]["refused"] is not None:
+            continue
+        if place not in seen:
+            yield Finding("lost", f"{_place(place)} ({reason}) has no dead letter")
+            continue
+        letter = seen[place][0]
+        if (letter.key, letter.value) != (record.key, record.value):
+            yield Finding("contradicting", f"dead letter {_at(letter)} of {_place(place)} has other bytes")
+        if letter.headers.get("rollcall_dlt_reason", b"").decode() != reason:
+            yield Finding("contradicting", f"dead letter {_at(letter)} of {_place(place)} is not called {reason}")
+
+
+# --- the tables --------------------------------------------------------------------------------------------------
+
+
+def _batch_findings(model: Model, observed: Observed) -> Iterable[Finding]:
+    rows = {row["batch_id"]: row for row in observed.tables["batches"]}
+    for batch_id in rows.keys() - model.batches.keys():
+        yield Finding("contradicting", f"batches has {batch_id}, of which the log says nothing")
+    for batch_id, batch in model.batches.items():
+        home = _home(batch_id.encode(), observed.partitions)
+        if (row := rows.get(batch_id)) is None:
+            yield Finding("lost", f"batches has no {batch_id}, home partition {home}")
+            continue
+        expected = _expected_row(batch, model, home)
+        wrong = {name: (row[name], value) for name, value in expected.items() if row[name] != value}
+        if wrong:
+            differences = ", ".join(f"{name} {said!r} for {value!r}" for name, (said, value) in wrong.items())
+            yield Finding("contradicting", f"batches {batch_id}, home partition {home}: {differences}")
+        if batch.finalized and row["published_at"] is None and batch_id not in observed.refused:
+            yield Finding("never-finalized", f"batches {batch_id} is not marked as published")
+
+
+def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
+    counts, final = batch.item_counts(), batch.finalized
+    return {
+        "partition": home,
+        "state": "finalized" if final else model.status(batch.batch_id),
+        "outcome": final.outcome if final else None,
+        "finalized_by": final.finalized_by if final else None,
+        "revision": 1 if final else 0,
+        "sealed": batch.sealed,
+        "total_items": batch.total,
+        "expected": None if batch.manifest is None else len(batch.manifest),
+        "matched": len((batch.manifest or set()) & batch.answered),
+        **{name: counts[name] for name in ("succeeded", "partial", "failed", "skipped")},
+        "retrying": len(batch.registers) - len(batch.answered),
+        **batch.write_counts(),
+        "duplicates": len(batch.duplicate_offsets),
+        "late": len(batch.late),
+        "decided_offset": final.as_of_offset if final else None,
+    }
+
+
+def _register_findings(table: str, observed: Observed, expected: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
+    rows: dict[tuple[str, str], Row] = {}
+    for row in observed.tables[table]:
+        key = (row["batch_id"], row["item_id"])
+        if key in rows:
+            yield Finding("doubled", f"{table} has {key} twice")
+        rows[key] = row
+    for batch_id, items in expected.items():
+        for item_id, register in items.items():
+            held = rows.pop((batch_id, item_id), None)
+            if held is None:
+                home = _home(batch_id.encode(), observed.partitions)
+                yield Finding("lost", f"{table} has no {batch_id}/{item_id}: {_place((home, register.offset))}")
+                continue
+            said = (held["version"], held["status"], held["attempt"], held["effect"], held["error_message"])
+            error = (register.content["error"] or {}).get("message")
+            meant = (register.offset, register.status, register.attempt, register.content["effect"], error)
+            if said != meant:
+                yield Finding("contradicting", f"{table} {batch_id}/{item_id}: {said}, the log says {meant}")
+    for batch_id, item_id in rows:
+        yield Finding("contradicting", f"{table} has {batch_id}/{item_id}, of which the log says nothing")
+
+
+def _place(place: Place) -> str:
+    return f"{place[0]}@{place[1]}"
+
+
+def _at(record: LogRecord) -> str:
+    return f"{record.partition}@{record.offset}"
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+_QUERIES = {
+    "batches": "SELECT * FROM batches",
+    "item_results": "SELECT batch_id, item_id, version, status, attempt, effect, error_message FROM item_results",
+    "late_results": "SELECT batch_id, item_id, version, status, attempt, effect, error_message FROM late_results",
+    "dead_letters": "SELECT partition, record_offset, refused FROM dead_letters",
+    "outbox": "SELECT batch_id, refused FROM outbox WHERE channel = 'finalized'",
+}
+
+
+async def observe(
+    bootstrap: str, prefix: str, database: str, schema: str, sent: Sequence[SentRecord], refused: frozenset[str]
+) -> Observed:
+    """Read topics, as a read_committed consumer, and tables."""
+    partitions = len(await end_offsets(bootstrap, f"{prefix}events"))
+    log, finalized, letters = [
+        [
+            LogRecord(each.partition, each.offset, each.timestamp, each.key, each.value, dict(each.headers))
+            for each in await drain(bootstrap, f"{prefix}{topic}")
+        ]
+        for topic in ("events", "finalized", "dead-letters")
+    ]
+    connection = await asyncpg.connect(database, server_settings={"search_path": schema}, command_timeout=120)
+    try:
+        tables = {table: [dict(row) for row in await connection.fetch(query)] for table, query in _QUERIES.items()}
+    finally:
+        await connection.close()
+    return Observed(partitions, sent, log, finalized, letters, tables, refused)
+
+
+def sent_records(record: Path) -> list[SentRecord]:
+    """The producer's record."""
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    return [SentRecord(None if line[0] is None else (line[0], line[1]), line[2], line[3]) for line in lines]
+
+
+def _say(report: Report) -> None:
+    print(", ".join(f"{count} {name}" for name, count in report.counts.items()))
+    waits = sorted(wait for _, wait in report.latencies)
+    if waits:
+        print(f"latency of events: median {statistics.median(waits):.0f} ms, maximum {waits[-1]} ms")
+    for kind in KINDS:
+        found = [finding for finding in report.findings if finding.kind == kind]
+        print(f"{kind}: {len(found)}")
+        for finding in found[:SHOWN]:
+            print(f"    {finding.what}")
+        if len(found) > SHOWN:
+            print(f"    and {len(found) - SHOWN} more")
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(prog="checker", description="Hold Rollcall's output against its input.")
+    for name in ("bootstrap", "prefix", "database", "schema"):
+        arguments.add_argument(f"--{name}", required=True)
+    arguments.add_argument("--sent", required=True, type=Path)
+    arguments.add_argument("--refused", default="", help="batches whose event the topic refuses, with commas between")
+    arguments.add_argument("--json", action="store_true")
+    given = arguments.parse_args()
+    refused = frozenset(given.refused.split(",")) - {""}
+    sent = sent_records(given.sent)
+    seen = asyncio.run(observe(given.bootstrap, given.prefix, given.database, given.schema, sent, refused))
+    report = check(seen)
+    if given.json:
+        print(json.dumps(report.as_json()))
+    else:
+        _say(report)
+    return 1 if report.findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

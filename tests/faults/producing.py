@@ -1,0 +1,288 @@
+"""What upstream services publish during a round, and the record of what was sent and acknowledged.
+
+It shares no code with the product. One seed decides all messages; when each is sent depends on the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+from aiokafka.partitioner import murmur2
+from confluent_kafka import Producer
+
+from tests.harness.broken_records import BROKEN
+
+Kind = Literal["total", "manifest", "chunks"]
+
+HELD_BACK = 0.3
+"""The last part of the messages waits, but for a trickle, until the fault is over: something must flow behind it."""
+TRICKLE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One record. `partition` is a wrong one on purpose, None lets the key decide; `broken` is the reason, if it is."""
+
+    key: bytes | None
+    value: bytes | None
+    partition: int | None = None
+    broken: str | None = None
+
+
+def digest(key: bytes | None, value: bytes | None) -> str:
+    """What identifies a record's bytes in the producer's record."""
+    said = hashlib.sha1(b"-" if key is None else b"+" + key, usedforsecurity=False)
+    said.update(b"|-" if value is None else b"|+" + value)
+    return said.hexdigest()[:20]
+
+
+def home(key: bytes, partitions: int) -> int:
+    """Where Java's and aiokafka's partitioner put a key."""
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+def traffic(seed: int, results: int, partitions: int, *, prefix: str = "b") -> list[Message]:
+    """About this many results in batches of all kinds and sizes, interleaved; some late, repeated, retried or astray.
+
+    Sizes run from 0 to 5,000; every kind of announcement comes early, in the midst and behind the results; manifest
+    batches also get results for items nobody expects; one message in 500 is broken.
+    """
+    random = Random(seed)
+    timed: list[tuple[float, int, Message]] = []
+    left, number = results, 0
+    while left > 0:
+        size = min(left, random.choice((0, 1, 1, 2, 3, 10, 10, 100, 100, 300, 1_000, 5_000)))
+        left -= max(size, 1)
+        batch_id = f"{prefix}-{seed}-{number:05}"
+        number += 1
+        start = random.random() * 0.9
+        span = min(1.0 - start, 0.02 + random.random() * 0.4)
+        for moment, message in _batch(random, batch_id, size, partitions):
+            timed.append((start + span * moment, len(timed), message))
+    for broken in broken_records(random, results // 500 + 1, prefix=f"{prefix}-{seed}"):
+        timed.append((random.random(), len(timed), broken))
+    timed.sort()
+    return [message for _, _, message in timed]
+
+
+def broken_records(random: Random, count: int, *, prefix: str) -> Iterator[Message]:
+    """Records that must become dead letters, each with bytes of its own."""
+    for number in range(count):
+        value = f"{prefix}: no JSON {number}".encode()
+        if number % 50 == 0:
+            # One of the whole catalogue; where its bytes hold no id of their own it may come twice.
+            defect = random.choice(BROKEN)
+            if not defect.headers and defect.key is not None and defect.value:
+                yield Message(defect.key, defect.value, broken=defect.reason)
+                continue
+        yield Message(f"{prefix}-broken-{number % 97}".encode(), value, broken="invalid_json")
+
+
+def _batch(random: Random, batch_id: str, size: int, partitions: int) -> Iterator[tuple[float, Message]]:
+    """One batch's messages, each with its moment in 0..1."""
+    kind: Kind = random.choice(("total", "total", "manifest", "chunks"))
+    items = [f"i{n:05}" for n in range(size)]
+    announced = random.choice((0.0, 0.0, 0.0, 0.5, 0.97))
+    yield from _announcement(random, batch_id, kind, items, announced)
+    own = home(batch_id.encode(), partitions)
+    for item in items:
+        at = 0.02 + random.random() * 0.9
+        astray = random.randrange(partitions) if random.random() < 0.02 else own
+        partition = None if astray == own else astray
+        status = random.choices(("succeeded", "failed", "partial", "skipped"), (92, 4, 2, 2))[0]
+        if random.random() < 0.01:
+            yield at - 0.01, _result(batch_id, item, "retrying", 1)
+            yield at, _result(batch_id, item, status, 2, partition)
+            continue
+        effect = random.choice(("created", "updated", "unchanged", None))
+        result = _result(batch_id, item, status, 1, partition, effect)
+        yield at, result
+        if random.random() < 0.02:
+            yield at + random.random() * (1.0 - at), result
+        if random.random() < 0.003:
+            yield 1.0, _result(batch_id, item, "failed", 3)  # late, where the batch is complete by then
+    if kind != "total" and size > 1:
+        for n in range(max(1, size // 50)):
+            yield 0.02 + random.random() * 0.8, _result(batch_id, f"unexpected-{n}", "succeeded", 1)
+
+
+def _announcement(
+    random: Random, batch_id: str, kind: Kind, items: list[str], at: float
+) -> Iterator[tuple[float, Message]]:
+    about: dict[str, Any] = {"type": "batch.opened", "batch_id": batch_id, "name": f"batch {batch_id}"}
+    if random.random() < 0.2:
+        about["policy"] = {"tolerated_failure_percentage": 3}
+    if kind == "total":
+        yield at, _message(about | {"total_items": len(items)})
+    elif kind == "manifest":
+        yield at, _message(about | {"item_ids": items})
+    else:
+        yield at, _message(about | {"sealed": False})
+        for begin in range(0, len(items), 500):
+            chunk = items[begin : begin + 500]
+            yield at + 0.01, _message({"type": "batch.items_expected", "batch_id": batch_id, "item_ids": chunk})
+        if not items:
+            yield at + 0.01, _message({"type": "batch.items_expected", "batch_id": batch_id, "item_ids": []})
+        yield at + 0.02, _message({"type": "batch.sealed", "batch_id": batch_id})
+
+
+def _result(
+    batch_id: str, item: str, status: str, attempt: int, partition: int | None = None, effect: str | None = None
+) -> Message:
+    value: dict[str, Any] = {"batch_id": batch_id, "item_id": item, "status": status, "attempt": attempt}
+    if effect is not None:
+        value["effect"] = effect
+    if status == "failed":
+        value["error"] = {"code": "E42", "message": f"no such thing as {item}"}
+    return _message(value, partition)
+
+
+def _message(value: dict[str, Any], partition: int | None = None) -> Message:
+    return Message(value["batch_id"].encode(), json.dumps(value, separators=(",", ":")).encode(), partition)
+
+
+# --- sending -----------------------------------------------------------------------------------------------------
+
+
+class Flow:
+    """Sends messages in a thread of its own at a steady rate and writes down what became of each.
+
+    The record has one line of JSON a message: [partition or null, offset or null, digest, reason if it is broken]; null
+    stands for an unknown outcome.
+    """
+
+    def __init__(self, bootstrap: str, topic: str, messages: Sequence[Message], *, rate: float) -> None:
+        self._bootstrap = bootstrap
+        self._topic = topic
+        self._messages = list(messages)
+        self._rate = rate
+        self._interjected: list[Message] = []
+        self._fault_over = threading.Event()
+        self._stop = threading.Event()
+        self.begun_at = 0.0
+        self.sent = 0
+        self.paused = threading.Event()
+        self._outcomes: list[tuple[int, int] | None] = []
+        self._thread = threading.Thread(target=self._run, name="flow", daemon=True)
+        self._error: BaseException | None = None
+
+    @property
+    def share(self) -> float:
+        """How much of it is sent, 0 to 1."""
+        return self.sent / max(1, len(self._messages))
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def start(self) -> None:
+        self.begun_at = time.monotonic()
+        self._thread.start()
+
+    def interject(self, messages: Sequence[Message]) -> None:
+        """Send these next, as fast as they go, before the rest."""
+        self._interjected = list(messages)
+
+    @property
+    def has_interjected(self) -> bool:
+        """Whether all that was interjected is sent."""
+        return not self._interjected
+
+    def fault_is_over(self) -> None:
+        """Let go of what was held back."""
+        self.paused.clear()
+        self._fault_over.set()
+
+    def finish(self, record: Path) -> tuple[int, int]:
+        """Wait for the thread and write the record; returns how many were sent, and of how many nobody knows."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        with record.open("w") as file:
+            for message, outcome in zip(self._messages, self._outcomes, strict=True):
+                place = outcome or (None, None)
+                line = [*place, digest(message.key, message.value), message.broken]
+                file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        return len(self._outcomes), sum(outcome is None for outcome in self._outcomes)
+
+    def abandon(self) -> None:
+        """Send nothing more."""
+        self._stop.set()
+        self.fault_is_over()
+
+    def _run(self) -> None:
+        try:
+            self._send_all()
+        except BaseException as error:
+            self._error = error
+
+    def _send_all(self) -> None:
+        producer = Producer(
+            {
+                "bootstrap.servers": self._bootstrap,
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "partitioner": "murmur2_random",
+                "queue.buffering.max.messages": 1_000_000,
+                "message.max.bytes": 4 * 1024 * 1024,
+                "message.timeout.ms": 90_000,
+                "reconnect.backoff.max.ms": 500,
+                "log_level": 0,
+            },
+            logger=None,
+        )
+        planned, position = self._messages, 0
+        sent: list[Message] = []
+        held_back_from = int(len(planned) * (1 - HELD_BACK))
+        allowance, last = 0.0, time.monotonic()
+        while position < len(planned) and not self._stop.is_set():
+            now = time.monotonic()
+            holding = position >= held_back_from and not self._fault_over.is_set()
+            rate = 0.0 if self.paused.is_set() else self._rate * (TRICKLE if holding else 1.0)
+            allowance, last = min(allowance + rate * (now - last), self._rate / 10), now
+            interjected, self._interjected = self._interjected[:5_000], self._interjected[5_000:]
+            for message in interjected:
+                self._produce(producer, sent, message)
+            for message in planned[position : position + int(allowance)]:
+                self._produce(producer, sent, message)
+            taken = min(int(allowance), len(planned) - position)
+            position, allowance, self.sent = position + taken, allowance - taken, position + taken
+            producer.poll(0)
+            if not interjected:
+                time.sleep(0.005)
+        producer.flush(120)
+        self._messages = sent
+
+    def _produce(self, producer: Producer, sent: list[Message], message: Message) -> None:
+        number = len(sent)
+        sent.append(message)
+        self._outcomes.append(None)
+        where: dict[str, Any] = {} if message.partition is None else {"partition": message.partition}
+        while True:
+            try:
+                producer.produce(
+                    self._topic,
+                    key=message.key,
+                    value=message.value,
+                    on_delivery=partial(self._delivered, number),
+                    **where,
+                )
+                return
+            except BufferError:
+                producer.poll(0.1)
+
+    def _delivered(self, number: int, error: Any, sent: Any) -> None:
+        if error is None:
+            self._outcomes[number] = (sent.partition(), sent.offset())

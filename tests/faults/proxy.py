@@ -1,0 +1,145 @@
+"""A TCP proxy between the product and a server, which can be slow, cut, black-holed, or late."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+CHUNK = 256 * 1024
+MAX_CHUNKS_HELD = 4_096
+
+
+@dataclass(eq=False)
+class _Connection:
+    """Both directions of one connection. Bytes pass while `passing` is set."""
+
+    client: asyncio.StreamWriter
+    server: asyncio.StreamWriter
+    passing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def abort(self) -> None:
+        for writer in (self.client, self.server):
+            writer.transport.abort()
+
+
+class Proxy:
+    """Listens on 127.0.0.1:`port` for what is at 127.0.0.1:`target()`.
+
+    `delay_s` holds each piece that a client sends that long (a server that answers late). Bytes once read are
+    delivered, if late: to a server also when the client has gone, as a network does.
+    """
+
+    def __init__(self, target: Callable[[], int | None]) -> None:
+        self._target = target
+        self._connections: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._black_hole = False
+        self._refusing = False
+        self.delay_s = 0.0
+        self.port = 0
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=CHUNK)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.cut()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for connection in list(self._connections):
+            connection.abort()
+
+    def refuse(self, refusing: bool = True) -> None:
+        """Reset new connections at once, or let them pass again."""
+        self._refusing = refusing
+
+    def black_hole(self) -> None:
+        """Take connections and bytes, and deliver none."""
+        self._black_hole = True
+        self.stall()
+
+    def stall(self) -> None:
+        """Deliver nothing on the connections that there are; new ones work."""
+        for connection in self._connections:
+            connection.passing.clear()
+
+    def heal(self) -> None:
+        """Deliver everything that was held, and be a good network from here on."""
+        self._black_hole = self._refusing = False
+        self.delay_s = 0.0
+        for connection in self._connections:
+            connection.passing.set()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.transport.abort()
+            return
+        try:
+            port = self._target()
+            if port is None:
+                raise ConnectionRefusedError("the server has never run")
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port, limit=CHUNK)
+        except OSError:
+            writer.transport.abort()
+            return
+        connection = _Connection(writer, server_writer)
+        if not self._black_hole:
+            connection.passing.set()
+        self._connections.add(connection)
+        both = asyncio.gather(
+            self._pump(connection, reader, server_writer, slow=True),
+            self._pump(connection, server_reader, writer, slow=False),
+        )
+        task = asyncio.create_task(self._while_open(connection, both))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _while_open(self, connection: _Connection, both: asyncio.Future[tuple[None, None]]) -> None:
+        try:
+            with contextlib.suppress(OSError):
+                await both
+        finally:
+            self._connections.discard(connection)
+            connection.abort()
+
+    async def _pump(
+        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slow: bool
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_CHUNKS_HELD)
+
+        async def read() -> None:
+            data = b"-"
+            while data:
+                try:
+                    data = await reader.read(CHUNK)
+                except OSError:
+                    data = b""
+                await pieces.put((loop.time() + (self.delay_s if slow else 0.0), data))
+
+        reading = asyncio.create_task(read())
+        try:
+            while True:
+                due, data = await pieces.get()
+                if (wait := due - loop.time()) > 0:
+                    await asyncio.sleep(wait)
+                await connection.passing.wait()
+                if not data:
+                    # The other side has gone: what it had said is delivered, now this side may know.
+                    if writer.can_write_eof():
+                        with contextlib.suppress(OSError):
+                            writer.write_eof()
+                    return
+                writer.write(data)
+                await writer.drain()
+        finally:
+            reading.cancel()

@@ -1,0 +1,280 @@
+"""Where rounds are played: one Kafka and one PostgreSQL behind proxies, and the product on them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psutil
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
+
+from migrations.run import migrate
+from rollcall.children import Child
+from rollcall.embedded.kafka import EmbeddedKafka
+from rollcall.embedded.postgres import EmbeddedPostgres
+from rollcall.embedded.servers import free_port
+from rollcall.settings import ENV_PREFIX, Settings
+from rollcall.stack import all_assigned
+from schemas.topics import Topics
+from store.connection import Connection
+from tests.faults.proxy import Proxy
+from tests.harness.waiting import eventually
+
+PARTITIONS = 6
+
+_UNREACHABLE = (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+class ProxiedKafka(EmbeddedKafka):
+    """A broker with a second listener that is advertised at a proxy's port; forgets idle transactional ids soon."""
+
+    def __init__(self, data_dir: Path, proxy_port: int) -> None:
+        super().__init__(data_dir)
+        self._proxy_port = proxy_port
+        self.proxied_port = free_port()
+
+    def _write_properties(self) -> None:
+        super()._write_properties()
+        here = "PLAINTEXT://127.0.0.1:"
+        changed = []
+        for line in self._properties.read_text().splitlines():
+            name, _, value = line.partition("=")
+            if name == "listeners":
+                value = f"{value},PROXIED://127.0.0.1:{self.proxied_port}"
+            elif name == "advertised.listeners":
+                value = f"{value},PROXIED://127.0.0.1:{self._proxy_port}"
+            elif name == "listener.security.protocol.map":
+                value = f"{value},PROXIED:PLAINTEXT"
+            changed.append(f"{name}={value}")
+        assert any(here in line and "PROXIED" in line for line in changed)
+        changed += ["transactional.id.expiration.ms=8000"]
+        changed += ["transaction.remove.expired.transaction.cleanup.interval.ms=1000"]
+        changed += ["transaction.abort.timed.out.transaction.cleanup.interval.ms=1000"]
+        self._properties.write_text("\n".join(changed) + "\n")
+
+
+@dataclass
+class Stage:
+    """The servers of a run. Whoever plays a fault goes through the proxies, whoever watches does not."""
+
+    kafka: ProxiedKafka
+    postgres: EmbeddedPostgres
+    kafka_proxy: Proxy
+    postgres_proxy: Proxy
+    directory: Path
+
+    @property
+    def dsn(self) -> str:
+        return self.postgres.database_url.replace("postgresql+asyncpg://", "postgresql://")
+
+    async def kill_postmaster(self) -> None:
+        """SIGKILL the postmaster alone, as the kernel's out-of-memory killer would."""
+        child = self.postgres.child
+        if child is not None:
+            os.kill(child.pid, signal.SIGKILL)
+            await child.wait()
+            self.postgres.child = None
+
+
+@asynccontextmanager
+async def stage(directory: Path) -> AsyncIterator[Stage]:
+    """Servers and proxies, up."""
+    postgres = EmbeddedPostgres(directory / "postgres")
+    postgres_proxy = Proxy(lambda: postgres.port)
+    kafka_proxy = Proxy(lambda: kafka.proxied_port)
+    await asyncio.gather(postgres_proxy.start(), kafka_proxy.start())
+    kafka = ProxiedKafka(directory / "kafka", kafka_proxy.port)
+    try:
+        await asyncio.gather(postgres.start(), kafka.start())
+        yield Stage(kafka, postgres, kafka_proxy, postgres_proxy, directory)
+    finally:
+        await asyncio.gather(kafka.stop(), postgres.stop(), kafka_proxy.stop(), postgres_proxy.stop())
+
+
+@dataclass
+class Installation:
+    """The product in one round: `rollcall run`, or roles one by one where their environments differ."""
+
+    stage: Stage
+    direct: Settings
+    log: Path
+    proxied: bool = False
+    supervisor: Child | None = None
+    roles: dict[str, Child] = field(default_factory=dict)
+
+    @property
+    def topics(self) -> Topics:
+        return Topics(self.direct.topic_prefix)
+
+    async def migrate(self) -> None:
+        await migrate(self.direct.database_url, self.direct.database_schema)
+
+    async def start(self, workers: int) -> None:
+        """All of it, under the supervisor."""
+        self.supervisor = await self._spawn("run", "run", "--workers", str(workers))
+
+    async def start_role(self, name: str, *role: str, env: Mapping[str, str] | None = None) -> Child:
+        """One process of its own, kept by name."""
+        self.roles[name] = child = await self._spawn(name, *role, env=env)
+        return child
+
+    async def start_separately(self, workers: int) -> None:
+        """The same processes without a supervisor."""
+        await self.start_role("relay", "relay")
+        for slot in range(workers):
+            await self.start_worker(slot)
+
+    async def start_worker(self, slot: int, env: Mapping[str, str] | None = None) -> Child:
+        return await self.start_role(f"worker-{slot}", "worker", "--slot", f"s{slot}", env=env)
+
+    async def _spawn(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Child:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+        environment |= self._settings().environment() | dict(env or {})
+        return await Child.spawn(
+            [sys.executable, "-P", "-m", "rollcall", *command], name=name, env=environment, log=self.log
+        )
+
+    def _settings(self) -> Settings:
+        if not self.proxied:
+            return self.direct
+        return self.direct.model_copy(
+            update={
+                "bootstrap_servers": f"127.0.0.1:{self.stage.kafka_proxy.port}",
+                "database_url": self.direct.database_url.replace(
+                    f":{self.stage.postgres.port}/", f":{self.stage.postgres_proxy.port}/"
+                ),
+            }
+        )
+
+    def processes(self, role: str) -> list[psutil.Process]:
+        """The processes of a role ("worker", "relay") that run now, oldest first."""
+        found: list[psutil.Process] = []
+        if self.supervisor is not None and self.supervisor.returncode is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(self.supervisor.pid).children():
+                    with contextlib.suppress(psutil.Error):
+                        if role in process.cmdline():
+                            found.append(process)
+        for name, child in self.roles.items():
+            if name.startswith(role) and child.returncode is None:
+                found.append(psutil.Process(child.pid))
+        return sorted(found, key=lambda process: process.create_time())
+
+    async def ready(self, workers: int, timeout_s: float = 60) -> None:
+        """Wait until the workers share the partitions."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.direct.bootstrap_servers)
+        await admin.start()
+        try:
+            await eventually(lambda: all_assigned(admin, self.topics, workers), timeout_s, message="workers assigned")
+        finally:
+            await admin.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """To PostgreSQL, not through the proxy."""
+        connection = await self.direct.database().connect("fault run")
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def ends(self) -> dict[int, int]:
+        """Where the input log ends, by partition."""
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.direct.bootstrap_servers, isolation_level="read_uncommitted")
+        await consumer.start()
+        try:
+            partitions = [TopicPartition(self.topics.events, number) for number in range(PARTITIONS)]
+            found: dict[Any, int] = await consumer.end_offsets(partitions)
+            return {tp.partition: end for tp, end in found.items()}
+        finally:
+            await consumer.stop()
+
+    async def caught_up(self, ends: Mapping[int, int], timeout_s: float) -> None:
+        """Wait until all that lies before `ends` is applied, and what has come of it till then is published."""
+        deadline = time.monotonic() + timeout_s
+        await self._until(lambda connection: self._applied(connection, ends), deadline)
+        async with self.connection() as connection:
+            last = {
+                table: await connection.fetchval(f"SELECT coalesce(max(seq), 0) FROM {table}")
+                for table in ("outbox", "dead_letters")
+            }
+        await self._until(lambda connection: self._published(connection, last), deadline)
+
+    async def _until(self, condition: Any, deadline: float) -> None:
+        problem = "PostgreSQL cannot be reached"
+        while time.monotonic() < deadline:
+            try:
+                async with self.connection() as connection:
+                    while time.monotonic() < deadline:
+                        problem = await condition(connection)
+                        if not problem:
+                            return
+                        await asyncio.sleep(0.05)
+            except _UNREACHABLE as error:
+                problem = repr(error)
+                await asyncio.sleep(0.1)
+        raise TimeoutError(problem)
+
+    async def _applied(self, connection: Connection, ends: Mapping[int, int]) -> str:
+        rows = await connection.fetch(
+            "SELECT partition, next_offset FROM positions WHERE topic = $1", self.topics.events
+        )
+        stored = {row[0]: row[1] for row in rows}
+        behind = {number: (stored.get(number, 0), end) for number, end in ends.items() if stored.get(number, 0) < end}
+        return f"not applied, by partition (stored, end): {behind}" if behind else ""
+
+    async def _published(self, connection: Connection, last: Mapping[str, int]) -> str:
+        left = {
+            table: await connection.fetchval(
+                f"SELECT count(*) FROM {table} WHERE published_at IS NULL AND refused IS NULL AND seq <= $1", seq
+            )
+            for table, seq in last.items()
+        }
+        return f"not published: {left}" if any(left.values()) else ""
+
+    async def settled(self, timeout_s: float) -> None:
+        """Wait until the whole log is applied; what is forwarded meanwhile makes the log longer."""
+        deadline = time.monotonic() + timeout_s
+        ends: dict[int, int] = {}
+        while ends != (now := await self.ends()):
+            ends = now
+            await self.caught_up(ends, deadline - time.monotonic())
+
+    async def stop(self) -> float:
+        """SIGTERM; returns how long it took, in seconds. What does not end in 20 s is killed."""
+        begun = time.monotonic()
+        children = [child for child in (self.supervisor, *self.roles.values()) if child is not None]
+        for child in children:
+            child.send_signal(signal.SIGCONT)
+        await asyncio.gather(*(child.stop(20) for child in children))
+        return time.monotonic() - begun
+
+    async def left_behind(self) -> list[str]:
+        """Database sessions, and advisory locks of theirs, that have outlived the processes."""
+
+        async def sessions() -> list[str]:
+            async with self.connection() as connection:
+                rows = await connection.fetch(
+                    "SELECT application_name FROM pg_stat_activity"
+                    " WHERE application_name LIKE 'rollcall %' AND pid <> pg_backend_pid()"
+                    " AND application_name <> 'rollcall fault run'"
+                )
+                locks = await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+            return [row[0] for row in rows] + [f"{locks} advisory locks"] * bool(locks)
+
+        deadline = time.monotonic() + 3
+        while (left := await sessions()) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        return left

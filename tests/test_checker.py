@@ -1,0 +1,228 @@
+"""The fault runner's checker bites: hand-made logs with one thing wrong each."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.faults.checker import LogRecord, Observed, SentRecord, check
+from tests.faults.producing import digest, home
+
+KEY = b"batch-1"
+HOME = home(KEY, 2)
+AWAY = 1 - HOME
+
+
+def record(partition: int, offset: int, value: dict[str, Any] | bytes, **headers: bytes) -> LogRecord:
+    said = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return LogRecord(partition, offset, 1_000 * (offset + 1), KEY, said, headers)
+
+
+def result(item: str, status: str = "succeeded") -> dict[str, Any]:
+    return {"batch_id": "batch-1", "item_id": item, "status": status}
+
+
+OPENED = {"type": "batch.opened", "batch_id": "batch-1", "total_items": 2}
+ASTRAY = record(AWAY, 0, result("b"))
+BROKEN = record(AWAY, 1, b"no JSON")
+LOG = [
+    record(HOME, 0, OPENED),
+    record(HOME, 1, result("a")),
+    record(HOME, 2, result("a")),
+    ASTRAY,
+    BROKEN,
+    record(HOME, 3, result("b"), rollcall_forwarded_partition=b"%d" % AWAY, rollcall_forwarded_offset=b"0"),
+]
+FORWARDED = LOG[-1]
+EVENT = {
+    "batch_id": "batch-1",
+    "revision": 1,
+    "outcome": "completed",
+    "finalized_by": "all_items_in",
+    "item_counts": {
+        "total": 2,
+        "succeeded": 2,
+        "partial": 0,
+        "failed": 0,
+        "skipped": 0,
+        "missing": 0,
+        "unexpected": 0,
+    },
+    "write_counts": {"created": 0, "updated": 0, "unchanged": 0},
+    "error_summary": None,
+    "failed_item_ids": [],
+    "missing_item_ids": [],
+    "name": None,
+    "metadata": None,
+    "retry_of": None,
+    "opened_at": "1970-01-01T00:00:01Z",
+    "first_result_at": "1970-01-01T00:00:02Z",
+    "finalized_at": "1970-01-01T00:00:04Z",
+    "as_of": {"topic": "rollcall.events", "partition": HOME, "offset": 3},
+}
+LETTER = LogRecord(
+    0,
+    0,
+    9_000,
+    KEY,
+    b"no JSON",
+    {
+        "rollcall_dlt_original_partition": b"%d" % AWAY,
+        "rollcall_dlt_original_offset": b"1",
+        "rollcall_dlt_reason": b"invalid_json",
+    },
+)
+ITEM = {"batch_id": "batch-1", "status": "succeeded", "attempt": 1, "effect": None, "error_message": None}
+BATCH = {
+    "batch_id": "batch-1",
+    "partition": HOME,
+    "state": "finalized",
+    "outcome": "completed",
+    "finalized_by": "all_items_in",
+    "revision": 1,
+    "sealed": True,
+    "total_items": 2,
+    "expected": None,
+    "matched": 0,
+    "succeeded": 2,
+    "partial": 0,
+    "failed": 0,
+    "skipped": 0,
+    "retrying": 0,
+    "created": 0,
+    "updated": 0,
+    "unchanged": 0,
+    "duplicates": 1,
+    "late": 0,
+    "decided_offset": 3,
+    "published_at": "some time",
+}
+
+
+def event(**changes: Any) -> LogRecord:
+    return LogRecord(0, 0, 9_000, KEY, json.dumps(EVENT | changes).encode(), {})
+
+
+def all_right() -> Observed:
+    return Observed(
+        partitions=2,
+        sent=[
+            SentRecord(
+                (each.partition, each.offset),
+                digest(each.key, each.value),
+                "invalid_json" if each is BROKEN else None,
+            )
+            for each in LOG
+            if each is not FORWARDED
+        ],
+        log=LOG,
+        finalized=[event()],
+        dead_letters=[LETTER],
+        tables={
+            "batches": [BATCH],
+            "item_results": [ITEM | {"item_id": "a", "version": 1}, ITEM | {"item_id": "b", "version": 3}],
+            "late_results": [],
+            "dead_letters": [{"partition": AWAY, "record_offset": 1, "refused": None}],
+            "outbox": [{"batch_id": "batch-1", "refused": None}],
+        },
+    )
+
+
+def with_table(observed: Observed, table: str, *rows: dict[str, Any]) -> Observed:
+    return replace(observed, tables={**observed.tables, table: rows})
+
+
+def found(observed: Observed) -> list[str]:
+    return sorted({finding.kind for finding in check(observed).findings})
+
+
+def test_what_is_right_is_not_reported() -> None:
+    report = check(all_right())
+    assert report.findings == []
+    assert report.latencies == [(4_000, 5_000)]
+
+
+def test_an_unknown_outcome_may_or_may_not_appear() -> None:
+    observed = all_right()
+    unknown = [each._replace(place=None) for each in observed.sent]
+    assert found(replace(observed, sent=[*unknown, SentRecord(None, digest(KEY, b"{}"), None)])) == []
+
+
+WRONG: dict[str, tuple[str, Callable[[Observed], Observed]]] = {
+    "an acknowledged record that is not in the log": (
+        "lost",
+        lambda o: replace(o, sent=[*o.sent, SentRecord((HOME, 9), digest(KEY, b"{}"), None)]),
+    ),
+    "a record astray that never came home": ("lost", lambda o: replace(o, log=o.log[:-1], finalized=[])),
+    "a result without a row": ("lost", lambda o: with_table(o, "item_results", ITEM | {"item_id": "a", "version": 1})),
+    "a batch without a row": ("lost", lambda o: with_table(o, "batches")),
+    "a broken record without a dead letter": ("lost", lambda o: replace(o, dead_letters=[])),
+    "a broken record without a row": ("lost", lambda o: with_table(o, "dead_letters")),
+    "two events of a revision": (
+        "doubled",
+        lambda o: replace(o, finalized=[event(), event()._replace(offset=1)]),
+    ),
+    "two dead letters of a record": (
+        "doubled",
+        lambda o: replace(o, dead_letters=[LETTER, LETTER._replace(offset=1)]),
+    ),
+    "an event as of an earlier record": (
+        "early",
+        lambda o: replace(o, finalized=[event(as_of={"partition": HOME, "offset": 1})]),
+    ),
+    "an event of a batch that is not complete": (
+        "early",
+        lambda o: replace(o, log=[each for each in o.log if each not in (ASTRAY, FORWARDED)]),
+    ),
+    "an event appended before the record that decided": (
+        "early",
+        lambda o: replace(o, finalized=[event()._replace(timestamp=3_999)]),
+    ),
+    "an event as of a later record": (
+        "contradicting",
+        lambda o: replace(o, finalized=[event(as_of={"partition": HOME, "offset": 4})]),
+    ),
+    "an event with other counts": (
+        "contradicting",
+        lambda o: replace(o, finalized=[event(item_counts=EVENT["item_counts"] | {"succeeded": 3})]),  # type: ignore[operator]
+    ),
+    "a duplicate counted as a result": ("contradicting", lambda o: with_table(o, "batches", BATCH | {"succeeded": 3})),
+    "a forwarded copy counted twice": ("contradicting", lambda o: with_table(o, "batches", BATCH | {"duplicates": 2})),
+    "a register of another record": (
+        "contradicting",
+        lambda o: with_table(
+            o, "item_results", ITEM | {"item_id": "a", "version": 2}, ITEM | {"item_id": "b", "version": 3}
+        ),
+    ),
+    "a dead letter of a sound record": (
+        "contradicting",
+        lambda o: replace(o, sent=[each._replace(broken=None) for each in o.sent], log=LOG[:4] + LOG[5:]),
+    ),
+    "a batch that is complete without an event": ("never-finalized", lambda o: replace(o, finalized=[])),
+    "a batch whose event is not marked": (
+        "never-finalized",
+        lambda o: with_table(o, "batches", BATCH | {"published_at": None}),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_reported(what: str) -> None:
+    kind, spoil = WRONG[what]
+    assert kind in found(spoil(all_right()))
+
+
+def test_an_event_that_its_topic_refuses_must_be_set_aside() -> None:
+    without = replace(all_right(), finalized=[], refused=frozenset({"batch-1"}))
+    assert found(without) == ["contradicting"]
+    aside = with_table(without, "outbox", {"batch_id": "batch-1", "refused": "too large"})
+    assert found(with_table(aside, "batches", BATCH | {"published_at": None})) == []
+
+
+def test_findings_name_their_offsets() -> None:
+    observed = replace(all_right(), finalized=[event(as_of={"partition": HOME, "offset": 1})])
+    [finding] = [each for each in check(observed).findings if each.kind == "early"]
+    assert f"{HOME}@3" in finding.what
+    assert "offset 1" in finding.what
