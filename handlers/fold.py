@@ -5,10 +5,12 @@ a slice that ``is_fast`` has found to be harmless, in sums instead of steps; a p
 Both advance the batch and the registers passed in, in place.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, NamedTuple, cast
 
@@ -143,10 +145,32 @@ def _late(batch: Batch, registers: Registers, row: ItemRow) -> Disposition:
 
 def _unchanged_by(held: ItemRow, row: ItemRow) -> Disposition | None:
     """Why a result changes nothing of the register it meets; None where it does."""
-    # Content is all but generation, version and append time: fields 2, 3 and from 7 on.
-    if held[2:4] == row[2:4] and held[7:] == row[7:]:
+    if _same_content(held, row):
         return Disposition.DUPLICATE
     return Disposition.SUPERSEDED if _order(row) < _order(held) else None
+
+
+def _same_content(held: ItemRow, row: ItemRow) -> bool:
+    """Whether two results say the same: all fields but generation, version and append time."""
+    if held[2:4] != row[2:4] or held[7:13] != row[7:13] or held[15:] != row[15:]:
+        return False
+    return _same_json(held.output, row.output) and _same_json(held.metrics, row.metrics)
+
+
+def _same_json(one: str | None, other: str | None) -> bool:
+    """Whether two JSON texts are of equal values: the order of keys and how a number is written make no difference."""
+    if one == other or one is None or other is None:
+        return one == other
+    return bool(_parsed(one) == _parsed(other))
+
+
+def _parsed(text: str) -> Any:
+    # Numbers as pairs: Python takes true for 1.
+    return json.loads(text, parse_int=_number, parse_float=_number)
+
+
+def _number(text: str) -> tuple[str, Decimal]:
+    return "number", Decimal(text)
 
 
 def _order(row: ItemRow) -> tuple[int, int, bool, int]:
@@ -184,9 +208,10 @@ def _opened(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disp
     if sealed:
         _check_sealable(batch, total, ids)
     batch.opened_at = batch.opened_at or record.received_at
-    for name in ("name", "metadata", "policy", "deadline_at", "retry_of"):
+    for name in ("name", "metadata", "policy", "deadline_at"):
         setattr(batch, name, record.body.get(name))
-    batch.request_retry = record.body.get("request_retry", False)
+    batch.retry_of = record.body.get("retry_of", batch.retry_of)
+    batch.request_retry = record.body.get("request_retry", batch.request_retry)
     batch.total_items = batch.total_items if total is None else total
     batch.sealed = batch.sealed or sealed
     if ids is not None:
