@@ -124,14 +124,13 @@ def run(workers: Workers = 2) -> None:
 def worker(
     slot: Annotated[
         str | None,
-        typer.Option(help="This worker's name, the same after a restart and no other's. Default: the host's name."),
+        typer.Option(
+            help="This worker's name, the same after a restart and no other's: a restart then costs no rebalance."
+        ),
     ] = None,
 ) -> None:
     """One worker: reads results, writes them, decides when a batch is done."""
-    from rollcall.stack import default_slot
-
-    slot = slot or default_slot()
-    settings = _settings(role="worker", slot=slot)
+    settings = _settings(role="worker", **({"slot": slot} if slot else {}))
     from rollcall.processes import run_worker
     from rollcall.reaching import naming
 

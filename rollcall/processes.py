@@ -35,7 +35,7 @@ FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError)
 """What no restart mends; the message says what does."""
 
 
-def run_worker(settings: Settings, slot: str) -> int:
+def run_worker(settings: Settings, slot: str | None) -> int:
     """Run one worker until SIGTERM or SIGINT; returns the exit code."""
     return _run(settings, lambda topics, partitions, stop: _worker(settings, topics, partitions, slot, stop))
 
@@ -45,7 +45,7 @@ def run_relay(settings: Settings) -> int:
     return _run(settings, lambda topics, _, stop: _relay(settings, topics, stop))
 
 
-async def _worker(settings: Settings, topics: Topics, partitions: int, slot: str, stop: asyncio.Event) -> None:
+async def _worker(settings: Settings, topics: Topics, partitions: int, slot: str | None, stop: asyncio.Event) -> None:
     intake = Intake(
         settings.kafka_connection(),
         settings.database(),
