@@ -8,13 +8,17 @@ Headers = list[tuple[str, bytes]]
 CONTENT_TYPE_JSON = "application/json"
 
 TRACEPARENT = "traceparent"
+MAX_TRACEPARENT_CHARS = 128
+"""W3C Trace Context's has 55 today; what is carried on is bounded."""
 
 # On a record that a worker sent on to its batch's home partition: where it was first read.
 FORWARDED_PARTITION = "rollcall_forwarded_partition"
 FORWARDED_OFFSET = "rollcall_forwarded_offset"
+FORWARDED_TIMESTAMP = "rollcall_forwarded_timestamp"
+FORWARDED = frozenset({FORWARDED_PARTITION, FORWARDED_OFFSET, FORWARDED_TIMESTAMP})
 
-# Anybody can write headers: what is no partition or offset must not reach int(), which refuses 5,000 digits.
-_POSITION = re.compile(r"[0-9]{1,18}")
+# Anybody can write headers: what is none of our numbers must not reach int(), which refuses 5,000 digits.
+_NUMBER = re.compile(r"[0-9]{1,18}")
 
 DLT_TOPIC = "rollcall_dlt_original_topic"
 DLT_PARTITION = "rollcall_dlt_original_partition"
@@ -51,9 +55,19 @@ def text_of(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
     return found
 
 
+def traceparent_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
+    """The trace to carry on, where there is one of a sensible length."""
+    found = text_of(headers, TRACEPARENT)
+    return found if found is not None and len(found) <= MAX_TRACEPARENT_CHARS else None
+
+
 def forwarded_from(headers: Iterable[tuple[str, bytes]]) -> tuple[int, int] | None:
     """(partition, offset) at which a forwarded record was first read; None where it is no forward."""
-    partition, offset = text_of(headers, FORWARDED_PARTITION), text_of(headers, FORWARDED_OFFSET)
-    if partition is None or offset is None or not (_POSITION.fullmatch(partition) and _POSITION.fullmatch(offset)):
-        return None
-    return int(partition), int(offset)
+    partition, offset = number_of(headers, FORWARDED_PARTITION), number_of(headers, FORWARDED_OFFSET)
+    return None if partition is None or offset is None else (partition, offset)
+
+
+def number_of(headers: Iterable[tuple[str, bytes]], name: str) -> int | None:
+    """A header that is a partition, an offset or a timestamp; None where it is absent or anything else."""
+    text = text_of(headers, name)
+    return int(text) if text is not None and _NUMBER.fullmatch(text) else None

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -111,15 +112,22 @@ async def _check_last_records(
         for tp, records in (await consumer.getmany(*pending, timeout_ms=200, max_records=len(pending))).items():
             _check_same(tp, pending.pop(tp), records[0])
             consumer.pause(tp)
+        for tp, position in list(pending.items()):
+            if await consumer.position(tp) > cast(int, position.last_offset):
+                raise _other_log(tp, position)  # a marker now stands where a record was
 
 
 def _check_same(tp: TopicPartition, position: Position, found: ConsumerRecord[bytes, bytes]) -> None:
     expected = (position.last_offset, position.last_timestamp, position.last_checksum)
     if (found.offset, found.timestamp, checksum(found)) != expected:
-        raise LogChangedError(
-            f"{tp.topic}-{tp.partition}: the record at offset {position.last_offset} is not the one read there before:"
-            " the topic was deleted and created again, or its log was replaced."
-        )
+        raise _other_log(tp, position)
+
+
+def _other_log(tp: TopicPartition, position: Position) -> LogChangedError:
+    return LogChangedError(
+        f"{tp.topic}-{tp.partition}: the record at offset {position.last_offset} is not the one read there before:"
+        " the topic was deleted and created again, or its log was replaced."
+    )
 
 
 async def check_gap(consumer: AIOKafkaConsumer, tp: TopicPartition, expected: int) -> None:

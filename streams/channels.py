@@ -11,6 +11,7 @@ from sqlalchemy import Table
 from typing_extensions import override
 
 from handlers.finalization import rfc3339
+from schemas.events import MAX_INT
 from schemas.headers import (
     DLT_MESSAGE,
     DLT_OFFSET,
@@ -19,6 +20,7 @@ from schemas.headers import (
     DLT_TIMESTAMP,
     DLT_TOPIC,
     cloud_event,
+    number_of,
     text_of,
 )
 from schemas.published import Alert
@@ -212,19 +214,16 @@ async def _mark(connection: Connection, events: Sequence[PublishedEvent]) -> Non
 
 
 def _found_dead_letter(record: ConsumerRecord[bytes, bytes]) -> DeadLetterRow | None:
-    topic, partition = text_of(record.headers, DLT_TOPIC), text_of(record.headers, DLT_PARTITION)
-    offset, timestamp = text_of(record.headers, DLT_OFFSET), text_of(record.headers, DLT_TIMESTAMP)
-    if topic is None or None in (partition, offset, timestamp):
-        return None
-    try:
-        position, at = (int(partition or ""), int(offset or "")), append_time(int(timestamp or ""))
-    except ValueError:
+    topic, partition = text_of(record.headers, DLT_TOPIC), number_of(record.headers, DLT_PARTITION)
+    offset, timestamp = number_of(record.headers, DLT_OFFSET), number_of(record.headers, DLT_TIMESTAMP)
+    if topic is None or partition is None or offset is None or timestamp is None or partition > MAX_INT:
         return None
     original = [header for header in record.headers if not header[0].startswith("rollcall_dlt_")]
     return DeadLetterRow(
         topic,
-        *position,
-        at,
+        partition,
+        offset,
+        append_time(timestamp),
         _utf8(record.headers, DLT_REASON) or "",
         _utf8(record.headers, DLT_MESSAGE) or "",
         None,

@@ -17,7 +17,7 @@ import structlog
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import MessageSizeTooLargeError
 
-from schemas.headers import FORWARDED_OFFSET, FORWARDED_PARTITION
+from schemas.headers import FORWARDED, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
 from streams.kafka import KafkaConnection
 
 SEND_TIMEOUT_S = 30.0
@@ -121,11 +121,13 @@ def _filled(batch: Any, forwards: list[Forward]) -> tuple[Any, int]:
     count = 0
     for forward in forwards:
         record = forward.record
-        position = [(FORWARDED_PARTITION, b"%d" % record.partition), (FORWARDED_OFFSET, b"%d" % record.offset)]
-        original = [header for header in record.headers if header[0] not in (FORWARDED_PARTITION, FORWARDED_OFFSET)]
-        taken = batch.append(
-            key=record.key, value=record.value, timestamp=record.timestamp, headers=original + position
-        )
+        original = [
+            (FORWARDED_PARTITION, b"%d" % record.partition),
+            (FORWARDED_OFFSET, b"%d" % record.offset),
+            (FORWARDED_TIMESTAMP, b"%d" % record.timestamp),
+        ]
+        headers = [header for header in record.headers if header[0] not in FORWARDED] + original
+        taken = batch.append(key=record.key, value=record.value, timestamp=record.timestamp, headers=headers)
         if taken is None:
             break
         count += 1

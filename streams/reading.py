@@ -13,7 +13,7 @@ from aiokafka import ConsumerRecord
 
 from handlers.microbatch import MicroBatch, Slice
 from schemas.dead_letters import Refused
-from schemas.headers import TRACEPARENT, forwarded_from, text_of
+from schemas.headers import FORWARDED, FORWARDED_TIMESTAMP, forwarded_from, number_of, traceparent_of
 from schemas.topics import Topics, home_partition
 from store.rows import DeadLetterRow, Position
 from streams.anchoring import checksum
@@ -89,7 +89,7 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
                 if source[1] <= taken.get(source[0], -1):
                     continue  # sent again after a failure
                 taken[source[0]] = source[1]
-            if (traceparent := text_of(record.headers, TRACEPARENT)) is not None:
+            if (traceparent := traceparent_of(record.headers)) is not None:
                 traceparents[partition, record.offset] = traceparent
         try:
             decoded = decode(record.value, record.offset, received_at)
@@ -110,19 +110,23 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
 
 
 def dead_letter_of(record: ConsumerRecord[bytes, bytes], refusal: Refused) -> DeadLetterRow:
-    """The dead letter of a record; of a forwarded one, under the position at which it was first read."""
-    source = forwarded_from(record.headers) or (record.partition, record.offset)
+    """The dead letter of a record; of a forwarded one, as it was where it was first read."""
+    partition, offset, timestamp, headers = record.partition, record.offset, record.timestamp, record.headers
+    if (source := forwarded_from(headers)) is not None:
+        partition, offset = source
+        timestamp = number_of(headers, FORWARDED_TIMESTAMP) or timestamp
+        headers = [header for header in headers if header[0] not in FORWARDED]
     return DeadLetterRow(
         record.topic,
-        source[0],
-        source[1],
-        append_time(record.timestamp),
+        partition,
+        offset,
+        append_time(timestamp),
         refusal.reason.value,
         refusal.message,
         refusal.batch_id,
         record.key,
         record.value,
-        encoded_headers(record.headers),
+        encoded_headers(headers),
     )
 
 
