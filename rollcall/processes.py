@@ -72,7 +72,7 @@ async def _prepared(settings: Settings, topics: Topics) -> int:
     """
     async for attempt in AsyncRetrying(
         retry=retry_if_exception(lambda error: may_pass(error.__cause__ or error)),
-        wait=wait_exponential_jitter(initial=0.2, max=5.0),
+        wait=wait_exponential_jitter(multiplier=0.2, max=5.0),
         before_sleep=_report,
         reraise=True,
     ):

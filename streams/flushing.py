@@ -303,7 +303,7 @@ class Flusher:
 
         return AsyncRetrying(
             retry=retry_if_exception(may_pass),
-            wait=wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1),
+            wait=wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1),
             before_sleep=report,
             reraise=True,
         )

@@ -320,7 +320,7 @@ def _attempts(doing: str) -> AsyncRetrying:
 
     return AsyncRetrying(
         retry=retry_if_exception(lambda error: isinstance(error, KafkaError) or is_transient(error)),
-        wait=wait_exponential_jitter(initial=0.1, max=5.0, jitter=0.1),
+        wait=wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1),
         before_sleep=report,
         reraise=True,
     )
