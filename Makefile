@@ -22,10 +22,10 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup demo test check bench wheel
+.PHONY: help setup demo test test-faults test-soak check bench wheel
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) ## Make .venv with everything in it
 
@@ -34,6 +34,12 @@ demo: $(READY) ## Run a real job on real Kafka and PostgreSQL (ARGS=--tamper sho
 
 test: $(READY) ## Run the tests (ARGS="-k word" chooses)
 	$(BIN)/pytest $(ARGS)
+
+test-faults: $(READY) ## Kill, cut and starve it for 8 minutes, and check what came out (ARGS="--faults kill-relay --seed 7")
+	$(BIN)/python -m tests.faults --short $(ARGS)
+
+test-soak: $(READY) ## 20 rounds of each fault, 200,000 results each: hours (ARGS="--rounds 5" for fewer)
+	$(BIN)/python -m tests.faults --rounds 20 $(ARGS)
 
 check: $(READY) ## Lint, formatting, types, layers, lock file
 	$(BIN)/ruff check

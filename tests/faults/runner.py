@@ -28,8 +28,8 @@ from tests.faults.producing import Flow, Message, traffic
 from tests.faults.stage import PARTITIONS, Installation, Stage, stage
 from tests.harness.topics import create_topic
 
-RECOVERY_TIMEOUT_S = 120.0
-SETTLE_TIMEOUT_S = 120.0
+PATIENCE_S = 120.0
+"""After which what has not recovered, or settled, is stuck."""
 STOP_TIMEOUT_S = 15.0
 MAX_EVENTS_BYTES = 1024 * 1024
 
@@ -56,7 +56,9 @@ class Result:
         return f"{self.fault:<26} seed {self.seed:<10} recovered in {recovered:<7} {verdict}  {self.said}"
 
 
-async def play(stage: Stage, fault: Fault, seed: int, *, results: int, short: bool, keep: bool) -> Result:
+async def play(
+    stage: Stage, fault: Fault, seed: int, *, results: int, short: bool, keep: bool, patience_s: float
+) -> Result:
     """One round with a topic prefix and a schema of its own."""
     began = time.monotonic()
     unique = f"f{uuid.uuid4().hex[:7]}"
@@ -93,10 +95,10 @@ async def play(stage: Stage, fault: Fault, seed: int, *, results: int, short: bo
         while flow.share < moment and not flow.done:  # noqa: ASYNC110 - a thread sends
             await asyncio.sleep(0.01)
         await fault.harm(this)
-        recovery_s = await _recovered(product, problems)
+        recovery_s = await _recovered(product, problems, patience_s)
         flow.fault_is_over()
         sent, unknown = await asyncio.to_thread(flow.finish, sent_file)
-        await product.settled(SETTLE_TIMEOUT_S)
+        await product.settled(patience_s)
     except (TimeoutError, AssertionError) as error:
         problems.append(f"stuck: {error}")
         flow.abandon()
@@ -137,13 +139,13 @@ def _mixed(random: Random, messages: list[Message], extra: Sequence[Message]) ->
     return messages
 
 
-async def _recovered(product: Installation, problems: list[str]) -> float | None:
+async def _recovered(product: Installation, problems: list[str], patience_s: float) -> float | None:
     """Seconds until all that was in the log at the fault's end is applied and what came of it is published."""
     begun = time.monotonic()
     try:
-        await product.caught_up(await product.ends(), RECOVERY_TIMEOUT_S)
+        await product.caught_up(await product.ends(), patience_s)
     except TimeoutError as error:
-        problems.append(f"not recovered within {RECOVERY_TIMEOUT_S:g} s: {error}")
+        problems.append(f"not recovered within {patience_s:g} s: {error}")
         return None
     return time.monotonic() - begun
 
@@ -223,7 +225,15 @@ def _rounds(faults: Sequence[Fault], rounds: int, seed: int) -> Iterator[tuple[F
 
 
 async def run(
-    faults: Sequence[Fault], *, rounds: int, seed: int, results: int, short: bool, budget_s: float, keep: Path | None
+    faults: Sequence[Fault],
+    *,
+    rounds: int,
+    seed: int,
+    results: int,
+    short: bool,
+    budget_s: float,
+    keep: Path | None,
+    patience_s: float,
 ) -> list[Result]:
     """Play all rounds, as far as the budget (seconds) goes, and print each."""
     played: list[Result] = []
@@ -237,7 +247,15 @@ async def run(
                     if time.monotonic() + longest > deadline:
                         print(f"the budget of {budget_s:g} s is spent; not played from here on: {fault.name}")
                         break
-                    result = await play(servers, fault, round_seed, results=results, short=short, keep=keep is not None)
+                    result = await play(
+                        servers,
+                        fault,
+                        round_seed,
+                        results=results,
+                        short=short,
+                        keep=keep is not None,
+                        patience_s=patience_s,
+                    )
                     played.append(result)
                     print(result.line(), *result.problems[:15], sep="\n    ", flush=True)
                     if result.problems:
@@ -273,6 +291,7 @@ def main() -> int:
     arguments.add_argument("--seed", type=int, default=0, help="default: by the clock")
     arguments.add_argument("--short", action="store_true", help="few results, one round of as many as the budget lets")
     arguments.add_argument("--budget", type=float, default=0, help="seconds after which no round begins")
+    arguments.add_argument("--patience", type=float, default=PATIENCE_S, help="seconds until a round is stuck")
     arguments.add_argument("--keep", type=Path, help="keep servers' data and logs in this directory")
     given = arguments.parse_args()
     seed = given.seed or int(time.time())
@@ -287,6 +306,7 @@ def main() -> int:
             short=given.short,
             budget_s=given.budget or (440.0 if given.short else 1e9),
             keep=given.keep,
+            patience_s=given.patience,
         )
     )
     _summary(played)
