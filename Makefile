@@ -33,7 +33,7 @@ demo: $(READY) ## Run a real job on real Kafka and PostgreSQL (ARGS=--tamper sho
 	@$(BIN)/rollcall demo $(ARGS)
 
 test: $(READY) ## Run the tests (ARGS="-k word" chooses)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 test-faults: $(READY) ## Kill, cut and starve it for 8 minutes, and check what came out (ARGS="--faults kill-relay --seed 7")
 	$(BIN)/python -m tests.faults --short $(ARGS)
