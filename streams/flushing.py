@@ -5,7 +5,8 @@ anchoring anew, and a position that moves without records (transaction markers) 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
@@ -38,6 +39,7 @@ MAX_PESSIMISTIC = 64
 # hold the locks of its positions against the worker that has taken its partitions over.
 IDLE_IN_TRANSACTION_TIMEOUT_MS = "10000"
 TRANSACTION_TIMEOUT_MS = "30000"
+GIVE_UP_AFTER_S = 35.0
 
 log = structlog.get_logger(__name__)
 
@@ -171,7 +173,7 @@ class Flusher:
         while True:
             connection = await self._connected()
             try:
-                async with connection.transaction():
+                async with _transaction(connection):
                     applied = await apply(connection, reading.micro_batch, optimistic=optimistic)
                     reach("commit.before")
             except asyncpg.UniqueViolationError:
@@ -259,7 +261,7 @@ class Flusher:
             with attempt:
                 try:
                     connection = await self._connected()
-                    async with connection.transaction():
+                    async with _transaction(connection):
                         await positions.compare_and_set(connection, self._topics.events, advances)
                 except LostRaceError:
                     self._anchors.forget()
@@ -335,6 +337,20 @@ class Flusher:
             self._committing.cancel()
         await self._forwarder.close()
         self._disconnect()
+
+
+@asynccontextmanager
+async def _transaction(connection: Connection) -> AsyncIterator[None]:
+    """A transaction on a connection that is dropped where the server says nothing any more.
+
+    Time-outs of single commands are not enough: behind the one that timed out, ROLLBACK would wait as long again.
+    """
+    watchdog = asyncio.get_running_loop().call_later(GIVE_UP_AFTER_S, connection.terminate)
+    try:
+        async with connection.transaction():
+            yield
+    finally:
+        watchdog.cancel()
 
 
 def may_pass(error: BaseException) -> bool:

@@ -36,6 +36,7 @@ from streams.kafka import KafkaConnection
 
 ROUND = 1_000
 TRANSACTION_TIMEOUT_S = 10.0
+COMMAND_TIMEOUT_S = 15.0
 MAX_REQUEST_BYTES = 2 * 1024 * 1024 + 64 * 1024
 
 LOCK_POLL_S = 0.5
@@ -143,7 +144,9 @@ class Publisher(Generic[Row]):
         """Publish until ``stop`` is set, beginning anew after every failure that may pass."""
         async for attempt in _attempts(f"publish {self._channel.name}"):
             with attempt:
-                connection = await self._database.connect(f"relay {self._channel.name}")
+                connection = await self._database.connect(
+                    f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S
+                )
                 producer: AIOKafkaProducer | None = None
                 reach("relay.start")
                 try:
@@ -275,7 +278,9 @@ class Publisher(Generic[Row]):
             for row in rows:
                 topic, key, value, headers = self._channel.outgoing(row)
                 said = _NULL if value is None else value
-                futures.append(await producer.send(topic, said, key=key, headers=headers))
+                future = await producer.send(topic, said, key=key, headers=headers)
+                future.add_done_callback(_noted)  # one that fails while others are still being sent is not awaited
+                futures.append(future)
             results = await asyncio.gather(*futures, return_exceptions=True)
             for result in results:
                 if isinstance(result, BaseException):
@@ -301,6 +306,11 @@ class Publisher(Generic[Row]):
         for topic in sorted({tp.topic for tp in ends}):
             known = {tp.partition: offset for tp, offset in ends.items() if tp.topic == topic}
             await positions.note_known(connection, topic, known)
+
+
+def _noted(future: "asyncio.Future[RecordMetadata]") -> None:
+    if not future.cancelled():
+        future.exception()
 
 
 async def _discard(producer: AIOKafkaProducer) -> None:

@@ -47,10 +47,10 @@ BUGS = [
         (
             (
                 "streams/flushing.py",
-                "                async with connection.transaction():\n                    applied = await apply(",
+                "                async with _transaction(connection):\n                    applied = await apply(",
                 "                from store.positions import compare_and_set as _ahead\n"
                 "                await _ahead(connection, self._topics.events, reading.micro_batch.advances)\n"
-                "                async with connection.transaction():\n"
+                "                async with _transaction(connection):\n"
                 "                    applied = await apply(",
             ),
             (

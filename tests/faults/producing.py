@@ -23,6 +23,8 @@ from tests.harness.broken_records import BROKEN
 
 Kind = Literal["total", "manifest", "chunks"]
 
+_SIZES = (0, 1, 1, 2, 3, 10, 10, 30, 100, 100, 300, 1_000)
+
 HELD_BACK = 0.3
 """The last part of the messages waits, but for a trickle, until the fault is over: something must flow behind it."""
 TRICKLE = 0.05
@@ -56,14 +58,15 @@ def home(key: bytes, partitions: int) -> int:
 def traffic(seed: int, results: int, partitions: int, *, prefix: str = "b") -> list[Message]:
     """About this many results in batches of all kinds and sizes, interleaved; some late, repeated, retried or astray.
 
-    Sizes run from 0 to 5,000; every kind of announcement comes early, in the midst and behind the results; manifest
+    Sizes run from 0 to 1,000, a few are a twentieth of the whole; every kind of announcement comes early, in the midst and behind the results; manifest
     batches also get results for items nobody expects; one message in 500 is broken.
     """
     random = Random(seed)
     timed: list[tuple[float, int, Message]] = []
     left, number = results, 0
     while left > 0:
-        size = min(left, random.choice((0, 1, 1, 2, 3, 10, 10, 100, 100, 300, 1_000, 5_000)))
+        size = random.choice(_SIZES) if random.random() > 0.02 else results // 20
+        size = min(left, size)
         left -= max(size, 1)
         batch_id = f"{prefix}-{seed}-{number:05}"
         number += 1
