@@ -58,8 +58,8 @@ def home(key: bytes, partitions: int) -> int:
 def traffic(seed: int, results: int, partitions: int, *, prefix: str = "b") -> list[Message]:
     """About this many results in batches of all kinds and sizes, interleaved; some late, repeated, retried or astray.
 
-    Sizes run from 0 to 1,000, a few are a twentieth of the whole; every kind of announcement comes early, in the midst and behind the results; manifest
-    batches also get results for items nobody expects; one message in 500 is broken.
+    Sizes run from 0 to 1,000, a few are a twentieth of the whole; every kind of announcement comes early, in the midst
+    and behind the results; manifest batches also get results for items nobody expects; one message in 100 is broken.
     """
     random = Random(seed)
     timed: list[tuple[float, int, Message]] = []
@@ -74,7 +74,7 @@ def traffic(seed: int, results: int, partitions: int, *, prefix: str = "b") -> l
         span = min(1.0 - start, 0.02 + random.random() * 0.4)
         for moment, message in _batch(random, batch_id, size, partitions):
             timed.append((start + span * moment, len(timed), message))
-    for broken in broken_records(random, results // 500 + 1, prefix=f"{prefix}-{seed}"):
+    for broken in broken_records(random, results // 100 + 1, prefix=f"{prefix}-{seed}"):
         timed.append((random.random(), len(timed), broken))
     timed.sort()
     return [message for _, _, message in timed]

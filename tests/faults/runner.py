@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -86,10 +87,12 @@ async def play(
         rate=results / FLOW_S,
     )
     sent_file = stage.directory / f"{unique}.sent"
+    watching: asyncio.Task[None] | None = None
     try:
         await product.migrate()
         await (product.start_separately(WORKERS) if fault.separate else product.start(WORKERS))
         await product.ready(WORKERS)
+        watching = asyncio.create_task(product.watch_memory())
         flow.start()
         moment = this.some(0.1, 0.6)
         while flow.share < moment and not flow.done:  # noqa: ASYNC110 - a thread sends
@@ -107,6 +110,8 @@ async def play(
         stage.kafka_proxy.heal()
         stage.postgres_proxy.heal()
         flow.abandon()
+        if watching is not None:
+            watching.cancel()
         stopped_s = await product.stop()
     if stopped_s > STOP_TIMEOUT_S:
         problems.append(f"stopping took {stopped_s:.1f} s")
@@ -120,6 +125,7 @@ async def play(
             f"{report['counts']['dead_letters']} dead letters",
             " ".join(f"{count} {kind}" for kind, count in report["found"].items()),
             _latency(report, this.flood),
+            f"workers up to {product.largest_mb} MB",
             f"stopped in {stopped_s:.1f} s",
             *this.notes,
         ]
@@ -129,6 +135,17 @@ async def play(
     if not keep and not problems:
         await _clean_up(product, sent_file)
     return Result(fault.name, seed, recovery_s, problems, said, time.monotonic() - began)
+
+
+async def _played(stage: Stage, fault: Fault, seed: int, **how: Any) -> Result:
+    """Play a round; one that breaks does not end the run, but counts as wrong."""
+    began = time.monotonic()
+    try:
+        return await play(stage, fault, seed, **how)
+    except Exception:
+        problems = ["the round itself broke", *traceback.format_exc().splitlines()[-12:]]
+        await stage.restore()
+        return Result(fault.name, seed, None, problems, "", time.monotonic() - began)
 
 
 def _mixed(random: Random, messages: list[Message], extra: Sequence[Message]) -> list[Message]:
@@ -218,7 +235,10 @@ def chosen(names: str, seed: int, *, short: bool) -> list[Fault]:
     return first + [fault for fault in found if fault not in first]
 
 
-def _rounds(faults: Sequence[Fault], rounds: int, seed: int) -> Iterator[tuple[Fault, int]]:
+def _rounds(faults: Sequence[Fault], rounds: int, seed: int, replay: int) -> Iterator[tuple[Fault, int]]:
+    if replay:
+        yield from ((fault, replay) for fault in faults)
+        return
     for number in range(rounds):
         for fault in faults:
             yield fault, Random(f"{seed} {fault.name} {number}").randrange(10**9)
@@ -229,6 +249,7 @@ async def run(
     *,
     rounds: int,
     seed: int,
+    replay: int,
     results: int,
     short: bool,
     budget_s: float,
@@ -242,12 +263,12 @@ async def run(
         directory = keep or Path(throw_away)
         try:
             async with stage(directory) as servers:
-                for fault, round_seed in _rounds(faults, rounds, seed):
+                for fault, round_seed in _rounds(faults, rounds, seed, replay):
                     longest = max((result.took_s for result in played), default=0.0)
                     if time.monotonic() + longest > deadline:
                         print(f"the budget of {budget_s:g} s is spent; not played from here on: {fault.name}")
                         break
-                    result = await play(
+                    result = await _played(
                         servers,
                         fault,
                         round_seed,
@@ -289,6 +310,7 @@ def main() -> int:
     arguments.add_argument("--rounds", type=int, default=0, help="of each fault (default: 5, in short 1)")
     arguments.add_argument("--results", type=int, default=0, help="item results a round (default: 200000)")
     arguments.add_argument("--seed", type=int, default=0, help="default: by the clock")
+    arguments.add_argument("--replay", type=int, default=0, help="the seed of the one round to play again")
     arguments.add_argument("--short", action="store_true", help="few results, one round of as many as the budget lets")
     arguments.add_argument("--budget", type=float, default=0, help="seconds after which no round begins")
     arguments.add_argument("--patience", type=float, default=PATIENCE_S, help="seconds until a round is stuck")
@@ -302,6 +324,7 @@ def main() -> int:
             faults,
             rounds=given.rounds or (1 if given.short else 5),
             seed=seed,
+            replay=given.replay,
             results=given.results or (SHORT_RESULTS if given.short else RESULTS),
             short=given.short,
             budget_s=given.budget or (440.0 if given.short else 1e9),

@@ -79,6 +79,14 @@ class Stage:
     def dsn(self) -> str:
         return self.postgres.database_url.replace("postgresql+asyncpg://", "postgresql://")
 
+    async def restore(self) -> None:
+        """Start again what a broken round has left dead."""
+        for server in (self.postgres, self.kafka):
+            if server.child is None or server.child.returncode is not None:
+                await server.start()
+        self.kafka_proxy.heal()
+        self.postgres_proxy.heal()
+
     async def kill_postmaster(self) -> None:
         """SIGKILL the postmaster alone, as the kernel's out-of-memory killer would."""
         child = self.postgres.child
@@ -112,6 +120,7 @@ class Installation:
     log: Path
     proxied: bool = False
     supervisor: Child | None = None
+    largest_mb: int = 0
     roles: dict[str, Child] = field(default_factory=dict)
 
     @property
@@ -159,7 +168,7 @@ class Installation:
         )
 
     def processes(self, role: str) -> list[psutil.Process]:
-        """The processes of a role ("worker", "relay") that run now, oldest first."""
+        """The processes of a role ("worker", "relay") that run now."""
         found: list[psutil.Process] = []
         if self.supervisor is not None and self.supervisor.returncode is None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -169,8 +178,17 @@ class Installation:
                             found.append(process)
         for name, child in self.roles.items():
             if name.startswith(role) and child.returncode is None:
-                found.append(psutil.Process(child.pid))
-        return sorted(found, key=lambda process: process.create_time())
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(child.pid))
+        return found
+
+    async def watch_memory(self) -> None:
+        """Until cancelled, keep note of the largest worker; see `largest_mb`."""
+        while True:
+            for process in self.processes("worker"):
+                with contextlib.suppress(psutil.Error):
+                    self.largest_mb = max(self.largest_mb, process.memory_info().rss // 1024**2)
+            await asyncio.sleep(0.3)
 
     async def ready(self, workers: int, timeout_s: float = 60) -> None:
         """Wait until the workers share the partitions."""
