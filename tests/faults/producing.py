@@ -210,11 +210,12 @@ class Flow:
 
     def finish(self, record: Path) -> tuple[int, int]:
         """Wait for the thread and write the record; returns how many were sent, and of how many nobody knows."""
-        self._thread.join()
+        if self.begun_at:
+            self._thread.join()
         if self._error is not None:
             raise self._error
         with record.open("w") as file:
-            for message, outcome in zip(self._messages, self._outcomes, strict=True):
+            for message, outcome in zip(self._messages, self._outcomes, strict=bool(self.begun_at)):
                 place = outcome or (None, None)
                 line = [*place, digest(message.key, message.value), message.broken]
                 file.write(json.dumps(line, separators=(",", ":")) + "\n")
