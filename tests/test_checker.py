@@ -1,6 +1,8 @@
 """The fault runner's checker bites: hand-made logs with one thing wrong each."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -226,3 +228,10 @@ def test_findings_name_their_offsets() -> None:
     [finding] = [each for each in check(observed).findings if each.kind == "early"]
     assert f"{HOME}@3" in finding.what
     assert "offset 1" in finding.what
+
+
+def test_the_checker_shares_no_code_with_the_product() -> None:
+    code = "import sys, tests.faults.checker; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for package in ("api", "handlers", "migrations", "rollcall", "schemas", "store", "streams"):
+        assert f"'{package}'" not in loaded
