@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,9 +11,11 @@ READY_FILE = "ROLLCALL_READY_FILE"
 
 
 def announce() -> None:
-    """Say that this process is ready; does nothing where nobody asked (no `ROLLCALL_READY_FILE`)."""
-    if name := os.environ.get(READY_FILE):
-        Path(name).write_text(f"{os.getpid()}\n")
+    """Say that this process is ready, once; does nothing where nobody asks (any more)."""
+    if name := os.environ.pop(READY_FILE, None):
+        # Who asked has long got an answer where this is not the first start: then the file's folder is gone.
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).write_text(f"{os.getpid()}\n")
 
 
 async def announced(ready_file: Path) -> None:

@@ -8,6 +8,9 @@ _TRANSIENT_CLASSES = ("08", "40", "53", "57", "58")
 # Read-only after a failover, lock time-out, being restored; a transaction that took or idled too long.
 _TRANSIENT_CODES = ("25006", "55P03", "3D000", "3F000", "25P03", "25P04")
 
+# Of the operating system's errors those that speak of files, not of connections.
+_LOCAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether waiting may help: connections, restarts, deadlocks, a full disk, a broker away."""
@@ -17,4 +20,6 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, InterfaceError):
         # asyncpg's own: the connection was closed under a statement.
         return not isinstance(error, asyncpg.DataError)
-    return isinstance(error, OSError | TimeoutError | asyncpg.InternalClientError)
+    if isinstance(error, OSError):
+        return not isinstance(error, _LOCAL)
+    return isinstance(error, asyncpg.InternalClientError)

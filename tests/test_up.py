@@ -21,7 +21,7 @@ import pytest
 from rollcall.settings import Settings
 from rollcall.stack import all_assigned
 from schemas.topics import Topics
-from tests.harness.topics import end_offsets
+from tests.harness.topics import drain, end_offsets, produce
 from tests.harness.waiting import eventually
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +121,30 @@ async def test_each_process_that_is_killed_comes_back_the_servers_on_their_ports
 
         await eventually(kafka_answers, 60, message="Kafka on its old port")
         await eventually(lambda: answers(running.said["database_url"]), 60, message="PostgreSQL on its old port")
+        await assert_a_batch_is_finalized(running.said["bootstrap_servers"])
         await interrupt(running)
+
+
+async def assert_a_batch_is_finalized(bootstrap_servers: str) -> None:
+    """All of Rollcall works: a result in, an event out."""
+    opened = {"type": "batch.opened", "batch_id": "after", "total_items": 1}
+    result = {"type": "item.result", "batch_id": "after", "item_id": "one", "status": "succeeded"}
+    messages = [Plain(b"after", json.dumps(each).encode()) for each in (opened, result)]
+    await produce(bootstrap_servers, "rollcall.events", messages)
+
+    async def event_is_out() -> bool:
+        return any(record.key == b"after" for record in await drain(bootstrap_servers, "rollcall.finalized"))
+
+    await eventually(event_is_out, 60, interval_s=0.5, message="the finalized event")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A message for `produce`."""
+
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 async def test_up_says_where_everything_is_and_keeps_its_data_for_the_next_up(tmp_path: Path) -> None:
