@@ -80,7 +80,7 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     reach("outbox.after")
     # Without anything that leaves, losing this commit in a crash loses its positions too: it is read again.
     if not applied.events and not applied.dead_letters:
-        await connection.execute("SET LOCAL synchronous_commit TO OFF")
+        await positions.commit_lightly(connection)
     return applied
 
 

@@ -24,20 +24,20 @@ from streams.anchoring import LogChangedError
 from streams.flushing import may_pass
 from streams.intake import Intake
 from streams.reading import Homes
-from streams.topics import UnusableTopicError, ensure_topics
+from streams.topics import UnusableTopicError, ensure_topics, log_identity
 
 log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 13.0
 """From the first signal to the end; a supervisor kills after 15 s."""
 
-FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError)
+FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError, positions.ForeignLogError)
 """What no restart mends; the message says what does."""
 
 
 def run_worker(settings: Settings, slot: str | None) -> int:
     """Run one worker until SIGTERM or SIGINT; returns the exit code."""
-    return _run(settings, lambda topics, partitions, stop: _worker(settings, topics, partitions, slot, stop))
+    return _run(settings, lambda topics, homes, stop: _worker(settings, topics, homes, slot, stop))
 
 
 def run_relay(settings: Settings) -> int:
@@ -45,12 +45,12 @@ def run_relay(settings: Settings) -> int:
     return _run(settings, lambda topics, _, stop: _relay(settings, topics, stop))
 
 
-async def _worker(settings: Settings, topics: Topics, partitions: int, slot: str | None, stop: asyncio.Event) -> None:
+async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | None, stop: asyncio.Event) -> None:
     intake = Intake(
         settings.kafka_connection(),
         settings.database(),
         topics,
-        Homes(partitions),
+        homes,
         slot=slot,
         max_records=settings.max_records,
         batch_timeout_ms=settings.batch_timeout_ms,
@@ -65,8 +65,8 @@ async def _relay(settings: Settings, topics: Topics, stop: asyncio.Event) -> Non
     await relay.run(settings.kafka_connection(), settings.database(), topics, stop, announce)
 
 
-async def _prepared(settings: Settings, topics: Topics) -> int:
-    """Topics exist, the schema is this version's; returns the partition count that fixes every batch's home.
+async def _prepared(settings: Settings, topics: Topics) -> Homes:
+    """Topics exist, the schema is this version's and this log's; returns what fixes every batch's home.
 
     Waits for servers that are away. Raises UnusableTopicError, WrongSchemaError and what else no waiting mends.
     """
@@ -84,8 +84,9 @@ async def _prepared(settings: Settings, topics: Topics) -> int:
                     await check(connection, settings.database_schema)
                 with naming(settings, "Kafka"):
                     found = await ensure_topics(settings.kafka_connection(), topics)
+                    log_id = await log_identity(settings.kafka_connection(), topics)
                 with naming(settings, "PostgreSQL"):
-                    return await positions.fix_partition_count(connection, topics.events, found)
+                    return Homes(await positions.fix_partition_count(connection, topics.events, found), log_id)
             finally:
                 connection.terminate()
     raise AssertionError("unreachable: attempts go on until one succeeds or raises")
@@ -96,7 +97,7 @@ def _report(state: RetryCallState) -> None:
     log.warning(f"cannot start yet, trying again: {error}")
 
 
-def _run(settings: Settings, role: Callable[[Topics, int, asyncio.Event], Awaitable[None]]) -> int:
+def _run(settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]) -> int:
     try:
         uvloop.run(_until_stopped(settings, role))
     except FATAL as error:
@@ -110,7 +111,7 @@ def _run(settings: Settings, role: Callable[[Topics, int, asyncio.Event], Awaita
     return 0
 
 
-async def _until_stopped(settings: Settings, role: Callable[[Topics, int, asyncio.Event], Awaitable[None]]) -> None:
+async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]) -> None:
     """Prepare and run the role; a first signal lets it drain, a second one ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

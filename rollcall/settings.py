@@ -45,9 +45,9 @@ class Settings(BaseSettings):
             description="What the names of all topics, and of the consumer group, begin with.",
         ),
     ] = "rollcall."
-    database_schema: Annotated[str, Field(description="The PostgreSQL schema in which Rollcall keeps its tables.")] = (
-        "rollcall"
-    )
+    database_schema: Annotated[
+        str, Field(description="The PostgreSQL schema of the tables; each topic prefix needs its own.")
+    ] = "rollcall"
 
     security_protocol: Annotated[
         Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import hashlib
+import itertools
 import json
 import os
 import platform
@@ -15,7 +17,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import structlog
 import typer
@@ -36,6 +38,9 @@ from schemas.topics import Topics
 _log = structlog.get_logger(__name__)
 
 READY_TIMEOUT_S = 60.0
+
+# Held until this process ends.
+_slot_locks: list[IO[str]] = []
 
 
 class StackError(RuntimeError):
@@ -148,14 +153,31 @@ async def _start_roles(
         ready_files = [ready_dir / "relay"]
         relay_environment = {**environment, READY_FILE: str(ready_files[0])}
     await supervisor.keep(Role("relay", _command("relay"), relay_environment))
-    for slot in range(workers):
-        await supervisor.keep(Role("worker", _command("worker", "--slot", f"{default_slot()}-{slot}"), environment))
+    for slot in _free_slots(settings, workers):
+        await supervisor.keep(Role("worker", _command("worker", "--slot", slot), environment))
     return ready_files
 
 
-def default_slot() -> str:
-    """This host's name: a worker slot must be the same after a restart, and no other's in the installation."""
-    return re.sub(r"[^a-zA-Z0-9._-]", "-", platform.node())[:200] or "worker"
+def _free_slots(settings: Settings, count: int) -> Iterator[str]:
+    """Slots of this host that no other process tree has taken, the same again after a restart.
+
+    Two workers in one slot would throw each other out of the group for ever. The locks go with this process; hosts
+    (and containers) are told apart by their names, which must differ.
+    """
+    host = re.sub(r"[^a-zA-Z0-9._-]", "-", platform.node())[:100] or "host"
+    installation = hashlib.sha256(f"{settings.bootstrap_servers} {settings.topic_prefix}".encode()).hexdigest()[:12]
+    for number in itertools.count():
+        if count == 0:
+            return
+        lock = (Path(tempfile.gettempdir()) / f"rollcall-slot-{os.getuid()}-{installation}-{number}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        _slot_locks.append(lock)
+        count -= 1
+        yield f"{host}-{number}"
 
 
 def _command(*role: str) -> list[str]:

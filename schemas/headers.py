@@ -15,7 +15,9 @@ MAX_TRACEPARENT_CHARS = 128
 FORWARDED_PARTITION = "rollcall_forwarded_partition"
 FORWARDED_OFFSET = "rollcall_forwarded_offset"
 FORWARDED_TIMESTAMP = "rollcall_forwarded_timestamp"
-FORWARDED = frozenset({FORWARDED_PARTITION, FORWARDED_OFFSET, FORWARDED_TIMESTAMP})
+# Of which log that position is: copies of records in other clusters and topics are no forwards there.
+FORWARDED_LOG = "rollcall_forwarded_log"
+FORWARDED = frozenset({FORWARDED_PARTITION, FORWARDED_OFFSET, FORWARDED_TIMESTAMP, FORWARDED_LOG})
 
 # Anybody can write headers: what is none of our numbers must not reach int(), which refuses 5,000 digits.
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -61,8 +63,10 @@ def traceparent_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
     return found if found is not None and len(found) <= MAX_TRACEPARENT_CHARS else None
 
 
-def forwarded_from(headers: Iterable[tuple[str, bytes]]) -> tuple[int, int] | None:
-    """(partition, offset) at which a forwarded record was first read; None where it is no forward."""
+def forwarded_from(headers: Iterable[tuple[str, bytes]], log: str) -> tuple[int, int] | None:
+    """(partition, offset) at which a record of this log was first read; None where it is no forward of it."""
+    if (text_of(headers, FORWARDED_LOG) or "") != log:
+        return None
     partition, offset = number_of(headers, FORWARDED_PARTITION), number_of(headers, FORWARDED_OFFSET)
     return None if partition is None or offset is None else (partition, offset)
 

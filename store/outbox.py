@@ -30,7 +30,7 @@ ON CONFLICT (topic, partition, record_offset) DO NOTHING
 _UNPUBLISHED = f"""
 SELECT {column_list(OutboxRow._fields, "o.")}, EXISTS (
     SELECT FROM outbox p
-    WHERE p.channel = 'finalized' AND p.batch_id = o.batch_id AND p.revision >= o.revision
+    WHERE o.channel = 'finalized' AND p.channel = 'finalized' AND p.batch_id = o.batch_id AND p.revision >= o.revision
       AND p.published_at IS NOT NULL
 ) AS said
 FROM outbox o WHERE o.published_at IS NULL AND o.refused IS NULL ORDER BY o.seq LIMIT $1

@@ -50,15 +50,21 @@ ORDER BY v.partition
 ON CONFLICT (topic, partition) DO UPDATE SET next_offset = greatest(positions.next_offset, EXCLUDED.next_offset)
 """
 
-# The partition count of a log, fixed at first sight.
-_FIX_PARTITION_COUNT = """
-INSERT INTO logs (topic, partition_count) VALUES ($1, $2)
-ON CONFLICT (topic) DO UPDATE SET topic = EXCLUDED.topic RETURNING partition_count
-"""
+# One process at a time fixes what is fixed at the first start.
+_LOCK_LOGS = "LOCK TABLE logs IN SHARE ROW EXCLUSIVE MODE"
+
+# The log this schema is the state of. At most one row.
+_LOG = "SELECT topic, partition_count FROM logs"
+
+_FIX_LOG = "INSERT INTO logs (topic, partition_count) VALUES ($1, $2)"
 
 
 class LostRaceError(Exception):
     """Another worker has moved a position on: what was decoded is not ours to apply."""
+
+
+class ForeignLogError(Exception):
+    """A schema belongs to one log; this one belongs to another. The message says what to set."""
 
 
 async def load(connection: Connection, topic: str, partitions: Sequence[int]) -> dict[int, Position]:
@@ -95,11 +101,30 @@ async def compare_and_set(connection: Connection, topic: str, advances: Sequence
     )
 
 
+async def commit_lightly(connection: Connection) -> None:
+    """Let this transaction's commit not wait for the disk: should a crash lose it, its positions are lost with it."""
+    await connection.execute("SET LOCAL synchronous_commit TO OFF")
+
+
 async def note_known(connection: Connection, topic: str, next_offsets: dict[int, int]) -> None:
     """Everything before these offsets of an output topic is in the outbox; never moves back."""
     await connection.execute(_KNOWN, topic, list(next_offsets), list(next_offsets.values()))
 
 
 async def fix_partition_count(connection: Connection, topic: str, found: int) -> int:
-    """The partition count that fixes every batch's home: the one found at the first start, whatever is found now."""
-    return int(await connection.fetchval(_FIX_PARTITION_COUNT, topic, found))
+    """The partition count that fixes every batch's home: the one found at the first start, whatever is found now.
+
+    Raises ForeignLogError where this schema is the state of another log.
+    """
+    async with connection.transaction():
+        await connection.execute(_LOCK_LOGS)
+        known = await connection.fetchrow(_LOG)
+        if known is None:
+            await connection.execute(_FIX_LOG, topic, found)
+            return found
+    if known["topic"] != topic:
+        raise ForeignLogError(
+            f"the schema holds the state of {known['topic']}, not of {topic}:"
+            " each topic prefix needs a schema of its own (ROLLCALL_DATABASE_SCHEMA)"
+        )
+    return int(known["partition_count"])

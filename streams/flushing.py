@@ -77,6 +77,7 @@ class Flusher:
         topics: Topics,
         anchors: Anchors,
         *,
+        log_id: str,
         consumer: Callable[[], AIOKafkaConsumer | None],
         is_reading: Callable[[], bool],
     ) -> None:
@@ -86,7 +87,8 @@ class Flusher:
         self._anchors = anchors
         self._consumer = consumer
         self._is_reading = is_reading
-        self._forwarder = Forwarder(kafka, topics.events)
+        self._log_id = log_id
+        self._forwarder = Forwarder(kafka, topics.events, log_id)
         self._connection: Connection | None = None
         self._submitted: Reading | None = None
         self._idle = asyncio.Event()
@@ -166,7 +168,7 @@ class Flusher:
         reading.forwards.clear()
         for _, record in refused:
             refusal = Refused(Reason.TOO_LARGE, "came to a wrong partition and is too large to be forwarded")
-            reading.micro_batch.dead_letters.append(dead_letter_of(record, refusal))
+            reading.micro_batch.dead_letters.append(dead_letter_of(record, refusal, self._log_id))
 
     async def _apply(self, reading: Reading) -> Applied:
         optimistic = bool(self._optimism)

@@ -17,7 +17,7 @@ import structlog
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import MessageSizeTooLargeError
 
-from schemas.headers import FORWARDED, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
+from schemas.headers import FORWARDED, FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
 from streams.kafka import KafkaConnection
 
 SEND_TIMEOUT_S = 30.0
@@ -36,11 +36,11 @@ class Forward(NamedTuple):
 class Forwarder:
     """An idempotent producer of its own, started when there is something to forward."""
 
-    def __init__(self, kafka: KafkaConnection, topic: str) -> None:
+    def __init__(self, kafka: KafkaConnection, topic: str, log_id: str) -> None:
         self._kafka = kafka
         self._topic = topic
+        self._log_id = log_id.encode()
         self._producer: AIOKafkaProducer | None = None
-        self.forwarded = 0
         self._unreported = 0
         self._reported_at = float("-inf")
 
@@ -86,7 +86,7 @@ class Forwarder:
         refused: list[Forward] = []
         sent = 0
         while sent < len(forwards):
-            batch, count = _filled(producer.create_batch(), forwards[sent:])
+            batch, count = _filled(producer.create_batch(), forwards[sent:], self._log_id)
             refused += await self._send_batch(producer, batch, forwards[sent : sent + count])
             sent += count
         return refused
@@ -98,14 +98,15 @@ class Forwarder:
             if len(forwards) == 1:
                 return forwards
             singly = [
-                await self._send_batch(producer, _filled(producer.create_batch(), [forward])[0], [forward])
+                await self._send_batch(
+                    producer, _filled(producer.create_batch(), [forward], self._log_id)[0], [forward]
+                )
                 for forward in forwards
             ]
             return [forward for group in singly for forward in group]
         return []
 
     def _report(self, count: int) -> None:
-        self.forwarded += count
         self._unreported += count
         if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
             log.warning(
@@ -116,7 +117,7 @@ class Forwarder:
             self._unreported, self._reported_at = 0, time.monotonic()
 
 
-def _filled(batch: Any, forwards: list[Forward]) -> tuple[Any, int]:
+def _filled(batch: Any, forwards: list[Forward], log_id: bytes) -> tuple[Any, int]:
     """A produce batch closed over as many forwards as fit, at least one, and their number."""
     count = 0
     for forward in forwards:
@@ -125,6 +126,7 @@ def _filled(batch: Any, forwards: list[Forward]) -> tuple[Any, int]:
             (FORWARDED_PARTITION, b"%d" % record.partition),
             (FORWARDED_OFFSET, b"%d" % record.offset),
             (FORWARDED_TIMESTAMP, b"%d" % record.timestamp),
+            (FORWARDED_LOG, log_id),
         ]
         headers = [header for header in record.headers if header[0] not in FORWARDED] + original
         taken = batch.append(key=record.key, value=record.value, timestamp=record.timestamp, headers=headers)

@@ -32,9 +32,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(slots=True)
 class Homes:
-    """Home partitions of batch ids, computed once each: murmur2 in Python costs more than decoding."""
+    """Home partitions of batch ids, computed once each: murmur2 in Python costs more than decoding.
+
+    ``log_id`` tells this log from every other, wherever its records may be copied to.
+    """
 
     partitions: int
+    log_id: str = ""
     _known: dict[str, int] = field(default_factory=dict)
 
     def of(self, batch_id: str) -> int:
@@ -56,13 +60,13 @@ class Reading:
     forwards: list[Forward] = field(default_factory=list)
 
 
-def new_reading(topics: Topics) -> Reading:
+def new_reading(topics: Topics, log_id: str = "") -> Reading:
     """An empty reading, to be filled with ``take``."""
     records: dict[int, Records] = {}
 
     def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
         index = bisect_left(records[partition], offset, key=attrgetter("offset"))
-        return dead_letter_of(records[partition][index], refusal)
+        return dead_letter_of(records[partition][index], refusal, log_id)
 
     return Reading(MicroBatch(topics, [], {}, [], {}, dead_letter), records)
 
@@ -85,7 +89,7 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
             timestamp = record.timestamp
             received_at = append_time(timestamp)
         if record.headers:
-            if (source := forwarded_from(record.headers)) is not None:
+            if (source := forwarded_from(record.headers, homes.log_id)) is not None:
                 if source[1] <= taken.get(source[0], -1):
                     continue  # sent again after a failure
                 taken[source[0]] = source[1]
@@ -94,7 +98,7 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
         try:
             decoded = decode(record.value, record.offset, received_at)
         except Refused as refusal:
-            micro_batch.dead_letters.append(dead_letter_of(record, refusal))
+            micro_batch.dead_letters.append(dead_letter_of(record, refusal, homes.log_id))
             continue
         batch_id = decoded[0]
         if (part := slices.get(batch_id)) is not None and part.partition == partition:
@@ -109,10 +113,10 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
     return position
 
 
-def dead_letter_of(record: ConsumerRecord[bytes, bytes], refusal: Refused) -> DeadLetterRow:
+def dead_letter_of(record: ConsumerRecord[bytes, bytes], refusal: Refused, log_id: str) -> DeadLetterRow:
     """The dead letter of a record; of a forwarded one, as it was where it was first read."""
     partition, offset, timestamp, headers = record.partition, record.offset, record.timestamp, record.headers
-    if (source := forwarded_from(headers)) is not None:
+    if (source := forwarded_from(headers, log_id)) is not None:
         partition, offset = source
         timestamp = number_of(headers, FORWARDED_TIMESTAMP) or timestamp
         headers = [header for header in headers if header[0] not in FORWARDED]

@@ -6,11 +6,11 @@ missed; only then does it publish. Whatever leaves doubt about a transaction's o
 """
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Generic
 
 import structlog
@@ -23,11 +23,11 @@ from aiokafka.errors import (
     RecordTooLargeError,
 )
 from aiokafka.structs import RecordMetadata
-from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from migrations.version import check
 from schemas.topics import Topics
-from store import outbox, positions
+from store import leadership, outbox, positions
 from store.connection import Connection, Database
 from store.failpoints import reach
 from store.failures import is_transient
@@ -53,82 +53,71 @@ _NULL = object()
 log = structlog.get_logger(__name__)
 
 
-class LostLeadershipError(Exception):
-    """The leader's lock or its connection is gone: another relay may lead."""
-
-
 async def run(
     kafka: KafkaConnection, database: Database, topics: Topics, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
     """Lead when nobody else does, and publish, until ``stop`` is set. Raises WrongSchemaError and what is a bug."""
-    stopped = asyncio.create_task(stop.wait(), name="stop")
     try:
-        async for attempt in _attempts("lead"):
+        async for attempt in _attempts("lead", stop):
             with attempt:
-                async with _leadership(database, topics) as lead:
-                    ready()
-                    await _publish_while(lead, kafka, database, topics, stop, stopped)
-    finally:
-        stopped.cancel()
+                async with _leadership(database, topics, stop) as connection:
+                    if connection is not None:
+                        ready()
+                        await _publish_while_leading(connection, kafka, database, topics, stop)
+    except Exception as error:
+        if not (stop.is_set() and _may_pass(error)):
+            raise
 
 
-async def _publish_while(
-    lead: Callable[[], Any],
-    kafka: KafkaConnection,
-    database: Database,
-    topics: Topics,
-    stop: asyncio.Event,
-    stopped: "asyncio.Task[Any]",
+async def _publish_while_leading(
+    leader: Connection, kafka: KafkaConnection, database: Database, topics: Topics, stop: asyncio.Event
 ) -> None:
-    """Publish both channels while leading, until stopped; raises what any of the tasks raises."""
+    """Publish both channels until stopped, or until the lead is lost; raises what any of the tasks raises."""
     channels: list[Channel[Any]] = [Events(topics), DeadLetters(topics)]
-    publishers = {
+    publishers: set[asyncio.Task[Any]] = {
         asyncio.create_task(Publisher(kafka, database, channel).run(stop), name=channel.name) for channel in channels
     }
-    heartbeat: asyncio.Task[Any] = asyncio.create_task(lead(), name="heartbeat")
+    heartbeat: asyncio.Task[Any] = asyncio.create_task(_beat(leader), name="heartbeat")
+    stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait(), name="stop")
     try:
-        done, _ = await asyncio.wait({*publishers, heartbeat, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if stopped in done:
-            done, _ = await asyncio.wait(publishers, timeout=TRANSACTION_TIMEOUT_S)
-    finally:
+        await asyncio.wait({*publishers, heartbeat, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            await asyncio.wait(publishers, timeout=TRANSACTION_TIMEOUT_S)
         for task in (*publishers, heartbeat):
+            if task.done():
+                task.result()
+    finally:
+        tasks = (*publishers, heartbeat, stopped)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*publishers, heartbeat, return_exceptions=True)
-    for task in done:
-        if task is not stopped:
-            task.result()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @asynccontextmanager
-async def _leadership(database: Database, topics: Topics) -> AsyncIterator[Callable[[], Any]]:
-    """Hold the advisory lock on a connection of its own; yields the heartbeat, which raises when it is lost."""
+async def _leadership(database: Database, topics: Topics, stop: asyncio.Event) -> AsyncIterator[Connection | None]:
+    """The connection that leads, once nobody else does; None where ``stop`` came first."""
     connection = await database.connect(
         "relay leader", command_timeout=HEARTBEAT_TIMEOUT_S, idle_session_timeout=IDLE_SESSION_TIMEOUT_MS
     )
     try:
         await check(connection, database.schema)
-        key = _lock_key(topics, await connection.fetchval("SELECT current_database()"))
         waiting = False
-        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", key):
+        while not (leads := await leadership.try_lead(connection, topics.prefix)) and not stop.is_set():
             if not waiting:
                 log.info("another relay leads, waiting")
                 waiting = True
-            await asyncio.sleep(LOCK_POLL_S)
-        log.info("leading")
-
-        async def heartbeat() -> None:
-            while True:
-                await asyncio.sleep(HEARTBEAT_S)
-                await connection.fetchval("SELECT 1")
-
-        yield heartbeat
+            await _sleep(stop, LOCK_POLL_S)
+        if leads:
+            log.info("leading")
+        yield connection if leads else None
     finally:
         connection.terminate()
 
 
-def _lock_key(topics: Topics, database_name: str) -> int:
-    digest = hashlib.sha256(f"rollcall relay {topics.prefix} {database_name}".encode()).digest()
-    return int.from_bytes(digest[:8], "big", signed=True)
+async def _beat(leader: Connection) -> None:
+    while True:
+        await asyncio.sleep(HEARTBEAT_S)
+        await leadership.heartbeat(leader)
 
 
 class Publisher(Generic[Row]):
@@ -142,7 +131,7 @@ class Publisher(Generic[Row]):
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publish until ``stop`` is set, beginning anew after every failure that may pass."""
-        async for attempt in _attempts(f"publish {self._channel.name}"):
+        async for attempt in _attempts(f"publish {self._channel.name}", stop):
             with attempt:
                 connection = await self._database.connect(
                     f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S
@@ -167,7 +156,7 @@ class Publisher(Generic[Row]):
 
     async def _fencing_producer(self, connection: Connection) -> AIOKafkaProducer:
         """Step (a): from here on no predecessor can commit a transaction; an open one of its is aborted."""
-        database_name = await connection.fetchval("SELECT current_database()")
+        database_name = await leadership.database_name(connection)
         producer = self._kafka.producer(
             transactional_id=f"{self._channel.topics.prefix}relay.{self._channel.name}.{database_name}",
             transaction_timeout_ms=int(TRANSACTION_TIMEOUT_S * 1000),
@@ -322,15 +311,27 @@ async def _discard(producer: AIOKafkaProducer) -> None:
         log.debug("producer did not stop cleanly", error=repr(error))
 
 
-def _attempts(doing: str) -> AsyncRetrying:
-    def report(state: Any) -> None:
-        log.warning(
-            f"{doing} failed, beginning anew", error=repr(state.outcome.exception()), attempt=state.attempt_number
-        )
+def _attempts(doing: str, stop: asyncio.Event) -> AsyncRetrying:
+    def report(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning(f"{doing} failed, beginning anew", error=repr(error), attempt=state.attempt_number)
 
     return AsyncRetrying(
-        retry=retry_if_exception(lambda error: isinstance(error, KafkaError) or is_transient(error)),
+        retry=retry_if_exception(_may_pass),
+        stop=lambda _: stop.is_set(),
+        sleep=partial(_sleep, stop),
         wait=wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1),
         before_sleep=report,
         reraise=True,
     )
+
+
+def _may_pass(error: BaseException) -> bool:
+    return isinstance(error, KafkaError) or is_transient(error)
+
+
+async def _sleep(stop: asyncio.Event, seconds: float) -> None:
+    """Sleep, but not beyond the moment at which ``stop`` is set."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()

@@ -39,7 +39,11 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
         {**outputs, "cleanup.policy": "compact"},
         {"cleanup.policy": "events older than its retention are lost to new consumers"},
     )
-    kept = TopicSettings(_OTHER_PARTITIONS, {**outputs, "retention.ms": str(30 * _DAY_MS)}, {})
+    kept = TopicSettings(
+        _OTHER_PARTITIONS,
+        {**outputs, "cleanup.policy": "delete", "retention.ms": str(30 * _DAY_MS)},
+        {"cleanup.policy": "compaction leaves only the last of what is asked or said of a batch"},
+    )
     return {
         topics.events: TopicSettings(
             EVENTS_PARTITIONS,
@@ -52,6 +56,8 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
             {
                 "message.timestamp.type": "times of batches are then the producers' clocks, which may be wrong",
                 "cleanup.policy": "",
+                "retention.ms": "records that an outage outlasts are lost, and history can be replayed no further back",
+                "max.message.bytes": "larger records may be neither forwarded nor published as dead letters",
             },
         ),
         topics.finalized: compacted,
@@ -80,6 +86,16 @@ async def ensure_topics(kafka: KafkaConnection, topics: Topics) -> int:
         await _create(admin, missing)
         await _check(admin, {name: setting for name, setting in settings.items() if name not in missing})
         return await _partition_count(admin, topics.events)
+    finally:
+        await admin.close()
+
+
+async def log_identity(kafka: KafkaConnection, topics: Topics) -> str:
+    """What tells the input log from every other, also from copies: its cluster and its topic. Raises KafkaError."""
+    admin = kafka.admin()
+    await admin.start()
+    try:
+        return f"{(await admin.describe_cluster())['cluster_id']}/{topics.events}"
     finally:
         await admin.close()
 
@@ -132,12 +148,20 @@ def _check_topic(name: str, setting: TopicSettings, actual: dict[str, str]) -> N
         )
     for key, cost in setting.costs.items():
         want, have = setting.configs[key], actual.get(key)
-        if key == "max.message.bytes" and have is not None and int(have) > int(want):
-            continue  # more is as good
-        if have is not None and have != want and cost:
+        if have is not None and cost and not _as_good(name.endswith("events"), key, want, have):
             log.warning(
                 "a topic is not set as Rollcall would", topic=name, setting=key, is_=have, wanted=want, cost=cost
             )
+
+
+def _as_good(is_input: bool, key: str, want: str, have: str) -> bool:
+    """Whether a setting serves as well: longer retention always, larger messages on the way out."""
+    if key == "retention.ms":
+        return int(have) < 0 or int(have) >= int(want)
+    if key == "max.message.bytes":
+        # Kafka's own default is a few bytes above 1 MiB.
+        return int(have) <= int(want) * 3 // 2 if is_input else int(have) >= int(want)
+    return have == want
 
 
 async def _partition_count(admin: AIOKafkaAdminClient, topic: str) -> int:

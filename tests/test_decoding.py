@@ -12,7 +12,7 @@ from aiokafka.partitioner import DefaultPartitioner, murmur2
 
 from schemas.dead_letters import Reason, Refused
 from schemas.events import MAX_STACK_TRACE_BYTES, MAX_TEXT_BYTES
-from schemas.headers import FORWARDED_OFFSET, FORWARDED_PARTITION, forwarded_from, text_of
+from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, forwarded_from, text_of
 from schemas.topics import Topics, home_partition
 from store.rows import ItemRow, Position
 from streams.decoding import CUT_MARK, cut, decode, parse_time
@@ -236,9 +236,13 @@ def test_the_last_of_a_repeated_header_counts_and_what_is_no_ascii_is_none() -> 
 @pytest.mark.parametrize("bad", [b"", b"-1", b"1.0", b"x", b"\xff", "٣".encode(), b"9" * 19, b"9" * 5_000, b" 1"])
 def test_what_is_no_position_marks_no_forward(bad: bytes) -> None:
     good = b"5"
-    assert forwarded_from([(FORWARDED_PARTITION, good), (FORWARDED_OFFSET, good)]) == (5, 5)
-    assert forwarded_from([(FORWARDED_PARTITION, bad), (FORWARDED_OFFSET, good)]) is None
-    assert forwarded_from([(FORWARDED_PARTITION, good), (FORWARDED_OFFSET, bad)]) is None
+    assert forwarded_from([(FORWARDED_PARTITION, good), (FORWARDED_OFFSET, good)], "") == (5, 5)
+    assert forwarded_from([(FORWARDED_PARTITION, good), (FORWARDED_OFFSET, good)], "this log") is None
+    copied = [(FORWARDED_PARTITION, good), (FORWARDED_OFFSET, good), (FORWARDED_LOG, b"another cluster's log")]
+    assert forwarded_from(copied, "this log") is None
+    assert forwarded_from(copied, "another cluster's log") == (5, 5)
+    assert forwarded_from([(FORWARDED_PARTITION, bad), (FORWARDED_OFFSET, good)], "") is None
+    assert forwarded_from([(FORWARDED_PARTITION, good), (FORWARDED_OFFSET, bad)], "") is None
 
 
 def record(offset: int, value: bytes, *headers: tuple[str, bytes], partition: int = 0) -> ConsumerRecord[bytes, bytes]:

@@ -105,6 +105,12 @@ async def test_the_partition_count_found_first_stays(connection: Connection) -> 
     assert [await positions.fix_partition_count(connection, TOPIC, found) for found in (4, 12, 4)] == [4, 4, 4]
 
 
+async def test_a_schema_is_the_state_of_one_log_only(connection: Connection) -> None:
+    await positions.fix_partition_count(connection, TOPIC, 4)
+    with pytest.raises(positions.ForeignLogError, match="needs a schema of its own"):
+        await positions.fix_partition_count(connection, "other.events", 4)
+
+
 # --- rows --------------------------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,7 @@ async def test_what_is_set_otherwise_is_said_with_what_it_costs(settings: Settin
     }
     assert said.keys() == {
         (topics.events, "message.timestamp.type"),
+        (topics.events, "retention.ms"),
         (topics.finalized, "cleanup.policy"),
         (topics.dead_letters, "max.message.bytes"),
     }
