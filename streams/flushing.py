@@ -38,8 +38,9 @@ MAX_PESSIMISTIC = 64
 # A worker that is stopped or cut off inside its transaction, in the midst of a COPY or between two statements, would
 # hold the locks of its positions against the worker that has taken its partitions over.
 IDLE_IN_TRANSACTION_TIMEOUT_MS = "10000"
-TRANSACTION_TIMEOUT_MS = "30000"
-GIVE_UP_AFTER_S = 35.0
+TRANSACTION_TIMEOUT_MS = "60000"
+# One command; a whole micro-batch of them must fit into the time above also where each takes seconds.
+COMMAND_TIMEOUT_S = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -316,6 +317,7 @@ class Flusher:
         if self._connection is None or self._connection.is_closed():
             connection = await self._database.connect(
                 "worker",
+                command_timeout=COMMAND_TIMEOUT_S,
                 # All statements are by key. A plan made while a table was small must not scan it once it is large.
                 plan_cache_mode="force_generic_plan",
                 enable_seqscan="off",
@@ -343,16 +345,18 @@ class Flusher:
 
 @asynccontextmanager
 async def _transaction(connection: Connection) -> AsyncIterator[None]:
-    """A transaction on a connection that is dropped where the server says nothing any more.
-
-    Time-outs of single commands are not enough: behind the one that timed out, ROLLBACK would wait as long again.
-    """
-    watchdog = asyncio.get_running_loop().call_later(GIVE_UP_AFTER_S, connection.terminate)
+    """A transaction. Where a command times out the connection is dropped: a ROLLBACK would wait as long again."""
+    transaction = connection.transaction()
+    await transaction.start()
     try:
-        async with connection.transaction():
-            yield
-    finally:
-        watchdog.cancel()
+        yield
+    except TimeoutError:
+        connection.terminate()
+        raise
+    except BaseException:
+        await transaction.rollback()
+        raise
+    await transaction.commit()
 
 
 def may_pass(error: BaseException) -> bool:

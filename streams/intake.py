@@ -180,7 +180,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         parts = [(partition, list(part)) for partition, part in groupby(records, attrgetter("partition"))]
         ends = await self._ends(parts)
         for chunk in _chunks(parts):
-            reading = new_reading(self._topics, self._homes.log_id)
+            reading = new_reading(self._topics, self._homes)
             for partition, part in chunk:
                 await self._take_partition(reading, partition, part, ends, epoch)
             if epoch != self._anchors.epoch:

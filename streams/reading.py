@@ -60,13 +60,13 @@ class Reading:
     forwards: list[Forward] = field(default_factory=list)
 
 
-def new_reading(topics: Topics, log_id: str = "") -> Reading:
+def new_reading(topics: Topics, homes: Homes) -> Reading:
     """An empty reading, to be filled with ``take``."""
     records: dict[int, Records] = {}
 
     def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
         index = bisect_left(records[partition], offset, key=attrgetter("offset"))
-        return dead_letter_of(records[partition][index], refusal, log_id)
+        return dead_letter_of(records[partition][index], refusal, homes.log_id)
 
     return Reading(MicroBatch(topics, [], {}, [], {}, dead_letter), records)
 

@@ -273,7 +273,7 @@ async def test_a_reading_takes_whats_at_home_sends_on_whats_not_and_drops_forwar
         record(16, b"{", *forward(9)),
         record(17, mine, ("traceparent", b"00-1-2-3")),
     ]
-    reading = new_reading(Topics())
+    reading = new_reading(Topics(), homes)
     position = await take(reading, records, Position(0, 10, None, None, None, {3: 7}), 19, homes)
     assert [kept.version for kept in reading.micro_batch.slices[at_home].records] == [10, 13, 17]
     assert [(sent.home, sent.record.offset) for sent in reading.forwards] == [(home_partition(elsewhere, 4), 11)]

@@ -14,6 +14,7 @@ from rollcall.settings import Settings
 from schemas.topics import Topics
 from store import positions
 from streams.reading import Homes, new_reading, take
+from streams.topics import log_identity
 from tests.harness.broken_records import BROKEN
 from tests.harness.histories import Shape, make_history
 from tests.harness.librdkafka import produce_with_librdkafka
@@ -52,7 +53,8 @@ async def test_a_log_read_in_micro_batches_of_1_7_and_5000_gives_equal_tables_an
 
 async def apply_in_micro_batches(settings: Settings, log: Sequence[Record], size: int) -> tuple[int, int]:
     """Read a log as a worker does, `size` records at a time; how often the optimism held, and how often it didn't."""
-    topics, homes = Topics(settings.topic_prefix), Homes(PARTITIONS)
+    topics = Topics(settings.topic_prefix)
+    homes = Homes(PARTITIONS, await log_identity(settings.kafka_connection(), topics))
     await migrate(settings.database_url, settings.database_schema)
     connection = await settings.database().connect("test")
     held = wrong = 0
@@ -60,7 +62,7 @@ async def apply_in_micro_batches(settings: Settings, log: Sequence[Record], size
         await positions.create(connection, topics.events, dict.fromkeys(range(PARTITIONS), 0))
         stands = await positions.load(connection, topics.events, range(PARTITIONS))
         for begin in range(0, len(log), size):
-            reading = new_reading(topics)
+            reading = new_reading(topics, homes)
             for partition, part in groupby(log[begin : begin + size], attrgetter("partition")):
                 records = list(part)
                 stands[partition] = await take(reading, records, stands[partition], records[-1].offset + 1, homes)
