@@ -22,6 +22,7 @@ from rollcall.children import Child
 from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.embedded.postgres import EmbeddedPostgres
 from rollcall.settings import Settings
+from rollcall.stack import all_assigned
 from schemas.topics import Topics
 from streams.kafka import KafkaConnection
 from streams.topics import ensure_topics
@@ -100,20 +101,25 @@ async def raw_reading(kafka: KafkaConnection, topic: str, records: int) -> float
 
 
 async def run_pipeline(settings: Settings, records: int, batches: int, workers: int) -> tuple[float, int]:
-    """Items/s from the first commit seen to the last batch finalized, and a worker's peak memory in KiB."""
+    """Items/s from when all workers have partitions and something is committed to the end; peak memory in KiB."""
     await migrate(settings.database_url, settings.database_schema)
     connection = await settings.database().connect("bench")
     children = [await spawn(settings, "relay")]
     children += [await spawn(settings, "worker", "--slot", str(slot)) for slot in range(workers)]
     try:
-        topic = Topics(settings.topic_prefix).events
-        first = (0, 0.0)
+        topics = Topics(settings.topic_prefix)
+        admin = settings.kafka_connection().admin()
+        await admin.start()
+        while not await all_assigned(admin, topics, workers):  # noqa: ASYNC110 (the broker does not tell by itself)
+            await asyncio.sleep(0.02)
+        await admin.close()
+        first: tuple[int, float] | None = None
         while True:
             applied = await connection.fetchval(
-                "SELECT coalesce(sum(next_offset), 0)::int8 FROM positions WHERE topic = $1", topic
+                "SELECT coalesce(sum(next_offset), 0)::int8 FROM positions WHERE topic = $1", topics.events
             )
             now = time.monotonic()
-            if applied and not first[0]:
+            if applied and first is None:
                 first = (applied, now)
             if applied >= records:
                 break
@@ -121,6 +127,7 @@ async def run_pipeline(settings: Settings, records: int, batches: int, workers: 
                 if child.returncode is not None:
                     raise RuntimeError(f"{child.name} ended with {child.returncode}")
             await asyncio.sleep(0.02)
+        assert first is not None
         rate = (records - first[0]) / (now - first[1])
         finalized = await connection.fetchval("SELECT count(*) FROM batches WHERE state = 'finalized'")
         if finalized != batches:

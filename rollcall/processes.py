@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 STOP_TIMEOUT_S = 13.0
 """From the first signal to the end; a supervisor kills after 15 s."""
 
+GC_THRESHOLDS = (100_000, 20, 50)
+
 FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError, positions.ForeignLogError)
 """What no restart mends; the message says what does."""
 
@@ -55,9 +57,11 @@ async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | 
         max_records=settings.max_records,
         batch_timeout_ms=settings.batch_timeout_ms,
     )
-    # What was imported stays: no later collection needs to walk over it.
+    # What was imported stays: no later collection needs to walk over it. And records come by the thousand and go
+    # without leaving cycles: looking for some at every 700 objects costs a tenth of the time.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     await intake.run(stop, announce)
 
 

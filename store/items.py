@@ -71,7 +71,7 @@ async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
         for piece in copying.item_rows(rows):
             yield piece
 
-    await connection.copy_to_table("item_results", source=encoded(), columns=_COLUMNS, format="binary")
+    await connection.copy_to_table("item_results", source=encoded(), columns=copying.COLUMNS, format="binary")
 
 
 async def upsert(connection: Connection, rows: Iterable[ItemRow]) -> None:

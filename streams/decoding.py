@@ -73,9 +73,9 @@ def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
 
 def _check_untyped(result: Mapping[str, Any]) -> None:
     """Check what no type has bounded: output, metrics, unknown fields. Raises Refused, or ValueError for infinity."""
-    if not result.keys() <= _TYPED_FIELDS:
+    if not _TYPED_FIELDS.issuperset(result):
         _check_json({name: value for name, value in result.items() if name not in _TYPED_FIELDS})
-    if (error := result.get("error")) is not None and not error.keys() <= _TYPED_ERROR_FIELDS:
+    if (error := result.get("error")) is not None and not _TYPED_ERROR_FIELDS.issuperset(error):
         _check_json(error)
 
 
