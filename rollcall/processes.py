@@ -21,9 +21,9 @@ from schemas.topics import Topics
 from store import positions
 from streams import relay
 from streams.anchoring import LogChangedError
-from streams.flushing import may_pass
 from streams.intake import Intake
 from streams.reading import Homes
+from streams.retrying import may_pass
 from streams.topics import UnusableTopicError, ensure_topics, log_identity
 
 log = structlog.get_logger(__name__)

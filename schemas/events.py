@@ -183,19 +183,6 @@ class BatchReopened(TypedDict):
     reason: NotRequired[str | None]
 
 
-Lifecycle = (
-    BatchOpened
-    | BatchItemsExpected
-    | BatchSealed
-    | BatchCancelled
-    | BatchAborted
-    | BatchExpired
-    | BatchFinalizeRequested
-    | BatchReopened
-)
-
-RESULT_ADAPTER: TypeAdapter[ItemResult] = TypeAdapter(ItemResult)
-
 LIFECYCLE_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "batch.opened": TypeAdapter(BatchOpened),
     "batch.items_expected": TypeAdapter(BatchItemsExpected),
@@ -207,7 +194,7 @@ LIFECYCLE_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "batch.reopened": TypeAdapter(BatchReopened),
 }
 
-ADAPTERS: dict[str, TypeAdapter[Any]] = {"item.result": RESULT_ADAPTER, **LIFECYCLE_ADAPTERS}
+ADAPTERS: dict[str, TypeAdapter[Any]] = {"item.result": TypeAdapter(ItemResult), **LIFECYCLE_ADAPTERS}
 """Every message type in, by its ``type``."""
 
 BATCH_ID_ADAPTER: TypeAdapter[str] = TypeAdapter(BatchId, config=ConfigDict(strict=True))

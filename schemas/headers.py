@@ -3,8 +3,6 @@
 import re
 from collections.abc import Iterable
 
-Headers = list[tuple[str, bytes]]
-
 CONTENT_TYPE_JSON = "application/json"
 
 TRACEPARENT = "traceparent"

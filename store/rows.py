@@ -5,7 +5,6 @@ from datetime import datetime
 from typing import NamedTuple
 
 RETRYING = "retrying"
-TERMINAL = frozenset({"succeeded", "partial", "failed", "skipped"})
 
 
 class ItemRow(NamedTuple):

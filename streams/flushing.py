@@ -13,7 +13,7 @@ import asyncpg
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
-from tenacity import AsyncRetrying, retry_if_exception, wait_exponential_jitter
+from tenacity import AsyncRetrying
 
 from handlers.microbatch import Applied, apply
 from migrations.version import check
@@ -22,13 +22,13 @@ from schemas.topics import Topics
 from store import items, positions
 from store.connection import Connection, Database
 from store.failpoints import reach
-from store.failures import is_transient
 from store.positions import LostRaceError
 from store.rows import ItemRow, Position
 from streams.anchoring import Anchors, check_gap, stored_positions
 from streams.forwarding import Forwarder
 from streams.kafka import KafkaConnection
 from streams.reading import Reading, dead_letter_of
+from streams.retrying import attempts
 
 IDLE_TICK_S = 0.25
 COMMIT_TIMEOUT_S = 5.0
@@ -95,6 +95,7 @@ class Flusher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._wake = asyncio.Event()
+        self._never = asyncio.Event()  # it is cancelled, not asked to stop
         self._optimism = Optimism()
         self._to_commit: dict[TopicPartition, int] = {}
         self._committing: asyncio.Task[None] | None = None
@@ -301,17 +302,7 @@ class Flusher:
             log.debug("offsets not committed to Kafka", error=repr(error))
 
     def _attempts(self, doing: str) -> AsyncRetrying:
-        def report(state: object) -> None:
-            error = getattr(getattr(state, "outcome", None), "exception", lambda: None)()
-            log.warning(f"{doing} failed, trying again", error=repr(error), attempt=getattr(state, "attempt_number", 0))
-            self._disconnect()
-
-        return AsyncRetrying(
-            retry=retry_if_exception(may_pass),
-            wait=wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1),
-            before_sleep=report,
-            reraise=True,
-        )
+        return attempts(f"{doing} failed, trying again", self._never, self._disconnect)
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
@@ -357,8 +348,3 @@ async def _transaction(connection: Connection) -> AsyncIterator[None]:
         await transaction.rollback()
         raise
     await transaction.commit()
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether waiting may help, for Kafka's failures and PostgreSQL's."""
-    return isinstance(error, KafkaError) or is_transient(error)

@@ -8,9 +8,8 @@ missed; only then does it publish. Whatever leaves doubt about a transaction's o
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Generic
 
 import structlog
@@ -23,16 +22,15 @@ from aiokafka.errors import (
     RecordTooLargeError,
 )
 from aiokafka.structs import RecordMetadata
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from migrations.version import check
 from schemas.topics import Topics
 from store import leadership, outbox, positions
 from store.connection import Connection, Database
 from store.failpoints import reach
-from store.failures import is_transient
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Row
 from streams.kafka import KafkaConnection
+from streams.retrying import attempts, may_pass, sleep
 
 ROUND = 1_000
 TRANSACTION_TIMEOUT_S = 10.0
@@ -58,14 +56,14 @@ async def run(
 ) -> None:
     """Lead when nobody else does, and publish, until ``stop`` is set. Raises WrongSchemaError and what is a bug."""
     try:
-        async for attempt in _attempts("lead", stop):
+        async for attempt in attempts("lead failed, beginning anew", stop):
             with attempt:
                 async with _leadership(database, topics, stop) as connection:
                     if connection is not None:
                         ready()
                         await _publish_while_leading(connection, kafka, database, topics, stop)
     except Exception as error:
-        if not (stop.is_set() and _may_pass(error)):
+        if not (stop.is_set() and may_pass(error)):
             raise
 
 
@@ -106,7 +104,7 @@ async def _leadership(database: Database, topics: Topics, stop: asyncio.Event) -
             if not waiting:
                 log.info("another relay leads, waiting")
                 waiting = True
-            await _sleep(stop, LOCK_POLL_S)
+            await sleep(stop, LOCK_POLL_S)
         if leads:
             log.info("leading")
         yield connection if leads else None
@@ -131,7 +129,7 @@ class Publisher(Generic[Row]):
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publish until ``stop`` is set, beginning anew after every failure that may pass."""
-        async for attempt in _attempts(f"publish {self._channel.name}", stop):
+        async for attempt in attempts(f"publish {self._channel.name} failed, beginning anew", stop):
             with attempt:
                 connection = await self._database.connect(
                     f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S
@@ -309,29 +307,3 @@ async def _discard(producer: AIOKafkaProducer) -> None:
             await producer.stop()
     except Exception as error:
         log.debug("producer did not stop cleanly", error=repr(error))
-
-
-def _attempts(doing: str, stop: asyncio.Event) -> AsyncRetrying:
-    def report(state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        log.warning(f"{doing} failed, beginning anew", error=repr(error), attempt=state.attempt_number)
-
-    return AsyncRetrying(
-        retry=retry_if_exception(_may_pass),
-        stop=lambda _: stop.is_set(),
-        sleep=partial(_sleep, stop),
-        wait=wait_exponential_jitter(multiplier=0.1, max=5.0, jitter=0.1),
-        before_sleep=report,
-        reraise=True,
-    )
-
-
-def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, KafkaError) or is_transient(error)
-
-
-async def _sleep(stop: asyncio.Event, seconds: float) -> None:
-    """Sleep, but not beyond the moment at which ``stop`` is set."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await stop.wait()
