@@ -79,6 +79,17 @@ batches = Table(
     Column("finalized_at", _Time, comment="append time of the record that decided"),
     Column("decided_offset", BigInteger, comment="its offset"),
     Column("published_at", _Time, comment="the broker acknowledged the event; a wall clock's time"),
+    Column("reopened_at", _Time, comment="when its present generation began"),
+    Column("reason", Text, comment="why it was cancelled, ended as it stood, or reopened: what was said last"),
+    Column("error", JSON, comment="the critical error that aborted it"),
+    Column("failure_seen", Boolean, nullable=False, server_default=text("false"), comment="batch.first_failure is out"),
+    Column(
+        "threshold_exceeded",
+        Boolean,
+        nullable=False,
+        server_default=text("false"),
+        comment="batch.failure_threshold_exceeded is out",
+    ),
     PrimaryKeyConstraint("batch_id"),
     CheckConstraint("state IN ('pending', 'processing', 'finalized')", name="state_known"),
     CheckConstraint(
@@ -103,6 +114,13 @@ batches = Table(
         text("coalesce(opened_at, first_result_at, finalized_at) DESC NULLS LAST"),
         text("batch_id DESC"),
     ),
+    # What the clock looks for. The columns change with a batch's state, not with its counts: those updates stay HOT.
+    Index(
+        "batches_deadlines",
+        "deadline_at",
+        postgresql_where=text("outcome IS NULL AND deadline_at IS NOT NULL"),
+    ),
+    Index("batches_open", "batch_id", postgresql_where=text("outcome IS NULL")),
     # Room on the page for the next counts, so that an update stays HOT.
     postgresql_with={"fillfactor": "70"},
 )
@@ -218,6 +236,24 @@ positions = Table(
     postgresql_with={"fillfactor": "50"},
 )
 
+summaries = Table(
+    "summaries",
+    metadata,
+    Column("batch_id", _Id, nullable=False),
+    Column("revision", Integer, nullable=False, comment="the one to summarize, or summarized"),
+    Column("state", Text, nullable=False),
+    Column("requested_at", _Time, nullable=False, comment="append time of the record that asked for it"),
+    Column("requested_offset", BigInteger, nullable=False, comment="its offset"),
+    Column("attempts", Integer, nullable=False, server_default="0", comment="failed ones"),
+    Column("retry_at", _Time, comment="when the next attempt is due; a wall clock's time"),
+    Column("problem", Text, comment="why the last attempt failed"),
+    Column("summary", JSON, comment="the newest one there is, as published"),
+    PrimaryKeyConstraint("batch_id"),
+    CheckConstraint("state IN ('pending', 'ready', 'failed')", name="state_known"),
+    CheckConstraint("state <> 'ready' OR summary IS NOT NULL", name="ready_is_there"),
+    Index("summaries_pending", "retry_at", "batch_id", postgresql_where=text("state = 'pending'")),
+)
+
 logs = Table(
     "logs",
     metadata,
@@ -241,18 +277,19 @@ SELECT batch_id, coalesce(outcome, state) AS status, state, outcome, finalized_b
             WHEN total IS NULL THEN format('%s failed', failed)
             ELSE format('%s of %s failed', failed, total) END AS error_summary,
        deadline_at, retry_of, opened_at, first_result_at, last_result_at, completed_at, finalized_at, published_at,
-       partition, decided_offset
+       partition, decided_offset, policy, reopened_at, reason, error, summary_state
 FROM (
     SELECT b.*,
+           CASE WHEN b.state = 'finalized' THEN s.state END AS summary_state,
            succeeded + partial + failed + skipped AS answered,
            coalesce(expected, total_items,
-                    CASE WHEN state = 'finalized' THEN succeeded + partial + failed + skipped END) AS total,
+                    CASE WHEN b.state = 'finalized' THEN succeeded + partial + failed + skipped END) AS total,
            CASE WHEN expected IS NOT NULL THEN expected - matched
                 ELSE greatest(0, coalesce(total_items, 0) - (succeeded + partial + failed + skipped)) END AS missing,
            CASE WHEN expected IS NOT NULL THEN succeeded + partial + failed + skipped - matched
                 WHEN total_items IS NULL THEN 0
                 ELSE greatest(0, succeeded + partial + failed + skipped - total_items) END AS unexpected
-    FROM batches b
+    FROM batches b LEFT JOIN summaries s ON s.batch_id = b.batch_id
 ) counted
 """
 """What most people ask of a batch; the formulas are those of ``store.rows.Batch``."""
