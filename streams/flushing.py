@@ -5,26 +5,23 @@ anchoring anew, and a position that moves without records (transaction markers) 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
-import asyncpg
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaError
 from tenacity import AsyncRetrying
 
-from handlers.microbatch import Applied, apply
-from migrations.version import check
+from handlers.microbatch import Applied
 from schemas.dead_letters import Reason, Refused
 from schemas.topics import Topics
-from store import items, positions
+from store import positions
 from store.connection import Connection, Database
 from store.failpoints import reach
 from store.positions import LostRaceError
-from store.rows import ItemRow, Position
+from store.rows import Position
 from streams.anchoring import Anchors, check_gap, stored_positions
+from streams.applying import Optimism, apply_reading, connect_to_apply, transaction
 from streams.forwarding import Forwarder
 from streams.kafka import KafkaConnection
 from streams.reading import Reading, dead_letter_of
@@ -33,39 +30,8 @@ from streams.retrying import attempts
 IDLE_TICK_S = 0.25
 COMMIT_TIMEOUT_S = 5.0
 COMMIT_EVERY_S = 1.0
-MAX_PESSIMISTIC = 64
-
-# A worker that is stopped or cut off inside its transaction, in the midst of a COPY or between two statements, would
-# hold the locks of its positions against the worker that has taken its partitions over.
-IDLE_IN_TRANSACTION_TIMEOUT_MS = "10000"
-TRANSACTION_TIMEOUT_MS = "60000"
-# One command; a whole micro-batch of them must fit into the time above also where each takes seconds.
-COMMAND_TIMEOUT_S = 30.0
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class Optimism:
-    """Whether to write results without looking for registers: not for a while after that proved wrong."""
-
-    wait: int = 0
-    pause: int = 1
-
-    def __bool__(self) -> bool:
-        return self.wait == 0
-
-    def learn(self, *, met_registers: bool) -> None:
-        """Note how a micro-batch went that looked first, or whose optimism held."""
-        if not met_registers:
-            self.wait, self.pause = 0, 1
-        elif self.wait > 0:
-            self.wait -= 1
-
-    def collided(self) -> None:
-        """The optimism proved wrong."""
-        self.wait = self.pause
-        self.pause = min(self.pause * 2, MAX_PESSIMISTIC)
 
 
 class Flusher:
@@ -173,42 +139,7 @@ class Flusher:
             reading.micro_batch.dead_letters.append(dead_letter_of(record, refusal, self._log_id))
 
     async def _apply(self, reading: Reading) -> Applied:
-        optimistic = bool(self._optimism)
-        while True:
-            connection = await self._connected()
-            try:
-                async with _transaction(connection):
-                    applied = await apply(connection, reading.micro_batch, optimistic=optimistic)
-                    reach("commit.before")
-            except asyncpg.UniqueViolationError:
-                if not optimistic:
-                    raise
-                self._optimism.collided()
-                optimistic = False
-            except (asyncpg.DataError, UnicodeEncodeError, OverflowError) as error:
-                await self._set_unstorable_aside(connection, reading, error)
-            else:
-                reach("commit.after")
-                self._optimism.learn(met_registers=applied.met_registers)
-                return applied
-
-    async def _set_unstorable_aside(self, connection: Connection, reading: Reading, error: Exception) -> None:
-        """Find the results that PostgreSQL can't hold and make them dead letters; the rest is folded anew."""
-        found = 0
-        for part in reading.micro_batch.slices.values():
-            kept = []
-            for record in part.records:
-                if isinstance(record, ItemRow) and (why := await items.why_unstorable(connection, record)) is not None:
-                    refusal = Refused(Reason.UNSTORABLE, f"cannot be stored: {why}", record.batch_id)
-                    letter = reading.micro_batch.dead_letter(part.partition, record.version, refusal)
-                    reading.micro_batch.dead_letters.append(letter)
-                    found += 1
-                else:
-                    kept.append(record)
-            part.records[:] = kept
-        if not found:
-            raise error
-        log.warning("records that cannot be stored became dead letters", records=found)
+        return await apply_reading(await self._connected(), reading, self._optimism)
 
     async def _anchor(self) -> None:
         """Seek the stored position of every assigned partition that has no anchor."""
@@ -265,7 +196,7 @@ class Flusher:
             with attempt:
                 try:
                     connection = await self._connected()
-                    async with _transaction(connection):
+                    async with transaction(connection):
                         await positions.compare_and_set(connection, self._topics.events, advances)
                 except LostRaceError:
                     self._anchors.forget()
@@ -306,18 +237,7 @@ class Flusher:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            connection = await self._database.connect(
-                "worker",
-                command_timeout=COMMAND_TIMEOUT_S,
-                # All statements are by key. A plan made while a table was small must not scan it once it is large.
-                plan_cache_mode="force_generic_plan",
-                enable_seqscan="off",
-                enable_hashjoin="off",
-                enable_mergejoin="off",
-                idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS,
-                transaction_timeout=TRANSACTION_TIMEOUT_MS,
-            )
-            await check(connection, self._database.schema)
+            connection = await connect_to_apply(self._database, "worker")
             self._connection = connection
         return self._connection
 
@@ -332,19 +252,3 @@ class Flusher:
             self._committing.cancel()
         await self._forwarder.close()
         self._disconnect()
-
-
-@asynccontextmanager
-async def _transaction(connection: Connection) -> AsyncIterator[None]:
-    """A transaction. Where a command times out the connection is dropped: a ROLLBACK would wait as long again."""
-    transaction = connection.transaction()
-    await transaction.start()
-    try:
-        yield
-    except TimeoutError:
-        connection.terminate()
-        raise
-    except BaseException:
-        await transaction.rollback()
-        raise
-    await transaction.commit()

@@ -46,12 +46,13 @@ BUGS = [
         "kill-worker",
         (
             (
-                "streams/flushing.py",
-                "                async with _transaction(connection):\n                    applied = await apply(",
-                "                from store.positions import compare_and_set as _ahead\n"
-                "                await _ahead(connection, self._topics.events, reading.micro_batch.advances)\n"
-                "                async with _transaction(connection):\n"
-                "                    applied = await apply(",
+                "streams/applying.py",
+                "            async with transaction(connection):\n                applied = await apply(",
+                "            from store.positions import compare_and_set as _ahead\n"
+                "            batch = reading.micro_batch\n"
+                "            await _ahead(connection, batch.topics.events, batch.advances)\n"
+                "            async with transaction(connection):\n"
+                "                applied = await apply(",
             ),
             (
                 "handlers/microbatch.py",

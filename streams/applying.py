@@ -1,0 +1,127 @@
+"""Applies readings in transactions of their own: what workers do with the live log, and a replay with all of it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+import structlog
+
+from handlers.microbatch import Applied, apply
+from migrations.version import check
+from schemas.dead_letters import Reason, Refused
+from store import items
+from store.connection import Connection, Database
+from store.failpoints import reach
+from store.rows import ItemRow
+from streams.reading import Reading
+
+MAX_PESSIMISTIC = 64
+
+# A worker that is stopped or cut off inside its transaction, in the midst of a COPY or between two statements, would
+# hold the locks of its positions against the worker that has taken its partitions over.
+IDLE_IN_TRANSACTION_TIMEOUT_MS = "10000"
+TRANSACTION_TIMEOUT_MS = "60000"
+# One command; a whole micro-batch of them must fit into the time above also where each takes seconds.
+COMMAND_TIMEOUT_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Optimism:
+    """Whether to write results without looking for registers: not for a while after that proved wrong."""
+
+    wait: int = 0
+    pause: int = 1
+
+    def __bool__(self) -> bool:
+        return self.wait == 0
+
+    def learn(self, *, met_registers: bool) -> None:
+        """Note how a micro-batch went that looked first, or whose optimism held."""
+        if not met_registers:
+            self.wait, self.pause = 0, 1
+        elif self.wait > 0:
+            self.wait -= 1
+
+    def collided(self) -> None:
+        """The optimism proved wrong."""
+        self.wait = self.pause
+        self.pause = min(self.pause * 2, MAX_PESSIMISTIC)
+
+
+async def connect_to_apply(database: Database, role: str) -> Connection:
+    """A connection for micro-batches. Raises WrongSchemaError and what connecting raises."""
+    connection = await database.connect(
+        role,
+        command_timeout=COMMAND_TIMEOUT_S,
+        # All statements are by key. A plan made while a table was small must not scan it once it is large.
+        plan_cache_mode="force_generic_plan",
+        enable_seqscan="off",
+        enable_hashjoin="off",
+        enable_mergejoin="off",
+        idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS,
+        transaction_timeout=TRANSACTION_TIMEOUT_MS,
+    )
+    await check(connection, database.schema)
+    return connection
+
+
+async def apply_reading(connection: Connection, reading: Reading, optimism: Optimism) -> Applied:
+    """Apply a reading in a transaction; what PostgreSQL cannot hold becomes a dead letter.
+
+    Raises LostRaceError, and what a lost connection raises.
+    """
+    optimistic = bool(optimism)
+    while True:
+        try:
+            async with transaction(connection):
+                applied = await apply(connection, reading.micro_batch, optimistic=optimistic)
+                reach("commit.before")
+        except asyncpg.UniqueViolationError:
+            if not optimistic:
+                raise
+            optimism.collided()
+            optimistic = False
+        except (asyncpg.DataError, UnicodeEncodeError, OverflowError) as error:
+            await _set_unstorable_aside(connection, reading, error)
+        else:
+            reach("commit.after")
+            optimism.learn(met_registers=applied.met_registers)
+            return applied
+
+
+async def _set_unstorable_aside(connection: Connection, reading: Reading, error: Exception) -> None:
+    """Find the results that PostgreSQL can't hold and make them dead letters; the rest is folded anew."""
+    found = 0
+    for part in reading.micro_batch.slices.values():
+        kept = []
+        for record in part.records:
+            if isinstance(record, ItemRow) and (why := await items.why_unstorable(connection, record)) is not None:
+                refusal = Refused(Reason.UNSTORABLE, f"cannot be stored: {why}", record.batch_id)
+                letter = reading.micro_batch.dead_letter(part.partition, record.version, refusal)
+                reading.micro_batch.dead_letters.append(letter)
+                found += 1
+            else:
+                kept.append(record)
+        part.records[:] = kept
+    if not found:
+        raise error
+    log.warning("records that cannot be stored became dead letters", records=found)
+
+
+@asynccontextmanager
+async def transaction(connection: Connection) -> AsyncIterator[None]:
+    """A transaction. Where a command times out the connection is dropped: a ROLLBACK would wait as long again."""
+    begun = connection.transaction()
+    await begun.start()
+    try:
+        yield
+    except TimeoutError:
+        connection.terminate()
+        raise
+    except BaseException:
+        await begun.rollback()
+        raise
+    await begun.commit()
