@@ -152,6 +152,18 @@ def relay() -> None:
 
 
 @app.command()
+def api() -> None:
+    """The HTTP API: submit, watch, act."""
+    settings = _settings(role="api")
+    from rollcall.processes import run_api
+    from rollcall.reaching import naming
+
+    with naming(settings):
+        code = run_api(settings)
+    raise typer.Exit(code)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database schema up to this version."""
     settings = _settings(role="migrate")

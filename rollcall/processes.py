@@ -47,6 +47,11 @@ def run_relay(settings: Settings) -> int:
     return _run(settings, lambda topics, _, stop: _relay(settings, topics, stop))
 
 
+def run_api(settings: Settings) -> int:
+    """Run the HTTP API until SIGTERM or SIGINT; returns the exit code."""
+    return _run(settings, lambda topics, homes, stop: _api(settings, topics, homes, stop))
+
+
 async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | None, stop: asyncio.Event) -> None:
     intake = Intake(
         settings.kafka_connection(),
@@ -67,6 +72,34 @@ async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | 
 
 async def _relay(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
     await relay.run(settings.kafka_connection(), settings.database(), topics, stop, announce)
+
+
+async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.Event) -> None:
+    # A web framework takes its time to import, which the other roles need not spend.
+    from api.app import create_app
+    from api.context import Limits, opened
+    from api.serving import listening, serve
+
+    limits = Limits(
+        body_bytes=settings.api_max_body_bytes,
+        streams=settings.api_max_streams,
+        requests_per_second=settings.api_requests_per_second,
+        items_per_batch=settings.max_items,
+    )
+    with listening(settings.api_host, settings.api_port) as listener:
+        async with opened(
+            settings.kafka_connection(),
+            settings.database(),
+            topics,
+            homes.partitions,
+            auth=settings.auth,
+            limits=limits,
+        ) as context:
+            host, port, *_ = listener.getsockname()
+            log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+            if settings.auth == "off":
+                log.warning("authentication is off (ROLLCALL_AUTH=off): whoever is on this machine may do anything")
+            await serve(create_app(context), listener, stop, announce)
 
 
 async def _prepared(settings: Settings, topics: Topics) -> Homes:

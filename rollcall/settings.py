@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from typing import Annotated, Any, Literal, Self
 
@@ -76,6 +77,27 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=60_000, description="How long a worker waits for records before it looks again, in ms.")
     ] = 10
 
+    api_host: Annotated[str, Field(min_length=1, description="The address the HTTP API listens on.")] = "127.0.0.1"
+    api_port: Annotated[int, Field(ge=0, le=65_535, description="Its port; 0: any free one, which the log names.")] = (
+        8080
+    )
+    auth: Annotated[
+        Literal["on", "off"],
+        Field(description="Whether the API asks for a key (`rollcall api-key create`); `off` only on loopback."),
+    ] = "on"
+    max_items: Annotated[
+        int | None, Field(ge=1, description="Items a batch opened over HTTP may have, at most; no limit without.")
+    ] = None
+    api_max_body_bytes: Annotated[
+        int, Field(ge=1024, le=1024**3, description="The largest request body the API reads, in bytes.")
+    ] = 8 * 1024 * 1024
+    api_max_streams: Annotated[
+        int, Field(ge=0, le=100_000, description="Event streams (SSE) open at one time, at most.")
+    ] = 1_000
+    api_requests_per_second: Annotated[
+        float, Field(gt=0, description="Requests a second and key, in the long run; twice as many at once.")
+    ] = 100.0
+
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="The least severe log lines shown.")
     ] = "info"
@@ -103,6 +125,11 @@ class Settings(BaseSettings):
         if not tls and (self.ssl_cafile or self.ssl_certfile or self.ssl_keyfile):
             raise ValueError(
                 f"certificates for Kafka are given, but {_variable('security_protocol')} is {self.security_protocol}"
+            )
+        if self.auth == "off" and not _is_loopback(self.api_host):
+            raise ValueError(
+                f"{_variable('auth')}=off leaves the API open to all who reach it, so it is for loopback only:"
+                f" set {_variable('api_host')}=127.0.0.1 (it is {self.api_host!r}), or {_variable('auth')}=on"
             )
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ValueError(f"{_variable('ssl_keyfile')} needs {_variable('ssl_certfile')}")
@@ -163,6 +190,15 @@ def _sentence(problem: dict[str, Any]) -> str:
         return f"{_variable(name)} is not set"
     got = "" if name in _UNSPOKEN else f" (it is {problem['input']!r})"
     return f"{_variable(name)}: {message[:1].lower()}{message[1:]}{got}"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _variable(name: str) -> str:

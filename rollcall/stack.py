@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -64,11 +65,17 @@ class Stack:
         """Where PostgreSQL is: `postgresql+asyncpg://user@127.0.0.1:port/db`."""
         return self.settings.database_url
 
+    @property
+    def api_url(self) -> str:
+        """Where the HTTP API is: `http://127.0.0.1:port`."""
+        return f"http://{self.settings.api_host}:{self.settings.api_port}"
+
     def description(self) -> dict[str, Any]:
         """What `rollcall up --json` prints."""
         return {
             "bootstrap_servers": self.bootstrap_servers,
             "database_url": self.database_url,
+            "api_url": self.api_url,
             "processes": self.supervisor.processes(),
         }
 
@@ -145,14 +152,16 @@ async def _interruptible(main: Coroutine[Any, Any, None]) -> None:
 async def _start_roles(
     supervisor: Supervisor, settings: Settings, workers: int, ready_dir: Path | None = None
 ) -> list[Path]:
-    """Start the relay and `workers` workers; the files by which those announce themselves that were asked to."""
+    """Start relay, API and `workers` workers; the files by which those announce themselves that were asked to."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     environment |= settings.environment()
-    relay_environment, ready_files = environment, []
-    if ready_dir is not None:
-        ready_files = [ready_dir / "relay"]
-        relay_environment = {**environment, READY_FILE: str(ready_files[0])}
-    await supervisor.keep(Role("relay", _command("relay"), relay_environment))
+    ready_files = []
+    for role in ("relay", "api"):
+        role_environment = environment
+        if ready_dir is not None:
+            ready_files.append(ready_dir / role)
+            role_environment = {**environment, READY_FILE: str(ready_files[-1])}
+        await supervisor.keep(Role(role, _command(role), role_environment))
     for slot in _free_slots(settings, workers):
         await supervisor.keep(Role("worker", _command("worker", "--slot", slot), environment))
     return ready_files
@@ -196,7 +205,22 @@ def _settings_for(kafka: EmbeddedKafka, postgres: EmbeddedPostgres) -> Settings:
         ssl_cafile=None,
         ssl_certfile=None,
         ssl_keyfile=None,
+        # Nobody but this machine's users gets here.
+        auth="off",
+        api_host="127.0.0.1",
+        api_port=_free_port(load_settings(bootstrap_servers="-", database_url="postgresql+asyncpg://-").api_port),
     )
+
+
+def _free_port(wanted: int) -> int:
+    """The port that is wanted where nobody has it, else any other; to be the same when the API is started again."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def _migrate(settings: Settings) -> None:
@@ -265,6 +289,6 @@ def _directory(data_dir: Path | None) -> Iterator[Path]:
 
 
 def _for_people(stack: Stack) -> str:
-    rows = [("Kafka", stack.bootstrap_servers), ("PostgreSQL", stack.database_url)]
+    rows = [("Kafka", stack.bootstrap_servers), ("PostgreSQL", stack.database_url), ("API", stack.api_url)]
     rows += [(str(process["role"]), f"pid {process['pid']}") for process in stack.supervisor.processes()]
     return "\n".join(f"{name:<12}{value}" for name, value in rows)

@@ -86,6 +86,11 @@ batch_status = Table(
     Column("published_at", _Time),
     Column("partition", Integer),
     Column("decided_offset", BigInteger),
+    Column("policy", JSON),
+    Column("reopened_at", _Time),
+    Column("reason", Text),
+    Column("error", JSON),
+    Column("summary_state", Text),
 )
 
 
@@ -104,6 +109,7 @@ class BatchStatus:
 
     ``total`` is None where nobody has said yet; ``progress_percent`` then too. ``as_of`` is the record that decided a
     finalized batch, as in its event; of an open batch the last record of its partition that is applied (None: none).
+    Everything of its ``partition`` before ``next_offset`` is applied (None: nothing).
     """
 
     batch_id: str
@@ -140,6 +146,13 @@ class BatchStatus:
     completed_at: datetime | None
     finalized_at: datetime | None
     published_at: datetime | None
+    policy: dict[str, Any] | None
+    reopened_at: datetime | None
+    reason: str | None
+    error: dict[str, Any] | None
+    summary_state: str | None
+    partition: int
+    next_offset: int | None
     as_of: AsOf | None
 
 
@@ -280,7 +293,7 @@ async def missing(
 
 def _batches(events_topic: str) -> Select[Any]:
     applied = positions.c
-    return select(batch_status, (applied.next_offset - 1).label("applied_offset")).outerjoin(
+    return select(batch_status, applied.next_offset).outerjoin(
         positions, and_(applied.topic == events_topic, applied.partition == batch_status.c.partition)
     )
 
@@ -291,10 +304,10 @@ def _home(batch_id: str) -> Any:
 
 def _batch_status(row: Row[Any], events_topic: str) -> BatchStatus:
     fields = dict(row._mapping)
-    partition, decided, applied = fields.pop("partition"), fields.pop("decided_offset"), fields.pop("applied_offset")
-    offset = applied if decided is None else decided
+    decided, next_offset = fields.pop("decided_offset"), fields["next_offset"]
+    offset = decided if decided is not None or next_offset is None else next_offset - 1
     known = offset is not None and offset >= 0
-    return BatchStatus(**fields, as_of=AsOf(events_topic, partition, offset) if known else None)
+    return BatchStatus(**fields, as_of=AsOf(events_topic, fields["partition"], offset) if known else None)
 
 
 def _page(rows: Sequence[T], limit: int, key: Any) -> Page[T]:

@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -22,60 +21,16 @@ from rollcall.supervisor import REFUSED
 from schemas.topics import Topics
 from store import reads
 from tests.harness.commands import argv, environment, rollcall
+from tests.harness.stored import START, StoredRows, stored_rows
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-START = datetime(2026, 11, 22, 10, 0, 0, 123_000, tzinfo=UTC)
-
-
-class Database:
-    """Puts rows where the stream would."""
-
-    def __init__(self, settings: Settings, connection: Any) -> None:
-        self.settings = settings
-        self.connection = connection
-
-    async def batch(self, batch_id: str, *, minute: int = 0, **columns: Any) -> None:
-        opened_at = START + timedelta(minutes=minute)
-        values = {"partition": 3, "state": "pending", "sealed": True, "opened_at": opened_at, **columns}
-        await self._insert("batches", {"batch_id": batch_id, **values})
-
-    async def finalized(self, batch_id: str, **columns: Any) -> None:
-        finalized_at = START + timedelta(seconds=5)
-        values: dict[str, Any] = {
-            "state": "finalized",
-            "finalized_by": "all_items_in",
-            "revision": 1,
-            "decided_offset": 41,
-        }
-        times: dict[str, Any] = {"first_result_at": START, "completed_at": finalized_at, "finalized_at": finalized_at}
-        await self.batch(batch_id, **values, **times, **columns)
-
-    async def item(self, batch_id: str, item_id: str, status: str, version: int = 0, **columns: Any) -> None:
-        values = {"version": version, "received_at": START, "attempt": 1, "generation": 0, **columns}
-        await self._insert("item_results", {"batch_id": batch_id, "item_id": item_id, "status": status, **values})
-
-    async def manifest(self, batch_id: str, *item_ids: str) -> None:
-        for item_id in item_ids:
-            await self._insert("expected_items", {"batch_id": batch_id, "item_id": item_id})
-
-    async def applied(self, partition: int, next_offset: int) -> None:
-        topic = Topics(self.settings.topic_prefix).events
-        await self._insert("positions", {"topic": topic, "partition": partition, "next_offset": next_offset})
-
-    async def _insert(self, table: str, row: dict[str, Any]) -> None:
-        places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-        await self.connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({places})", *row.values())
-
 
 @pytest.fixture
-async def database(settings: Settings) -> AsyncIterator[Database]:
+async def database(settings: Settings) -> AsyncIterator[StoredRows]:
     await migrate(settings.database_url, settings.database_schema)
-    connection = await settings.database().connect("test")
-    try:
-        yield Database(settings, connection)
-    finally:
-        await connection.close()
+    async with stored_rows(settings) as stored:
+        yield stored
 
 
 async def asked(settings: Settings, *arguments: str) -> dict[str, Any]:
@@ -91,7 +46,7 @@ async def lines(settings: Settings, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-async def test_a_finalized_batch_is_shown_with_the_record_that_decided(database: Database) -> None:
+async def test_a_finalized_batch_is_shown_with_the_record_that_decided(database: StoredRows) -> None:
     await database.finalized(
         "invoices", outcome="completed_with_errors", total_items=10, succeeded=7, failed=3, name="Müller & Söhne"
     )
@@ -110,7 +65,7 @@ async def test_a_finalized_batch_is_shown_with_the_record_that_decided(database:
         assert expected in shown
 
 
-async def test_an_open_batch_is_shown_as_of_the_last_record_applied(database: Database) -> None:
+async def test_an_open_batch_is_shown_as_of_the_last_record_applied(database: StoredRows) -> None:
     await database.batch("orders", state="processing", first_result_at=START, total_items=3, succeeded=1)
     await database.applied(3, 99)
     found = await asked(database.settings, "show", "orders")
@@ -118,7 +73,7 @@ async def test_an_open_batch_is_shown_as_of_the_last_record_applied(database: Da
     assert found["as_of"]["offset"] == 98
 
 
-async def test_the_newest_batches_come_first_page_by_page_each_once(database: Database) -> None:
+async def test_the_newest_batches_come_first_page_by_page_each_once(database: StoredRows) -> None:
     for minute in range(5):
         await database.batch(f"b{minute}", minute=minute // 2, name="odd" if minute % 2 else None, total_items=1)
     await database.batch("only-announced", opened_at=None)
@@ -136,7 +91,7 @@ async def test_the_newest_batches_come_first_page_by_page_each_once(database: Da
     assert (await asked(database.settings, "list", "--status", "completed"))["batches"] == []
 
 
-async def test_items_are_paged_by_id_and_chosen_by_status(database: Database) -> None:
+async def test_items_are_paged_by_id_and_chosen_by_status(database: StoredRows) -> None:
     await database.batch("b", state="processing", first_result_at=START)
     for number in range(5):
         error = {"error_code": "TIMEOUT", "error_message": "no\nanswer \x1b[31m"} if number % 2 else {}
@@ -156,7 +111,7 @@ async def test_items_are_paged_by_id_and_chosen_by_status(database: Database) ->
     assert rows[1].split(maxsplit=7)[-1] == r"TIMEOUT: no\nanswer \x1b[31m"
 
 
-async def test_the_missing_are_named_where_a_manifest_names_them(database: Database) -> None:
+async def test_the_missing_are_named_where_a_manifest_names_them(database: StoredRows) -> None:
     await database.batch("b", state="processing", first_result_at=START, expected=5, matched=2, succeeded=1, failed=1)
     await database.manifest("b", "a", "b", "c", "d", "é")
     await database.item("b", "a", "succeeded")
@@ -171,7 +126,7 @@ async def test_the_missing_are_named_where_a_manifest_names_them(database: Datab
     assert done.stderr == "3 of 5 items are missing\n"
 
 
-async def test_where_only_a_total_is_known_the_missing_are_counted(database: Database) -> None:
+async def test_where_only_a_total_is_known_the_missing_are_counted(database: StoredRows) -> None:
     await database.batch("b", state="processing", first_result_at=START, total_items=5, succeeded=1)
     found = await asked(database.settings, "missing", "b")
     assert found == {"batch_id": "b", "total": 5, "missing": 4, "item_ids": None, "next": None}
@@ -181,7 +136,7 @@ async def test_where_only_a_total_is_known_the_missing_are_counted(database: Dat
 
 
 @pytest.mark.parametrize("command", ["show", "items", "missing"])
-async def test_an_unknown_batch_is_one_line_and_exit_code_1(database: Database, command: str) -> None:
+async def test_an_unknown_batch_is_one_line_and_exit_code_1(database: StoredRows, command: str) -> None:
     done = await rollcall(database.settings, "batch", command, "n\x1bope")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == 'rollcall: there is no batch "n\\x1bope"\n'
@@ -232,7 +187,7 @@ async def test_wrong_use_is_one_line_that_points_to_the_help(settings: Settings,
     assert done.stderr.count("\n") == 1
 
 
-async def test_a_table_fits_a_terminal_of_80_columns_and_wide_characters(database: Database) -> None:
+async def test_a_table_fits_a_terminal_of_80_columns_and_wide_characters(database: StoredRows) -> None:
     for number, batch_id in enumerate(("b" * 200, "完了したバッチ" * 9, "plain")):
         await database.finalized(batch_id, outcome="completed_with_errors", failed=number, name="名前" * 40)
     shown = await asyncio.to_thread(on_a_terminal, database.settings, "batch", "list")
@@ -259,7 +214,7 @@ def on_a_terminal(settings: Settings, *arguments: str) -> str:
     return output.decode()
 
 
-async def test_no_read_scans_the_items_and_a_page_reads_no_more_than_it_shows(database: Database) -> None:
+async def test_no_read_scans_the_items_and_a_page_reads_no_more_than_it_shows(database: StoredRows) -> None:
     await database.connection.execute("""
         INSERT INTO item_results (version, received_at, attempt, generation, batch_id, item_id, status)
         SELECT i, now(), 1, 0, 'b' || i % 40, 'i' || i, CASE WHEN i % 1000 < 40 THEN 'failed' ELSE 'succeeded' END

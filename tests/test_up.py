@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import psutil
 import pytest
 
@@ -150,12 +151,14 @@ class Plain:
 async def test_up_says_where_everything_is_and_keeps_its_data_for_the_next_up(tmp_path: Path) -> None:
     data = tmp_path / "data"
     async with up(tmp_path / "log", "--workers", "2", "--data-dir", str(data)) as first:
-        assert first.said.keys() >= {"bootstrap_servers", "database_url", "processes"}
+        assert first.said.keys() >= {"bootstrap_servers", "database_url", "api_url", "processes"}
         roles = sorted(each["role"] for each in first.said["processes"])
-        assert roles == ["kafka", "postgres", "relay", "worker", "worker"]
-        for role in ("worker", "relay"):
+        assert roles == ["api", "kafka", "postgres", "relay", "worker", "worker"]
+        for role in ("worker", "relay", "api"):
             assert f"rollcall {role}" in " ".join(psutil.Process(first.pid(role)).cmdline())
         assert len(await end_offsets(first.said["bootstrap_servers"], "rollcall.events")) == 12
+        async with httpx.AsyncClient(base_url=first.said["api_url"]) as client:
+            assert (await client.get("/api/batches/nobody")).status_code == 404
         assert first.said["database_url"].startswith("postgresql+asyncpg://rollcall@127.0.0.1:")
         async with connected(first.said["database_url"]) as connection:
             await connection.execute("CREATE TABLE public.kept (n int)")

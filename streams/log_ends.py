@@ -1,0 +1,55 @@
+"""How far the input log reaches, looked up once a second for all who ask."""
+
+import asyncio
+import time
+from contextlib import suppress
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from streams.kafka import KafkaConnection
+
+LOOK_EVERY_S = 1.0
+LOOK_TIMEOUT_S = 10.0
+STALE_AFTER_S = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class LogEnds:
+    """The end of each partition of a topic, as last seen."""
+
+    def __init__(self, kafka: KafkaConnection, topic: str, partitions: int) -> None:
+        self._kafka = kafka
+        self._partitions = [TopicPartition(topic, partition) for partition in range(partitions)]
+        self._ends: dict[int, int] = {}
+        self._seen_at = float("-inf")
+
+    def of(self, partition: int) -> int | None:
+        """The next offset to be written, about a second old; None where Kafka has not said for five."""
+        return self._ends.get(partition) if time.monotonic() - self._seen_at < STALE_AFTER_S else None
+
+    async def run(self) -> None:
+        """Keep looking until cancelled; while Kafka is away, try again."""
+        while True:
+            consumer = self._kafka.consumer(enable_auto_commit=False, isolation_level="read_uncommitted")
+            try:
+                async with asyncio.timeout(LOOK_TIMEOUT_S):
+                    await consumer.start()
+                await self._look(consumer)
+            except (KafkaError, OSError, TimeoutError) as error:
+                log.warning("where the log ends is not known at the moment", error=repr(error))
+                await asyncio.sleep(LOOK_EVERY_S)
+            finally:
+                with suppress(KafkaError, OSError, TimeoutError):
+                    async with asyncio.timeout(LOOK_TIMEOUT_S):
+                        await consumer.stop()
+
+    async def _look(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                ends = await consumer.end_offsets(self._partitions)
+            self._ends = {partition.partition: end for partition, end in ends.items()}
+            self._seen_at = time.monotonic()
+            await asyncio.sleep(LOOK_EVERY_S)
