@@ -34,7 +34,9 @@ class FieldProblem(BaseModel):
 class ProblemDetails(BaseModel):
     """RFC 9457 problem details."""
 
-    type: str = Field(default="about:blank", description="Always `about:blank`: the status says what kind of problem it is.")
+    type: str = Field(
+        default="about:blank", description="Always `about:blank`: the status says what kind of problem it is."
+    )
     title: str = Field(description="The status in words.")
     status: int
     detail: str = Field(description="What is wrong here, in one line.")

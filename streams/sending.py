@@ -1,0 +1,127 @@
+"""Sends what an API's callers submit: one idempotent producer for the process, made anew after a failure."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from schemas.topics import Topics
+from streams.kafka import KafkaConnection
+from streams.reading import Homes
+
+SEND_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+MAX_RECORD_BYTES = 1024 * 1024
+"""What the topics take."""
+
+log = structlog.get_logger(__name__)
+
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+class Place(NamedTuple):
+    """Where the broker put a record."""
+
+    partition: int
+    offset: int
+
+
+class _Record(NamedTuple):
+    topic: str
+    partition: int | None
+    key: str
+    value: str
+    headers: Sequence[tuple[str, bytes]]
+
+
+class Sender:
+    """Puts events on the log and requests on theirs, acknowledged by all replicas.
+
+    Raises KafkaError or TimeoutError: then some may have arrived. Every event and request is one that may be repeated.
+    """
+
+    def __init__(self, kafka: KafkaConnection, topics: Topics, homes: Homes) -> None:
+        self._kafka = kafka
+        self._topics = topics
+        self._homes = homes
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+
+    async def events(self, events: Sequence[Mapping[str, Any]], traceparent: str | None = None) -> list[Place]:
+        """Append events to the input log in this order, each on its batch's home; returns where they are."""
+        headers = [("traceparent", traceparent.encode())] if traceparent else []
+        homes = self._homes
+        return await self._send(
+            [
+                _Record(self._topics.events, homes.of(event["batch_id"]), event["batch_id"], _dumps(event), headers)
+                for event in events
+            ]
+        )
+
+    async def request(self, key: str, value: str, headers: Mapping[str, str]) -> Place:
+        """Ask something of the upstream services, on the requests topic."""
+        encoded = [(name, text.encode()) for name, text in headers.items()]
+        [place] = await self._send([_Record(self._topics.requests, None, key, value, encoded)])
+        return place
+
+    async def close(self) -> None:
+        """Stop the producer; a later send starts a new one."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer)
+
+    async def _send(self, records: Sequence[_Record]) -> list[Place]:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            producer = await self._started()
+            try:
+                sent = [
+                    await producer.send(
+                        each.topic,
+                        each.value.encode(),
+                        key=each.key.encode(),
+                        partition=each.partition,
+                        headers=each.headers,
+                    )
+                    for each in records
+                ]
+                # All of them, so that none is left whose failure nobody hears.
+                results = await asyncio.gather(*sent, return_exceptions=True)
+            except (KafkaError, TimeoutError, asyncio.CancelledError):
+                await self._discard(producer)
+                raise
+        places: list[Place] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                await self._discard(producer)
+                raise result
+            places.append(Place(result.partition, result.offset))
+        return places
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                producer = self._kafka.producer(max_request_size=MAX_RECORD_BYTES)
+                try:
+                    await producer.start()
+                except BaseException:
+                    await _stop(producer)
+                    raise
+                self._producer = producer
+            return self._producer
+
+    async def _discard(self, producer: AIOKafkaProducer) -> None:
+        """Throw a producer away that failed: what it still holds must not arrive behind what comes next."""
+        if self._producer is producer:
+            self._producer = None
+            await _stop(producer)
+
+
+async def _stop(producer: AIOKafkaProducer) -> None:
+    with suppress(KafkaError, OSError, TimeoutError):
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await producer.stop()
