@@ -1,7 +1,8 @@
 """When a batch is done, and how it ended. Pure; the rules are the design's section 3."""
 
 import json
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from schemas.published import FinalizedBy, Outcome
 from store.rows import Batch
@@ -32,21 +33,51 @@ def outcome(batch: Batch, finalized_by: FinalizedBy) -> Outcome:
     flawed = batch.failed > 0 or batch.missing > 0
     if flawed and batch.succeeded + batch.partial == 0:
         return "failed"
-    if exceeds_tolerance(batch):
+    if exceeds_tolerance(batch, ends=True):
         return "failed"
     return "completed_with_errors" if flawed else "completed"
 
 
-def exceeds_tolerance(batch: Batch) -> bool:
-    """Whether more items failed than the policy tolerates, by count or by percentage of the total."""
+class Tolerance(NamedTuple):
+    """What a batch's policy says of failures and of late results."""
+
+    failure_count: int | None = None
+    failure_percentage: float | None = None
+    revises: bool = False
+
+
+@lru_cache(maxsize=1_000)
+def tolerance(policy: str | None) -> Tolerance:
+    """The policy, from the JSON text it is kept in."""
+    if policy is None:
+        return Tolerance()
+    given: dict[str, Any] = json.loads(policy)
+    return Tolerance(
+        given.get("tolerated_failure_count"),
+        given.get("tolerated_failure_percentage"),
+        given.get("late_results") == "revise",
+    )
+
+
+def exceeds_tolerance(batch: Batch, *, ends: bool = False) -> bool:
+    """Whether more items failed than the policy tolerates, by count or by percentage of the total.
+
+    A percentage needs a total that stands: the batch is sealed, or it ``ends`` now.
+    """
     if batch.policy is None or batch.failed == 0:
         return False
-    policy: dict[str, Any] = json.loads(batch.policy)
-    count, percentage = policy.get("tolerated_failure_count"), policy.get("tolerated_failure_percentage")
-    if count is not None and batch.failed > count:
+    tolerated = tolerance(batch.policy)
+    if tolerated.failure_count is not None and batch.failed > tolerated.failure_count:
         return True
+    if tolerated.failure_percentage is None or not (batch.sealed or batch.outcome is not None or ends):
+        return False
     total = batch.total if batch.total is not None else batch.answered
-    return percentage is not None and batch.failed * 100 > percentage * total
+    return batch.failed * 100 > tolerated.failure_percentage * total
+
+
+def failure_rate(batch: Batch) -> float:
+    """Failed items as a share of the answered ones, 0 to 1."""
+    return batch.failed / batch.answered if batch.answered else 0.0
 
 
 def error_summary(batch: Batch) -> str | None:

@@ -5,27 +5,22 @@ that record is folded in a further round, on rows as they were at that record.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple, cast
 
-from handlers import fold
+from handlers import alerts, fold
 from handlers.finalization import finalized_event
-from handlers.fold import Disposition, LifecycleRecord, Record, Registers
+from handlers.records import Disposition, Record
+from handlers.slices import Slice, Work
 from schemas.dead_letters import Refused
 from schemas.published import LISTED_IDS
 from schemas.topics import Topics
-from store import batches, items, outbox, positions
+from store import batches, items, outbox, positions, summaries
 from store.connection import Connection
 from store.failpoints import reach
-from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position
-
-
-@dataclass(slots=True)
-class Slice:
-    """A batch's records of one micro-batch, in log order."""
-
-    partition: int
-    records: list[Record]
+from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position, SummaryRequest
 
 
 @dataclass(slots=True)
@@ -33,7 +28,8 @@ class MicroBatch:
     """What was decoded from one read of the log.
 
     ``advances`` are expected offsets and new positions; ``traceparents`` and ``dead_letter`` (which makes the dead
-    letter of a refused record) go by partition and offset.
+    letter of a refused record) go by partition and offset. A batch that ends with more than ``failure_rate_limit`` of
+    its answers failed (0 to 1) is worth an alert.
     """
 
     topics: Topics
@@ -42,6 +38,15 @@ class MicroBatch:
     dead_letters: list[DeadLetterRow]
     traceparents: dict[tuple[int, int], str]
     dead_letter: Callable[[int, int, Refused], DeadLetterRow]
+    failure_rate_limit: float = 0.5
+
+
+class Caused(NamedTuple):
+    """An event and the place of the record that caused it."""
+
+    partition: int
+    offset: int
+    event: OutboxRow
 
 
 @dataclass(slots=True)
@@ -67,12 +72,18 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     applied = Applied(dead_letters=list(micro_batch.dead_letters))
     known = await batches.load(connection, list(micro_batch.slices))
     works = [
-        _Work(known.get(batch_id) or Batch(batch_id, part.partition), batch_id not in known, part.records)
+        Work.begin(known.get(batch_id) or Batch(batch_id, part.partition), part.records, is_new=batch_id not in known)
         for batch_id, part in micro_batch.slices.items()
     ]
+    caused: list[Caused] = []
+    requests: dict[str, SummaryRequest] = {}
     while works:
-        await _fold_round(connection, micro_batch, works, applied, optimistic)
+        caused += await _fold_round(connection, micro_batch, works, applied, requests, optimistic)
         works = [work.behind_finalization() for work in works if work.rest]
+    # In log order; what one record caused, in the order of its causing.
+    caused.sort(key=lambda each: each[:2])
+    applied.events = [each.event for each in caused]
+    await summaries.request(connection, requests)
     reach("outbox.before")
     # An event that its topic has already (the database was begun anew) is found published.
     await batches.mark_published(connection, await outbox.insert(connection, applied.events))
@@ -84,87 +95,48 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     return applied
 
 
-class _Work:
-    """One slice on its way through a round."""
-
-    __slots__ = (
-        "batch",
-        "dirty",
-        "finalized",
-        "is_new",
-        "is_plain",
-        "lead",
-        "loaded",
-        "registers",
-        "rest",
-        "stored",
-        "tail",
-    )
-
-    def __init__(self, batch: Batch, is_new: bool, records: list[Record]) -> None:
-        self.batch = batch
-        self.is_new = is_new
-        leading = next((index for index, record in enumerate(records) if isinstance(record, ItemRow)), len(records))
-        self.lead = records[:leading]
-        self.tail = records[leading:]
-        results = [record for record in self.tail if isinstance(record, ItemRow)]
-        self.is_plain = len(results) == len(self.tail) and fold.is_plain(results)
-        self.registers = Registers()
-        self.stored: Mapping[str, ItemRow] = {}
-        self.loaded = is_new
-        self.rest: list[Record] = []
-        self.dirty = False
-        self.finalized = False
-
-    def behind_finalization(self) -> "_Work":
-        return _Work(self.batch, False, self.rest)
-
-    def needs_registers(self, optimistic: bool) -> bool:
-        """Whether the registers must be read before the fold; a new batch has none."""
-        if self.is_new:
-            return False
-        manifest_meets_rows = self.batch.has_rows and any("item_ids" in record.body for record in _lifecycle(self.lead))
-        settled = self.batch.outcome is not None or self.batch.generation > 0
-        return not self.is_plain or not optimistic or settled or manifest_meets_rows
-
-    def item_ids(self) -> set[str]:
-        """The items that this slice's records speak of."""
-        ids = {record.item_id for record in self.tail if isinstance(record, ItemRow)}
-        for record in _lifecycle(self.lead + self.tail):
-            ids.update(record.body.get("item_ids", ()))
-        return ids
-
-
 async def _fold_round(
-    connection: Connection, micro_batch: MicroBatch, works: list[_Work], applied: Applied, optimistic: bool
-) -> None:
-    """Fold every slice up to the record that finalizes its batch, and write what that changed."""
-    await _load_manifests(connection, works)
+    connection: Connection,
+    micro_batch: MicroBatch,
+    works: list[Work],
+    applied: Applied,
+    requests: dict[str, SummaryRequest],
+    optimistic: bool,
+) -> list[Caused]:
+    """Fold every slice up to the record that finalizes its batch, write what that changed, return what it caused."""
+    await _load_manifests(connection, [work for work in works if not work.is_loaded])
     await _load_registers(connection, [work for work in works if work.needs_registers(optimistic)])
     fast: list[ItemRow] = []
-    unsure: list[_Work] = []
+    unsure: list[Work] = []
     for work in works:
-        _step_each(work, work.lead, micro_batch, applied)
+        _step_each(work, work.lead, micro_batch, applied, requests)
         if work.finalized:
             work.rest += work.tail
-        elif work.is_plain and not work.stored and work.tail and fold.is_fast(work.batch, _results(work.tail)):
+        elif work.is_fast():
             fast += _fold_fast(work, applied)
-        elif work.loaded:
-            _step_each(work, work.tail, micro_batch, applied)
+        elif work.is_loaded:
+            _step_each(work, work.tail, micro_batch, applied, requests)
         else:
             unsure.append(work)
     await _load_registers(connection, unsure)
     for work in unsure:
-        _step_each(work, work.tail, micro_batch, applied)
+        _step_each(work, work.tail, micro_batch, applied, requests)
     applied.met_registers = applied.met_registers or any(work.stored for work in works)
     await _write(connection, works, fast)
-    applied.events += await _finalized_events(connection, micro_batch, [work for work in works if work.finalized])
+    finalized = [work.batch for work in works if work.finalized]
+    for batch in finalized:
+        decided_at, offset = cast(datetime, batch.finalized_at), cast(int, batch.decided_offset)
+        requests[batch.batch_id] = SummaryRequest(batch.revision, decided_at, offset)
+    raised = [event for work in works for event in _raised(work, micro_batch)]
+    return raised + await _finalized_events(connection, micro_batch, finalized)
 
 
-def _step_each(work: _Work, records: list[Record], micro_batch: MicroBatch, applied: Applied) -> None:
-    """Step through records up to the one that finalizes the batch; the others are left as the rest."""
+def _step_each(
+    work: Work, records: list[Record], micro_batch: MicroBatch, applied: Applied, requests: dict[str, SummaryRequest]
+) -> None:
+    """Step through records up to one that finalizes the batch (again); those behind it are left as the rest."""
     batch = work.batch
-    was_open = batch.outcome is None
+    revision = batch.revision
     for index, record in enumerate(records):
         try:
             disposition = fold.step(batch, work.registers, record)
@@ -173,22 +145,25 @@ def _step_each(work: _Work, records: list[Record], micro_batch: MicroBatch, appl
             applied.dead_letters.append(micro_batch.dead_letter(batch.partition, record.version, refusal))
             continue
         applied.dispositions[disposition] += 1
-        work.dirty = work.dirty or disposition is not Disposition.NO_EFFECT
-        if was_open and batch.outcome is not None:
+        if disposition is Disposition.SUMMARY_REQUESTED:
+            requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.version)
+        elif disposition is not Disposition.NO_EFFECT:
+            work.dirty = True
+        if batch.revision != revision:
             work.finalized = True
             work.rest = records[index + 1 :]
             return
 
 
-def _fold_fast(work: _Work, applied: Applied) -> list[ItemRow]:
-    rows = _results(work.tail)
-    applied.dispositions += fold.fold_fast(work.batch, work.registers.manifest, rows)
+def _fold_fast(work: Work, applied: Applied) -> list[ItemRow]:
+    rows = work.results()
+    applied.dispositions += fold.fold_fast(work.batch, work.registers, rows)
     work.dirty = True
     work.finalized = work.batch.outcome is not None
     return rows
 
 
-async def _load_manifests(connection: Connection, works: Iterable[_Work]) -> None:
+async def _load_manifests(connection: Connection, works: Iterable[Work]) -> None:
     """Which of the items spoken of are on manifests that were begun before."""
     begun = [work for work in works if work.batch.expected]
     if not begun:
@@ -199,37 +174,41 @@ async def _load_manifests(connection: Connection, works: Iterable[_Work]) -> Non
         work.registers.manifest = found.get(work.batch.batch_id, set())
 
 
-async def _load_registers(connection: Connection, works: list[_Work]) -> None:
+async def _load_registers(connection: Connection, works: list[Work]) -> None:
     if not works:
         return
     ids = {work.batch.batch_id: work.item_ids() for work in works}
-    found = await items.load(
-        connection, ((work.batch.batch_id, item) for work in works for item in ids[work.batch.batch_id])
-    )
-    settled = [work for work in works if work.batch.late]
-    late: Mapping[str, dict[str, ItemRow]] = {}
-    if settled:
-        late = await items.load_late(
-            connection, ((work.batch.batch_id, item) for work in settled for item in ids[work.batch.batch_id])
-        )
+    reopening = [work.batch for work in works if work.reopens()]
+    for batch in reopening:
+        ids[batch.batch_id] |= await items.reopenable_ids(connection, batch.batch_id, some_retrying=batch.retrying > 0)
+    keys = [(batch_id, item_id) for batch_id, of_batch in ids.items() for item_id in of_batch]
+    found = await items.load(connection, keys)
+    settled = {work.batch.batch_id for work in works if work.batch.late}
+    late = await items.load_late(connection, [key for key in keys if key[0] in settled]) if settled else {}
+    listed = {batch.batch_id for batch in reopening if batch.expected}
+    manifest = await items.on_manifest(connection, [key for key in keys if key[0] in listed]) if listed else {}
     for work in works:
-        work.stored = found.get(work.batch.batch_id, {})
-        work.registers.items = dict(work.stored)
-        work.registers.late = late.get(work.batch.batch_id, {})
-        work.loaded = True
+        batch_id = work.batch.batch_id
+        work.registers.items = found.get(batch_id, {})
+        work.registers.late = late.get(batch_id, {})
+        work.registers.manifest |= manifest.get(batch_id, set())
+        work.stored = set(work.registers.items)
+        work.is_loaded = True
 
 
-async def _write(connection: Connection, works: list[_Work], fast: list[ItemRow]) -> None:
+async def _write(connection: Connection, works: list[Work], fast: list[ItemRow]) -> None:
     """Items first (the optimism may prove wrong), then manifests, then batches."""
     new = fast
     moved: list[ItemRow] = []
     late: list[ItemRow] = []
+    adopted: list[tuple[str, str]] = []
     expected: list[tuple[str, str]] = []
     for work in works:
         registers = work.registers
         for item_id in registers.changed:
             (moved if item_id in work.stored else new).append(registers.items[item_id])
         late += [registers.late[item_id] for item_id in registers.changed_late]
+        adopted += [(work.batch.batch_id, item_id) for item_id in registers.adopted]
         expected += [(work.batch.batch_id, item_id) for item_id in registers.added]
     if new:
         new.sort()
@@ -240,6 +219,8 @@ async def _write(connection: Connection, works: list[_Work], fast: list[ItemRow]
         await items.upsert(connection, moved)
     if late:
         await items.upsert_late(connection, late)
+    if adopted:
+        await items.forget_late(connection, adopted)
     if expected:
         await items.expect(connection, sorted(expected))
     reach("batches.before")
@@ -249,28 +230,43 @@ async def _write(connection: Connection, works: list[_Work], fast: list[ItemRow]
     reach("batches.after")
 
 
-async def _finalized_events(connection: Connection, micro_batch: MicroBatch, works: list[_Work]) -> list[OutboxRow]:
-    """The events of batches finalized in this round, in log order."""
-    finalized = sorted((work.batch for work in works), key=lambda batch: (batch.partition, batch.decided_offset))
+def _raised(work: Work, micro_batch: MicroBatch) -> list[Caused]:
+    """The alerts and requests that this round's records called for."""
+    batch, registers, topics = work.batch, work.registers, micro_batch.topics
+    events = [
+        (each.version, alerts.raised_event(topics, batch, each, _traceparent(micro_batch, batch, each.version)))
+        for each in registers.alerts
+    ]
+    events += [
+        (each.version, alerts.retry_event(topics, batch, each, _traceparent(micro_batch, batch, each.version)))
+        for each in registers.retries
+    ]
+    return [Caused(batch.partition, version, event) for version, event in events]
+
+
+async def _finalized_events(connection: Connection, micro_batch: MicroBatch, finalized: list[Batch]) -> list[Caused]:
+    """The events of batches finalized in this round."""
     with_failed = [batch.batch_id for batch in finalized if batch.failed]
     with_missing = [batch.batch_id for batch in finalized if batch.missing and batch.expected is not None]
     failed = await items.failed_ids(connection, with_failed, LISTED_IDS) if with_failed else {}
     missing = await items.missing_ids(connection, with_missing, LISTED_IDS) if with_missing else {}
-    return [
-        finalized_event(
+    caused: list[Caused] = []
+    for batch in finalized:
+        offset = batch.decided_offset or 0
+        traceparent = _traceparent(micro_batch, batch, offset)
+        event = finalized_event(
             batch,
             micro_batch.topics,
             failed_item_ids=failed.get(batch.batch_id, ()),
             missing_item_ids=missing.get(batch.batch_id, ()),
-            traceparent=micro_batch.traceparents.get((batch.partition, batch.decided_offset or 0)),
+            traceparent=traceparent,
         )
-        for batch in finalized
-    ]
+        caused.append(Caused(batch.partition, offset, event))
+        alert = alerts.failure_rate_event(micro_batch.topics, batch, micro_batch.failure_rate_limit, traceparent)
+        if alert is not None:
+            caused.append(Caused(batch.partition, offset, alert))
+    return caused
 
 
-def _lifecycle(records: Iterable[Record]) -> Iterable[LifecycleRecord]:
-    return (record for record in records if isinstance(record, LifecycleRecord))
-
-
-def _results(records: Iterable[Record]) -> list[ItemRow]:
-    return [record for record in records if isinstance(record, ItemRow)]
+def _traceparent(micro_batch: MicroBatch, batch: Batch, offset: int) -> str | None:
+    return micro_batch.traceparents.get((batch.partition, offset))

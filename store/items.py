@@ -60,6 +60,17 @@ CROSS JOIN LATERAL (
 ) i
 """
 
+# Items that a reopening may choose without naming them: the failed, the retrying (which no index finds: only where
+# there are any), and those with a late result.
+_REOPENABLE = """
+SELECT item_id FROM item_results WHERE batch_id = $1 AND status = 'failed'
+UNION SELECT item_id FROM item_results WHERE batch_id = $1 AND status = 'retrying' AND $2::bool
+UNION SELECT item_id FROM late_results WHERE batch_id = $1
+"""
+
+# Late registers that count from now on. (batch ids, item ids)
+_FORGET_LATE = f"DELETE FROM late_results l USING {_KEYS} WHERE (l.batch_id, l.item_id) = (k.batch_id, k.item_id)"
+
 
 async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
     """Write registers of items that have none yet, in the order given (sort them: it halves the index's work).
@@ -82,6 +93,16 @@ async def upsert(connection: Connection, rows: Iterable[ItemRow]) -> None:
 async def upsert_late(connection: Connection, rows: Iterable[ItemRow]) -> None:
     """Write late registers, whether the items have one or not."""
     await _write(connection, late_results, rows)
+
+
+async def forget_late(connection: Connection, keys: Iterable[ItemKey]) -> None:
+    """Remove late registers."""
+    await connection.execute(_FORGET_LATE, *transposed(keys, 2))
+
+
+async def reopenable_ids(connection: Connection, batch_id: str, *, some_retrying: bool) -> set[str]:
+    """The items of a finalized batch that ``batch.reopened`` may choose without naming them."""
+    return {row[0] for row in await connection.fetch(_REOPENABLE, batch_id, some_retrying)}
 
 
 async def why_unstorable(connection: Connection, row: ItemRow) -> str | None:

@@ -76,6 +76,11 @@ class Batch:
     completed_at: datetime | None = None
     finalized_at: datetime | None = None
     decided_offset: int | None = None
+    reopened_at: datetime | None = None
+    reason: str | None = None
+    error: str | None = None
+    failure_seen: bool = False
+    threshold_exceeded: bool = False
 
     @property
     def answered(self) -> int:
@@ -135,6 +140,14 @@ class OutboxRow(NamedTuple):
     revision: int | None
     value: str
     headers: str
+
+
+class SummaryRequest(NamedTuple):
+    """Which revision of a batch to summarize, and the place and time of the record that asked for it."""
+
+    revision: int
+    requested_at: datetime
+    requested_offset: int
 
 
 class Position(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NotRequired
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from pydantic_core import from_json
 
-from handlers.fold import LifecycleRecord, Record
+from handlers.records import LifecycleRecord, Record
 from schemas.dead_letters import Reason, Refused
 from schemas.events import (
     ADAPTERS,
@@ -203,6 +203,8 @@ def _lifecycle_body(message: dict[str, Any]) -> dict[str, Any]:
         body["metadata"] = _bounded_json("metadata", body["metadata"], MAX_METADATA_BYTES)
     if "policy" in body:
         body["policy"] = _dumps({name: value for name, value in body["policy"].items() if value is not None})
+    if "error" in body:
+        body["error"] = _dumps(_cut_error(body["error"]))
     if "reason" in body:
         body["reason"] = cut(body["reason"], MAX_TEXT_BYTES)
     if "item_ids" in body and len(set(body["item_ids"])) != len(body["item_ids"]):
@@ -210,6 +212,11 @@ def _lifecycle_body(message: dict[str, Any]) -> dict[str, Any]:
     if "item_ids" in body and "total_items" in body:
         raise Refused(Reason.INVALID_EVENT, "total_items and item_ids: give one of them, not both")
     return body
+
+
+def _cut_error(error: Mapping[str, Any]) -> dict[str, str]:
+    limits = {"code": MAX_TEXT_BYTES, "message": MAX_TEXT_BYTES, "stack_trace": MAX_STACK_TRACE_BYTES}
+    return {name: cut(error[name], limit) for name, limit in limits.items() if error.get(name) is not None}
 
 
 def _bounded_json(field: str, value: Any, limit: int) -> str:

@@ -11,7 +11,8 @@ from operator import attrgetter
 
 from aiokafka import ConsumerRecord
 
-from handlers.microbatch import MicroBatch, Slice
+from handlers.microbatch import MicroBatch
+from handlers.slices import Slice
 from schemas.dead_letters import Refused
 from schemas.headers import FORWARDED, FORWARDED_TIMESTAMP, forwarded_from, number_of, traceparent_of
 from schemas.topics import Topics, home_partition

@@ -2,51 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import pytest
 
-from handlers import fold
-from handlers.fold import Disposition, Registers
+from handlers.records import Disposition
 from schemas.dead_letters import Reason, Refused
-from store.rows import Batch
-from streams.decoding import decode
+from tests.harness.told import EPOCH, Told
 
 Tell = Callable[[], Disposition]
-EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-class Told:
-    """A batch `b`, told record by record: offsets 0, 1, 2 …, a second apart."""
-
-    def __init__(self) -> None:
-        self.batch = Batch("b", 0)
-        self.registers = Registers()
-        self.next_offset = 0
-
-    def opened(self, **fields: Any) -> Disposition:
-        return self._tell({"type": "batch.opened"} | fields)
-
-    def expected(self, *item_ids: str) -> Disposition:
-        return self._tell({"type": "batch.items_expected", "item_ids": list(item_ids)})
-
-    def sealed(self, **fields: Any) -> Disposition:
-        return self._tell({"type": "batch.sealed"} | fields)
-
-    def result(self, item_id: str, status: str = "succeeded", **fields: Any) -> Disposition:
-        return self._tell({"item_id": item_id, "status": status} | fields)
-
-    @property
-    def counts(self) -> tuple[int, int, int, int]:
-        return self.batch.succeeded, self.batch.partial, self.batch.failed, self.batch.skipped
-
-    def _tell(self, event: dict[str, Any]) -> Disposition:
-        offset, self.next_offset = self.next_offset, self.next_offset + 1
-        record = decode(json.dumps({"batch_id": "b"} | event).encode(), offset, EPOCH + timedelta(seconds=offset))
-        return fold.step(self.batch, self.registers, record)
 
 
 @pytest.fixture
@@ -247,20 +212,3 @@ def test_the_deciding_record_gives_the_times_and_the_offset(told: Told) -> None:
     assert told.batch.finalized_at == EPOCH + timedelta(seconds=2)
     assert told.batch.completed_at == EPOCH
     assert (told.batch.state, told.batch.finalized_by, told.batch.revision) == ("finalized", "all_items_in", 1)
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        {"type": "batch.cancelled"},
-        {"type": "batch.aborted", "error": {"message": "m"}},
-        {"type": "batch.expired", "deadline_at": "2026-01-01T00:00:00Z", "generation": 0},
-        {"type": "batch.finalize_requested"},
-        {"type": "batch.reopened"},
-    ],
-    ids=lambda event: str(event["type"]),
-)
-def test_what_is_not_understood_yet_is_refused_and_not_lost(told: Told, event: dict[str, Any]) -> None:
-    with pytest.raises(Refused) as refused:
-        told._tell(event)
-    assert refused.value.reason is Reason.UNKNOWN_TYPE

@@ -1,0 +1,77 @@
+"""What the fold takes and gives: decoded records, a batch's item registers, and what a record did."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from schemas.published import AlertType
+from store.rows import RETRYING, ItemRow
+
+
+class LifecycleRecord(NamedTuple):
+    """A decoded lifecycle record; ``body`` is the validated message without its absent fields."""
+
+    batch_id: str
+    type: str
+    version: int
+    received_at: datetime
+    body: Mapping[str, Any]
+
+
+Record = ItemRow | LifecycleRecord
+
+
+class Disposition(StrEnum):
+    """What a record did."""
+
+    ACCEPTED = "accepted"
+    DUPLICATE = "duplicate"
+    SUPERSEDED = "superseded"
+    LATE = "late"
+    UNEXPECTED = "unexpected"
+    NO_EFFECT = "no_effect"
+    SUMMARY_REQUESTED = "summary_requested"
+
+
+class RaisedAlert(NamedTuple):
+    """An alert that a record caused."""
+
+    alert: AlertType
+    version: int
+    received_at: datetime
+    message: str
+    details: dict[str, Any]
+
+
+class RaisedRetry(NamedTuple):
+    """Items that a retry batch asks the upstream service for: those that one record put on its manifest."""
+
+    version: int
+    received_at: datetime
+    item_ids: list[str]
+
+
+@dataclass(slots=True)
+class Registers:
+    """What the fold sees of a batch's items: registers, late registers and manifest, of the ids that matter.
+
+    ``changed``, ``changed_late``, ``adopted`` (late registers that count from now on) and ``added`` (to the manifest)
+    collect what is to be written, ``alerts`` and ``retries`` what is to be said.
+    """
+
+    items: dict[str, ItemRow] = field(default_factory=dict)
+    late: dict[str, ItemRow] = field(default_factory=dict)
+    manifest: set[str] = field(default_factory=set)
+    changed: set[str] = field(default_factory=set)
+    changed_late: set[str] = field(default_factory=set)
+    adopted: set[str] = field(default_factory=set)
+    added: list[str] = field(default_factory=list)
+    alerts: list[RaisedAlert] = field(default_factory=list)
+    retries: list[RaisedRetry] = field(default_factory=list)
+
+    def has_answered(self, item_id: str) -> bool:
+        """Whether an item has a terminal register."""
+        held = self.items.get(item_id)
+        return held is not None and held.status != RETRYING

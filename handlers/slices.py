@@ -1,0 +1,88 @@
+"""One batch's records of a micro-batch on their way through the fold, and what the fold must know of the items."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from handlers import fold
+from handlers.records import LifecycleRecord, Record, Registers
+from store.rows import Batch, ItemRow
+
+
+@dataclass(slots=True)
+class Slice:
+    """A batch's records of one micro-batch, in log order."""
+
+    partition: int
+    records: list[Record]
+
+
+class Work:
+    """A slice in a round: its records up to the one that finalizes the batch are folded, the rest is the next round's.
+
+    ``lead`` are the lifecycle records it begins with. ``stored`` are the items whose register has a row.
+    """
+
+    __slots__ = ("batch", "dirty", "finalized", "is_loaded", "is_plain", "lead", "registers", "rest", "stored", "tail")
+
+    def __init__(self, batch: Batch, records: list[Record], registers: Registers, stored: set[str]) -> None:
+        self.batch = batch
+        leading = next((index for index, record in enumerate(records) if isinstance(record, ItemRow)), len(records))
+        self.lead = records[:leading]
+        self.tail = records[leading:]
+        results = self.results()
+        self.is_plain = len(results) == len(self.tail) and fold.is_plain(results)
+        self.registers = registers
+        self.stored = stored
+        self.is_loaded = False
+        self.rest: list[Record] = []
+        self.dirty = False
+        self.finalized = False
+
+    @staticmethod
+    def begin(batch: Batch, records: list[Record], *, is_new: bool) -> "Work":
+        """The first round; a new batch has nothing to be loaded."""
+        work = Work(batch, records, Registers(), set())
+        work.is_loaded = is_new
+        return work
+
+    def behind_finalization(self) -> "Work":
+        """The next round, for what is left. What was loaded or written is still known."""
+        known = self.registers
+        registers = Registers(known.items, known.late, known.manifest)
+        work = Work(self.batch, self.rest, registers, self.stored | known.changed)
+        work.is_loaded = self.is_loaded and not work.reopens()
+        return work
+
+    def results(self) -> list[ItemRow]:
+        """The results behind the leading lifecycle records."""
+        return [record for record in self.tail if isinstance(record, ItemRow)]
+
+    def lifecycle(self) -> Iterable[LifecycleRecord]:
+        """All lifecycle records."""
+        return (record for record in self.lead + self.tail if isinstance(record, LifecycleRecord))
+
+    def is_fast(self) -> bool:
+        """Whether what is behind the lead can be folded in sums, unless one of its items turns out to have a row."""
+        return self.is_plain and bool(self.tail) and not self.stored and fold.is_fast(self.batch, self.results())
+
+    def needs_registers(self, optimistic: bool) -> bool:
+        """Whether the items' registers must be read before the fold."""
+        if self.is_loaded:
+            return False
+        settled = self.batch.outcome is not None or self.batch.generation > 0
+        if settled or not optimistic or not self.is_plain:
+            return True
+        return self.batch.has_rows and any("item_ids" in record.body for record in self.lifecycle())
+
+    def reopens(self) -> bool:
+        """Whether a finalized batch's failed and late items matter, whoever they are: ``batch.reopened`` chooses."""
+        return self.batch.outcome is not None and any(
+            record.type == "batch.reopened" and "item_ids" not in record.body for record in self.lifecycle()
+        )
+
+    def item_ids(self) -> set[str]:
+        """The items that these records speak of."""
+        ids = {record.item_id for record in self.tail if isinstance(record, ItemRow)}
+        for record in self.lifecycle():
+            ids.update(record.body.get("item_ids", ()))
+        return ids
