@@ -61,6 +61,7 @@ async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | 
         slot=slot,
         max_records=settings.max_records,
         batch_timeout_ms=settings.batch_timeout_ms,
+        failure_rate_limit=settings.failure_rate_limit,
     )
     # What was imported stays: no later collection needs to walk over it. And records come by the thousand and go
     # without leaving cycles: looking for some at every 700 objects costs a tenth of the time.

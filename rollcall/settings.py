@@ -76,6 +76,10 @@ class Settings(BaseSettings):
     batch_timeout_ms: Annotated[
         int, Field(ge=1, le=60_000, description="How long a worker waits for records before it looks again, in ms.")
     ] = 10
+    failure_rate_limit: Annotated[
+        float,
+        Field(ge=0, le=1, description="A batch that ends with a greater share of its answers failed raises an alert."),
+    ] = 0.5
 
     api_host: Annotated[str, Field(min_length=1, description="The address the HTTP API listens on.")] = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65_535, description="Its port; 0: any free one, which the log names.")] = (

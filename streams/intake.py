@@ -53,7 +53,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         slot: str | None,
         max_records: int,
         batch_timeout_ms: int,
+        failure_rate_limit: float = 0.5,
     ) -> None:
+        self._failure_rate_limit = failure_rate_limit
         self._topics = topics
         self._homes = homes
         self._anchors = Anchors()
@@ -180,7 +182,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         parts = [(partition, list(part)) for partition, part in groupby(records, attrgetter("partition"))]
         ends = await self._ends(parts)
         for chunk in _chunks(parts):
-            reading = new_reading(self._topics, self._homes)
+            reading = new_reading(self._topics, self._homes, self._failure_rate_limit)
             for partition, part in chunk:
                 await self._take_partition(reading, partition, part, ends, epoch)
             if epoch != self._anchors.epoch:

@@ -61,7 +61,7 @@ class Reading:
     forwards: list[Forward] = field(default_factory=list)
 
 
-def new_reading(topics: Topics, homes: Homes) -> Reading:
+def new_reading(topics: Topics, homes: Homes, failure_rate_limit: float = 0.5) -> Reading:
     """An empty reading, to be filled with ``take``."""
     records: dict[int, Records] = {}
 
@@ -69,7 +69,7 @@ def new_reading(topics: Topics, homes: Homes) -> Reading:
         index = bisect_left(records[partition], offset, key=attrgetter("offset"))
         return dead_letter_of(records[partition][index], refusal, homes.log_id)
 
-    return Reading(MicroBatch(topics, [], {}, [], {}, dead_letter), records)
+    return Reading(MicroBatch(topics, [], {}, [], {}, dead_letter, failure_rate_limit), records)
 
 
 async def take(reading: Reading, records: Records, expected: Position, next_offset: int, homes: Homes) -> Position:
