@@ -16,6 +16,7 @@ SCHEMA_VERSION = 1
 MAX_INT = 2**31 - 1
 """Attempts and totals fit 31 bits."""
 MAX_ID_CHARS = 200
+MAX_NAME_CHARS = 200
 MAX_MANIFEST_CHUNK = 10_000
 MAX_METADATA_BYTES = 16 * 1024
 MAX_OUTPUT_BYTES = 64 * 1024
@@ -29,15 +30,10 @@ BatchId = Annotated[
 ItemId = Annotated[
     str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS, pattern=r"^[^\u0000-\u001f\u007f-\u009f]+$")
 ]
-Name = Annotated[str, MaxLen(200)]
+Name = Annotated[str, MaxLen(MAX_NAME_CHARS)]
 # RFC 3339 with a zone; whether the day exists is checked when it is read.
-Time = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
-    ),
-    Field(json_schema_extra={"format": "date-time"}),
-]
+TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+Time = Annotated[str, StringConstraints(pattern=TIME_PATTERN), Field(json_schema_extra={"format": "date-time"})]
 Count = Annotated[int, Ge(0), Le(MAX_INT)]
 Attempt = Annotated[int, Ge(1), Le(MAX_INT)]
 Milliseconds = Annotated[float, Ge(0), AllowInfNan(False)]

@@ -1,12 +1,15 @@
 """From a Kafka record's bytes to what the fold takes, or to the reason why it can't be taken. Pure."""
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from math import isfinite
-from typing import Any, NotRequired
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+import msgspec
+from msgspec import Meta
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from handlers.records import LifecycleRecord, Record
@@ -14,14 +17,16 @@ from schemas.dead_letters import Reason, Refused
 from schemas.events import (
     ADAPTERS,
     BATCH_ID_ADAPTER,
+    MAX_ID_CHARS,
+    MAX_INT,
     MAX_MANIFEST_CHUNK,
     MAX_METADATA_BYTES,
+    MAX_NAME_CHARS,
     MAX_OUTPUT_BYTES,
     MAX_STACK_TRACE_BYTES,
     MAX_TEXT_BYTES,
     SCHEMA_VERSION,
-    ItemError,
-    ItemResult,
+    TIME_PATTERN,
 )
 from store.rows import ItemRow
 
@@ -36,58 +41,95 @@ _LATEST = datetime.max.replace(microsecond=999_998, tzinfo=UTC)
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _new_tuple = tuple.__new__
 
-
-# The fast path's validators keep unknown fields, so that what may hide in them can be looked at.
-@with_config(ConfigDict(strict=True, extra="allow"))
-class _OpenItemError(ItemError):
-    pass
-
-
-@with_config(ConfigDict(strict=True, extra="allow"))
-class _OpenItemResult(ItemResult):
-    error: NotRequired[_OpenItemError | None]
-
-
-_validate_result = TypeAdapter(_OpenItemResult).validator.validate_json
-_TYPED_FIELDS = frozenset(ItemResult.__annotations__) - {"output", "metrics"}
 _DIGITS_ALIKE = bytes.maketrans(b"123456789", b"000000000")
 _WIDE_NUMBER = b"0" * 300
 """Integers of fewer digits fit a double."""
-_TYPED_ERROR_FIELDS = frozenset(ItemError.__annotations__)
+_is_time = re.compile(TIME_PATTERN).fullmatch
+
+
+# What ``schemas.events.ItemResult`` says, for msgspec: the fast way takes nothing that pydantic refuses.
+class _Error(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    message: str
+    code: str | None = None
+    stack_trace: str | None = None
+
+
+_Id = Annotated[str, Meta(min_length=1, max_length=MAX_ID_CHARS)]
+
+
+class _Result(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    batch_id: _Id
+    item_id: _Id
+    status: Literal["succeeded", "partial", "failed", "skipped", "retrying"]
+    type: Literal["item.result"] | None = None
+    schema_version: Annotated[int, Meta(ge=1, le=SCHEMA_VERSION)] | None = None
+    attempt: Annotated[int, Meta(ge=1, le=MAX_INT)] | None = None
+    effect: Literal["created", "updated", "unchanged"] | None = None
+    duration_ms: Annotated[float, Meta(ge=0)] | None = None
+    message: str | None = None
+    error: _Error | None = None
+    output: Any = None
+    metrics: dict[str, int | float] | None = None
+    worker: Annotated[str, Meta(max_length=MAX_NAME_CHARS)] | None = None
+    occurred_at: str | None = None
+
+
+class _OpenError(_Error, forbid_unknown_fields=False, gc=False):
+    pass
+
+
+class _OpenResult(_Result, forbid_unknown_fields=False, gc=False):
+    error: _OpenError | None = None
+
+
+_decode_known = msgspec.json.Decoder(_Result).decode
+_decode_open = msgspec.json.Decoder(_OpenResult).decode
+_decode_any = msgspec.json.Decoder().decode
 
 
 def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
     """Decode one record's value. Raises Refused with the reason and, where one could be read, the batch id."""
     if not value:
         raise Refused(Reason.INVALID_JSON, "the record has no value (a tombstone)" if value is None else "empty value")
-    # Without escapes no string can hold U+0000 or half a surrogate pair.
-    if b'"batch.' not in value and b"\\u" not in value:
-        try:
-            result = _validate_result(value)
-            _check_untyped(result)
+    try:
+        result = _decode_fast(value)
+        if result is not None:
             return _item_row(result, offset, received_at)
-        except (Refused, ValidationError, ValueError, OverflowError):
-            pass  # the exact way says why, or takes it after all
-    return _decode_exactly(value, offset, received_at)
+    except (Refused, msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
+        pass  # the exact way says why, or takes it after all
+    return decode_exactly(value, offset, received_at)
 
 
-def _check_untyped(result: Mapping[str, Any]) -> None:
-    """Check what no type has bounded: output, metrics, unknown fields. Raises Refused, or ValueError for infinity."""
-    if not _TYPED_FIELDS.issuperset(result):
-        _check_json({name: value for name, value in result.items() if name not in _TYPED_FIELDS})
-    if (error := result.get("error")) is not None and not _TYPED_ERROR_FIELDS.issuperset(error):
-        _check_json(error)
+def _decode_fast(value: bytes) -> _Result | None:
+    """A result without anything unusual about it; None, or an error of msgspec's, where the exact way has to look."""
+    # Without escapes no string can hold U+0000 or half a surrogate pair.
+    if b"\\u" in value or not _is_bounded(value):
+        return None
+    try:
+        result = _decode_known(value)
+    except msgspec.ValidationError as error:
+        if "unknown field" not in str(error):
+            return None
+        _decode_any(value)  # what _decode_open passes over, it doesn't look at
+        result = _decode_open(value)
+    # What else an id may not hold is not printable; some of that an id may hold.
+    batch_id = result.batch_id
+    if not batch_id.isprintable() or "/" in batch_id or not result.item_id.isprintable():
+        return None
+    if result.occurred_at is not None and not _is_time(result.occurred_at):
+        return None
+    return result
 
 
-def _check_json(value: dict[str, Any]) -> None:
-    """As ``_check_storable``, which walks over every value, but only where the JSON text gives cause to."""
-    text = _dumps(value).encode()  # refuses infinity and NaN by itself
-    wide = len(text) > len(_WIDE_NUMBER) and _WIDE_NUMBER in text.translate(_DIGITS_ALIKE)
-    if wide or text.count(b"[") + text.count(b"{") > MAX_DEPTH:
-        _check_storable(value)
+def _is_bounded(value: bytes) -> bool:
+    """Whether nothing in a JSON text can be nested too deep, or be an integer that no double holds."""
+    if value.count(b"[") + value.count(b"{") > MAX_DEPTH:
+        return False
+    return len(value) < len(_WIDE_NUMBER) or _WIDE_NUMBER not in value.translate(_DIGITS_ALIKE)
 
 
-def _decode_exactly(value: bytes, offset: int, received_at: datetime) -> Record:
+def decode_exactly(value: bytes, offset: int, received_at: datetime) -> Record:
+    """What ``decode`` means: any value, step by step, with a reason for each refusal."""
     event = _parse(value)
     if not isinstance(event, dict):
         raise Refused(Reason.INVALID_EVENT, f"the value is {_json_type(event)}, not an object")
@@ -119,7 +161,7 @@ def _decode_event(event: dict[str, Any], value: bytes, offset: int, received_at:
         raise _refusal(error) from None
     try:
         if kind == "item.result":
-            return _item_row(message, offset, received_at)
+            return _item_row(msgspec.convert(message, _OpenResult), offset, received_at)
         return LifecycleRecord(message["batch_id"], kind, offset, received_at, _lifecycle_body(message))
     except (ValueError, OverflowError) as error:
         raise Refused(Reason.INVALID_EVENT, str(error)) from None
@@ -153,41 +195,38 @@ def cut(text: str, limit: int) -> str:
     return encoded[: limit - len(CUT_MARK.encode())].decode(errors="ignore") + CUT_MARK
 
 
-def _item_row(result: Mapping[str, Any], offset: int, received_at: datetime) -> ItemRow:
-    get = result.get
+def _item_row(result: _Result, offset: int, received_at: datetime) -> ItemRow:
     code = message = trace = None
-    if (error := get("error")) is not None:
-        code, message, trace = error.get("code"), cut(error["message"], MAX_TEXT_BYTES), error.get("stack_trace")
+    if (error := result.error) is not None:
+        code, message, trace = error.code, cut(error.message, MAX_TEXT_BYTES), error.stack_trace
         if trace is not None:
             trace = cut(trace, MAX_STACK_TRACE_BYTES)
-    if (line := get("message")) is not None and len(line) * 4 > MAX_TEXT_BYTES:
+    if (line := result.message) is not None and len(line) * 4 > MAX_TEXT_BYTES:
         line = cut(line, MAX_TEXT_BYTES)
-    if (output := get("output")) is not None:
+    if (output := result.output) is not None:
         output = _bounded_json("output", output, MAX_OUTPUT_BYTES)
-    if (metrics := get("metrics")) is not None:
-        metrics = _dumps(metrics)
-    if (occurred_at := get("occurred_at")) is not None:
-        occurred_at = parse_time(occurred_at)
+    metrics = None if result.metrics is None else _dumps(result.metrics)
+    occurred_at = None if result.occurred_at is None else parse_time(result.occurred_at)
     # Not ItemRow(...): on a path this hot, one call less a record shows.
     return _new_tuple(
         ItemRow,
         (
-            result["batch_id"],
-            result["item_id"],
-            result["status"],
-            get("attempt") or 1,
+            result.batch_id,
+            result.item_id,
+            result.status,
+            result.attempt or 1,
             0,
             offset,
             received_at,
-            get("effect"),
-            get("duration_ms"),
+            result.effect,
+            result.duration_ms,
             line,
             code,
             message,
             trace,
             output,
             metrics,
-            get("worker"),
+            result.worker,
             occurred_at,
         ),
     )
