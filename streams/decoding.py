@@ -44,6 +44,7 @@ _new_tuple = tuple.__new__
 _DIGITS_ALIKE = bytes.maketrans(b"123456789", b"000000000")
 _WIDE_NUMBER = b"0" * 300
 """Integers of fewer digits fit a double."""
+_is_lifecycle = re.compile(rb'"type"\s*:\s*"batch\.').search
 _is_time = re.compile(TIME_PATTERN).fullmatch
 
 
@@ -103,7 +104,7 @@ def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
 def _decode_fast(value: bytes) -> _Result | None:
     """A result without anything unusual about it; None, or an error of msgspec's, where the exact way has to look."""
     # Without escapes no string can hold U+0000 or half a surrogate pair.
-    if b"\\u" in value or not _is_bounded(value):
+    if b"\\u" in value or not _is_bounded(value) or (b'"batch.' in value and _is_lifecycle(value)):
         return None
     try:
         result = _decode_known(value)
