@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from pydantic import ValidationError
 from pydantic_core import from_json
 
@@ -44,7 +44,6 @@ _new_tuple = tuple.__new__
 _DIGITS_ALIKE = bytes.maketrans(b"123456789", b"000000000")
 _WIDE_NUMBER = b"0" * 300
 """Integers of fewer digits fit a double."""
-_is_lifecycle = re.compile(rb'"type"\s*:\s*"batch\.').search
 _is_time = re.compile(TIME_PATTERN).fullmatch
 
 
@@ -69,8 +68,8 @@ class _Result(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     duration_ms: Annotated[float, Meta(ge=0)] | None = None
     message: str | None = None
     error: _Error | None = None
-    output: Any = None
-    metrics: dict[str, int | float] | None = None
+    output: Any = UNSET
+    metrics: dict[str, int | float] | UnsetType | None = UNSET
     worker: Annotated[str, Meta(max_length=MAX_NAME_CHARS)] | None = None
     occurred_at: str | None = None
 
@@ -103,16 +102,20 @@ def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
 
 def _decode_fast(value: bytes) -> _Result | None:
     """A result without anything unusual about it; None, or an error of msgspec's, where the exact way has to look."""
-    # Without escapes no string can hold U+0000 or half a surrogate pair.
-    if b"\\u" in value or not _is_bounded(value) or (b'"batch.' in value and _is_lifecycle(value)):
+    # Without escapes no string can hold U+0000 or half a surrogate pair. One byte is found ten times as fast as two.
+    if b"\\" in value and b"\\u" in value:
         return None
     try:
         result = _decode_known(value)
+        untyped = result.output is not UNSET or result.metrics is not UNSET
     except msgspec.ValidationError as error:
         if "unknown field" not in str(error):
             return None
         _decode_any(value)  # what _decode_open passes over, it doesn't look at
         result = _decode_open(value)
+        untyped = True
+    if untyped and not _is_bounded(value):
+        return None
     # What else an id may not hold is not printable; some of that an id may hold.
     batch_id = result.batch_id
     if not batch_id.isprintable() or "/" in batch_id or not result.item_id.isprintable():
@@ -204,9 +207,11 @@ def _item_row(result: _Result, offset: int, received_at: datetime) -> ItemRow:
             trace = cut(trace, MAX_STACK_TRACE_BYTES)
     if (line := result.message) is not None and len(line) * 4 > MAX_TEXT_BYTES:
         line = cut(line, MAX_TEXT_BYTES)
-    if (output := result.output) is not None:
-        output = _bounded_json("output", output, MAX_OUTPUT_BYTES)
-    metrics = None if result.metrics is None else _dumps(result.metrics)
+    output = metrics = None
+    if result.output is not UNSET and result.output is not None:
+        output = _bounded_json("output", result.output, MAX_OUTPUT_BYTES)
+    if result.metrics is not UNSET and result.metrics is not None:
+        metrics = _dumps(result.metrics)
     occurred_at = None if result.occurred_at is None else parse_time(result.occurred_at)
     # Not ItemRow(...): on a path this hot, one call less a record shows.
     return _new_tuple(

@@ -15,7 +15,7 @@ from schemas.dead_letters import Refused
 from schemas.events import ItemError, ItemResult
 from streams import decoding
 from streams.decoding import decode, decode_exactly
-from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD
+from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD, Broken, Good
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -130,7 +130,8 @@ def test_both_ways_say_the_same_of_every_tricky_text_in_every_field() -> None:
 
 
 def test_both_ways_say_the_same_of_the_corpus() -> None:
-    for record in (*BROKEN, *TRICKY_GOOD, *EITHER):
+    corpus: list[Broken | Good] = [*BROKEN, *TRICKY_GOOD, *EITHER]
+    for record in corpus:
         if record.value:
             assert_same(record.value)
 
