@@ -18,6 +18,15 @@ else:
 CONNECT_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 60.0
 
+# For connections all of whose statements are by key: a plan made while a table was small, or over arrays whose length
+# the planner guesses, must not scan it once it is large.
+BY_KEY = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+
 _DRIVER = "postgresql+asyncpg://"
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 

@@ -26,6 +26,7 @@ ON CONFLICT (topic, partition, record_offset) DO NOTHING
 """
 
 # What is to be published, in order. Not "seq above the last one": rows commit out of order.
+# Of the first $1, those before which there are fewer than $2 bytes of values.
 # A revision not above the highest published one of its batch has been said already (its topic is compacted).
 _UNPUBLISHED = f"""
 SELECT {column_list(OutboxRow._fields, "o.")}, EXISTS (
@@ -33,12 +34,20 @@ SELECT {column_list(OutboxRow._fields, "o.")}, EXISTS (
     WHERE o.channel = 'finalized' AND p.channel = 'finalized' AND p.batch_id = o.batch_id AND p.revision >= o.revision
       AND p.published_at IS NOT NULL
 ) AS said
-FROM outbox o WHERE o.published_at IS NULL AND o.refused IS NULL ORDER BY o.seq LIMIT $1
+FROM (
+    SELECT *, sum(octet_length(value)) OVER (ORDER BY seq) - octet_length(value) AS bytes_before
+    FROM (SELECT * FROM outbox WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1) next
+) o
+WHERE bytes_before < $2 ORDER BY o.seq
 """
 
 _UNPUBLISHED_DEAD_LETTERS = f"""
-SELECT {column_list(DeadLetterRow._fields)} FROM dead_letters
-WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1
+SELECT {column_list(DeadLetterRow._fields)} FROM (
+    SELECT *, sum(octet_length(coalesce(value, ''))) OVER (ORDER BY seq) - octet_length(coalesce(value, ''))
+        AS bytes_before
+    FROM (SELECT * FROM dead_letters WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1) next
+) d
+WHERE bytes_before < $2 ORDER BY seq
 """
 
 # Marks events as published, those found on a topic that the database does not know included.
@@ -51,8 +60,17 @@ ON CONFLICT (id) DO UPDATE SET published_at = EXCLUDED.published_at,
 WHERE outbox.published_at IS NULL
 """
 
-# Marks dead letters as published, those found on the topic that the database does not know included.
+# Marks dead letters as published that the broker has acknowledged. One row a key.
 _MARK_DEAD_LETTERS = """
+UPDATE dead_letters d SET published_at = v.published_at, published_partition = v.published_partition,
+    published_offset = v.published_offset
+FROM unnest($1::text[], $2::int4[], $3::int8[], $4::timestamptz[], $5::int4[], $6::int8[])
+     AS v(topic, partition, record_offset, published_at, published_partition, published_offset)
+WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.record_offset AND d.published_at IS NULL
+"""
+
+# Marks, or inserts, dead letters found on their topic: the database may not know them.
+_INSERT_PUBLISHED_DEAD_LETTERS = """
 INSERT INTO dead_letters (topic, partition, record_offset, appended_at, reason, message, key, value, headers,
                           published_at, published_partition, published_offset)
 SELECT * FROM unnest($1::text[], $2::int4[], $3::int8[], $4::timestamptz[], $5::text[], $6::text[], $7::bytea[],
@@ -112,15 +130,15 @@ async def insert_dead_letters(connection: Connection, letters: Sequence[DeadLett
         await connection.execute(_INSERT_DEAD_LETTERS, *transposed(letters, len(DeadLetterRow._fields)))
 
 
-async def unpublished(connection: Connection, limit: int) -> list[tuple[OutboxRow, bool]]:
-    """The next events to publish, each with whether it counts as published."""
-    rows = await connection.fetch(_UNPUBLISHED, limit)
+async def unpublished(connection: Connection, limit: int, max_bytes: int) -> list[tuple[OutboxRow, bool]]:
+    """The next events to publish, each with whether it counts as published; the last may exceed ``max_bytes``."""
+    rows = await connection.fetch(_UNPUBLISHED, limit, max_bytes)
     return [(OutboxRow(*row[:6]), row["said"]) for row in rows]
 
 
-async def unpublished_dead_letters(connection: Connection, limit: int) -> list[DeadLetterRow]:
-    """The next dead letters to publish."""
-    return [DeadLetterRow(*row) for row in await connection.fetch(_UNPUBLISHED_DEAD_LETTERS, limit)]
+async def unpublished_dead_letters(connection: Connection, limit: int, max_bytes: int) -> list[DeadLetterRow]:
+    """The next dead letters to publish; the last may exceed ``max_bytes``."""
+    return [DeadLetterRow(*row) for row in await connection.fetch(_UNPUBLISHED_DEAD_LETTERS, limit, max_bytes)]
 
 
 async def mark_published(connection: Connection, events: Sequence[PublishedEvent]) -> None:
@@ -130,6 +148,16 @@ async def mark_published(connection: Connection, events: Sequence[PublishedEvent
 
 
 async def mark_dead_letters_published(connection: Connection, published: Sequence[PublishedDeadLetter]) -> None:
+    """Mark dead letters as published; what was marked before stays as it is."""
+    rows = [
+        (letter.topic, letter.partition, letter.record_offset, published_at, partition, offset)
+        for letter, published_at, partition, offset in published
+    ]
+    if rows:
+        await connection.execute(_MARK_DEAD_LETTERS, *transposed(rows, 6))
+
+
+async def insert_published_dead_letters(connection: Connection, published: Sequence[PublishedDeadLetter]) -> None:
     """Mark or insert dead letters as published; what was marked before stays as it is."""
     rows = [
         (
@@ -139,7 +167,7 @@ async def mark_dead_letters_published(connection: Connection, published: Sequenc
         for letter, published_at, partition, offset in published
     ]
     if rows:
-        await connection.execute(_MARK_DEAD_LETTERS, *transposed(rows, 12))
+        await connection.execute(_INSERT_PUBLISHED_DEAD_LETTERS, *transposed(rows, 12))
 
 
 async def has_marks(connection: Connection, table: Table) -> bool:

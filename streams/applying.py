@@ -11,7 +11,7 @@ from handlers.microbatch import Applied, apply
 from migrations.version import check
 from schemas.dead_letters import Reason, Refused
 from store import items
-from store.connection import Connection, Database
+from store.connection import BY_KEY, Connection, Database
 from store.failpoints import reach
 from store.rows import ItemRow
 from streams.reading import Reading
@@ -56,11 +56,7 @@ async def connect_to_apply(database: Database, role: str) -> Connection:
     connection = await database.connect(
         role,
         command_timeout=COMMAND_TIMEOUT_S,
-        # All statements are by key. A plan made while a table was small must not scan it once it is large.
-        plan_cache_mode="force_generic_plan",
-        enable_seqscan="off",
-        enable_hashjoin="off",
-        enable_mergejoin="off",
+        **BY_KEY,
         idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS,
         transaction_timeout=TRANSACTION_TIMEOUT_MS,
     )

@@ -60,6 +60,8 @@ class Channel(ABC, Generic[Row]):
     name: str
     poll_s: float
     """How long to wait, in seconds, after nothing was found to publish."""
+    round_rows: int
+    """How many rows one transaction takes at most."""
     table: Table
 
     def __init__(self, topics: Topics) -> None:
@@ -70,8 +72,8 @@ class Channel(ABC, Generic[Row]):
         """The topics this queue writes; nobody else does."""
 
     @abstractmethod
-    async def unpublished(self, connection: Connection, limit: int) -> list[Row]:
-        """The next rows to publish, in order."""
+    async def unpublished(self, connection: Connection, limit: int, max_bytes: int) -> list[Row]:
+        """The next rows to publish, in order; no more than ``limit``, and of values about ``max_bytes`` in all."""
 
     @abstractmethod
     def outgoing(self, row: Row) -> Outgoing:
@@ -95,6 +97,7 @@ class Events(Channel[OutboxRow]):
 
     name = "events"
     poll_s = 0.01
+    round_rows = 1_000
     table = tables.outbox
 
     @override
@@ -102,8 +105,8 @@ class Events(Channel[OutboxRow]):
         return [self.topics.finalized, self.topics.summaries, self.topics.alerts, self.topics.requests]
 
     @override
-    async def unpublished(self, connection: Connection, limit: int) -> list[OutboxRow]:
-        rows = await outbox.unpublished(connection, limit)
+    async def unpublished(self, connection: Connection, limit: int, max_bytes: int) -> list[OutboxRow]:
+        rows = await outbox.unpublished(connection, limit, max_bytes)
         now = datetime.now(UTC)
         said = [
             PublishedEvent(row.id, row.channel, row.batch_id, row.revision, now, None, None)
@@ -158,6 +161,7 @@ class DeadLetters(Channel[DeadLetterRow]):
 
     name = "dead-letters"
     poll_s = 0.1
+    round_rows = 300  # they share a process with the events, which must not wait long for it
     table = tables.dead_letters
 
     @override
@@ -165,8 +169,8 @@ class DeadLetters(Channel[DeadLetterRow]):
         return [self.topics.dead_letters]
 
     @override
-    async def unpublished(self, connection: Connection, limit: int) -> list[DeadLetterRow]:
-        return await outbox.unpublished_dead_letters(connection, limit)
+    async def unpublished(self, connection: Connection, limit: int, max_bytes: int) -> list[DeadLetterRow]:
+        return await outbox.unpublished_dead_letters(connection, limit, max_bytes)
 
     @override
     def outgoing(self, row: DeadLetterRow) -> Outgoing:
@@ -193,7 +197,7 @@ class DeadLetters(Channel[DeadLetterRow]):
             if (letter := _found_dead_letter(record)) is not None:
                 published = PublishedDeadLetter(letter, append_time(record.timestamp), record.partition, record.offset)
                 letters.setdefault(letter[:3], published)
-        await outbox.mark_dead_letters_published(connection, list(letters.values()))
+        await outbox.insert_published_dead_letters(connection, list(letters.values()))
 
     @override
     async def quarantine(self, connection: Connection, row: DeadLetterRow, why: str) -> None:

@@ -288,11 +288,15 @@ def _parse(value: bytes) -> Any:
 
 def _parse_leniently(value: bytes) -> Any:
     """What the grammar allows, numbers left out. Raises ValueError, and RecursionError where it is too deep to tell."""
+    return _lenient.decode(value.decode())
 
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON")
 
-    return json.loads(value.decode(), parse_int=lambda _: 0, parse_float=lambda _: 0.0, parse_constant=no_constant)
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+# Made once: in a flood of broken records it would be made for each.
+_lenient = json.JSONDecoder(parse_int=lambda _: 0, parse_float=lambda _: 0.0, parse_constant=_no_constant)
 
 
 def _check_storable(event: dict[str, Any]) -> None:

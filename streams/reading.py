@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
 
 from aiokafka import ConsumerRecord
@@ -135,6 +136,7 @@ def dead_letter_of(record: ConsumerRecord[bytes, bytes], refusal: Refused, log_i
     )
 
 
+@lru_cache(1_000)
 def append_time(milliseconds: int) -> datetime:
     """A record's time; producers' own clocks (``CreateTime``) may say anything, so it is kept within the calendar."""
     return _EPOCH + timedelta(milliseconds=min(max(milliseconds, 0), MAX_TIMESTAMP_MS))
@@ -142,9 +144,13 @@ def append_time(milliseconds: int) -> datetime:
 
 def encoded_headers(headers: Sequence[tuple[str, bytes | None]]) -> str:
     """Headers as JSON: [name, base64 of the value or null] each."""
+    if not headers:
+        return "[]"
     return json.dumps([[name, None if value is None else base64.b64encode(value).decode()] for name, value in headers])
 
 
 def decoded_headers(encoded: str) -> list[tuple[str, bytes | None]]:
     """The inverse of ``encoded_headers``."""
+    if encoded == "[]":
+        return []
     return [(name, None if value is None else base64.b64decode(value)) for name, value in json.loads(encoded)]

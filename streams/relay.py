@@ -7,10 +7,12 @@ missed; only then does it publish. Whatever leaves doubt about a transaction's o
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Generic
+from functools import lru_cache
+from typing import Any, Generic, TypeAlias
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -21,21 +23,24 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     RecordTooLargeError,
 )
-from aiokafka.structs import RecordMetadata
+from aiokafka.partitioner import murmur2
 
 from migrations.version import check
 from schemas.topics import Topics
 from store import leadership, outbox, positions
-from store.connection import Connection, Database
+from store.connection import BY_KEY, Connection, Database
 from store.failpoints import reach
-from streams.channels import Acknowledged, Channel, DeadLetters, Events, Row
+from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
 from streams.kafka import KafkaConnection
 from streams.retrying import attempts, may_pass, sleep
 
-ROUND = 1_000
+READ_BACK_RECORDS = 1_000
+ROUND_BYTES = 4 * 1024 * 1024
+"""A round of about so many bytes of values, whatever its rows are: it bounds the relay's memory."""
+SINGLY = 20
 TRANSACTION_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 15.0
-MAX_REQUEST_BYTES = 2 * 1024 * 1024 + 64 * 1024
+PRODUCE_BATCH_BYTES = 64 * 1024
 
 LOCK_POLL_S = 0.5
 HEARTBEAT_S = 2.0
@@ -45,8 +50,7 @@ IDLE_SESSION_TIMEOUT_MS = "15000"
 
 _REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError, InvalidTimestampError)
 
-# aiokafka refuses to send what has neither key nor value, which a dead letter may well have; this stands for no value.
-_NULL = object()
+_Place: TypeAlias = tuple[TopicPartition, int]
 
 log = structlog.get_logger(__name__)
 
@@ -132,7 +136,7 @@ class Publisher(Generic[Row]):
         async for attempt in attempts(f"publish {self._channel.name} failed, beginning anew", stop):
             with attempt:
                 connection = await self._database.connect(
-                    f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S
+                    f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY
                 )
                 producer: AIOKafkaProducer | None = None
                 reach("relay.start")
@@ -158,8 +162,7 @@ class Publisher(Generic[Row]):
         producer = self._kafka.producer(
             transactional_id=f"{self._channel.topics.prefix}relay.{self._channel.name}.{database_name}",
             transaction_timeout_ms=int(TRANSACTION_TIMEOUT_S * 1000),
-            max_request_size=MAX_REQUEST_BYTES,
-            value_serializer=lambda value: None if value is _NULL else value,
+            max_batch_size=PRODUCE_BATCH_BYTES,
         )
         async with asyncio.timeout(3 * TRANSACTION_TIMEOUT_S):
             await producer.start()
@@ -177,7 +180,7 @@ class Publisher(Generic[Row]):
             pending = await self._seek_known(connection, consumer, ends)
             reported = time.monotonic()
             while pending:
-                found = await consumer.getmany(*pending, timeout_ms=200, max_records=ROUND)
+                found = await consumer.getmany(*pending, timeout_ms=200, max_records=READ_BACK_RECORDS)
                 await self._channel.mark_found(connection, [record for part in found.values() for record in part])
                 for tp in list(pending):
                     # The position, not a record's offset: logs end with markers, and hold aborted records.
@@ -231,63 +234,79 @@ class Publisher(Generic[Row]):
 
     async def _publish_round(self, connection: Connection, producer: AIOKafkaProducer) -> int:
         """Step (c): publish what is next in one transaction and mark it; returns how many rows that were."""
-        rows = await self._channel.unpublished(connection, 1 if self._singly else ROUND)
+        rows = await self._channel.unpublished(
+            connection, SINGLY if self._singly else self._channel.round_rows, ROUND_BYTES
+        )
         if not rows:
             return 0
-        try:
-            sent = await self._send(producer, rows)
-        except _REFUSALS as error:
-            await self._single_out(connection, rows, error)
-            raise
+        sent, refused = await self._send(producer, rows)
+        if refused:
+            await self._set_aside(connection, rows, refused)
+            raise next(iter(refused.values()))
         self._singly = max(0, self._singly - len(rows))
         now = datetime.now(UTC)
-        published = [
-            Acknowledged(row, metadata.partition, metadata.offset, now)
-            for row, metadata in zip(rows, sent, strict=True)
-        ]
+        published = [Acknowledged(row, tp.partition, offset, now) for row, (tp, offset) in zip(rows, sent, strict=True)]
         reach("mark.before")
         async with connection.transaction():
             await self._channel.mark_published(connection, published)
             ends: dict[TopicPartition, int] = {}
-            for metadata in sent:
-                tp = TopicPartition(metadata.topic, metadata.partition)
-                ends[tp] = max(ends.get(tp, 0), metadata.offset + 1)
+            for tp, offset in sent:
+                ends[tp] = max(ends.get(tp, 0), offset + 1)
             await self._note_known(connection, ends)
         reach("mark.after")
         return len(rows)
 
-    async def _send(self, producer: AIOKafkaProducer, rows: Sequence[Row]) -> list[RecordMetadata]:
-        """Send rows in one transaction. Whatever it raises, the producer is to be thrown away."""
+    async def _send(
+        self, producer: AIOKafkaProducer, rows: Sequence[Row]
+    ) -> tuple[list[_Place], dict[int, KafkaError]]:
+        """Send rows in one transaction; returns where each is, or which the broker refuses (none is sent then).
+
+        Whatever it raises or refuses, the producer is to be thrown away.
+        """
         async with asyncio.timeout(TRANSACTION_TIMEOUT_S):
             await producer.begin_transaction()
-            futures = []
             reach("send.before")
-            for row in rows:
-                topic, key, value, headers = self._channel.outgoing(row)
-                said = _NULL if value is None else value
-                future = await producer.send(topic, said, key=key, headers=headers)
-                future.add_done_callback(_noted)  # one that fails while others are still being sent is not awaited
-                futures.append(future)
-            results = await asyncio.gather(*futures, return_exceptions=True)
-            for result in results:
-                if isinstance(result, BaseException):
-                    raise result
+            places: dict[int, _Place] = {}
+            refused: dict[int, KafkaError] = {}
+            outgoing = [self._channel.outgoing(row) for row in rows]
+            parts = await _by_partition(producer, outgoing)
+            sending = [self._send_part(producer, tp, part, places, refused) for tp, part in parts.items()]
+            await asyncio.gather(*sending)
+            if refused:
+                return [], refused
             reach("send.after")
             reach("relay.commit.before")
             await producer.commit_transaction()
             reach("relay.commit.after")
-        return results
+        return [places[index] for index in range(len(rows))], {}
 
-    async def _single_out(self, connection: Connection, rows: Sequence[Row], error: KafkaError) -> None:
-        """The broker refuses one of these: send them one by one; the one that is refused alone is put aside."""
-        if len(rows) > 1:
+    async def _send_part(
+        self,
+        producer: AIOKafkaProducer,
+        tp: TopicPartition,
+        part: Sequence[tuple[int, Outgoing]],
+        places: dict[int, _Place],
+        refused: dict[int, KafkaError],
+    ) -> None:
+        """Send one partition's records in produce batches; notes at which offset each is, or that it is refused."""
+        for batch, indexes in _batches(producer, part, singly=self._singly > 0):
+            try:
+                acknowledged = await (await producer.send_batch(batch, tp.topic, partition=tp.partition))
+            except _REFUSALS as error:
+                refused.update(dict.fromkeys(indexes, error))
+                return
+            places.update((index, (tp, acknowledged.offset + number)) for number, index in enumerate(indexes))
+
+    async def _set_aside(self, connection: Connection, rows: Sequence[Row], refused: dict[int, KafkaError]) -> None:
+        """Rows refused together are sent again, each in a produce batch of its own; one refused alone is put aside."""
+        if not self._singly:
             self._singly = len(rows)
             return
-        why = f"{type(error).__name__}: {error}"
-        log.error("the broker refuses a record for good, put aside", channel=self._channel.name, why=why)
-        async with connection.transaction():
-            await self._channel.quarantine(connection, rows[0], why)
-        self._singly = max(0, self._singly - 1)
+        for index, error in refused.items():
+            why = f"{type(error).__name__}: {error}"
+            log.error("the broker refuses a record for good, put aside", channel=self._channel.name, why=why)
+            async with connection.transaction():
+                await self._channel.quarantine(connection, rows[index], why)
 
     async def _note_known(self, connection: Connection, ends: dict[TopicPartition, int]) -> None:
         for topic in sorted({tp.topic for tp in ends}):
@@ -295,9 +314,38 @@ class Publisher(Generic[Row]):
             await positions.note_known(connection, topic, known)
 
 
-def _noted(future: "asyncio.Future[RecordMetadata]") -> None:
-    if not future.cancelled():
-        future.exception()
+async def _by_partition(
+    producer: AIOKafkaProducer, outgoing: Sequence[Outgoing]
+) -> dict[TopicPartition, list[tuple[int, Outgoing]]]:
+    """Records, each with its number, by the partition that Java's partitioner would choose for its key."""
+    counts = {topic: len(await producer.partitions_for(topic)) for topic in {record.topic for record in outgoing}}
+    parts: defaultdict[TopicPartition, list[tuple[int, Outgoing]]] = defaultdict(list)
+    for index, record in enumerate(outgoing):
+        hashed = index if record.key is None else _murmur2(record.key)
+        parts[TopicPartition(record.topic, hashed % counts[record.topic])].append((index, record))
+    return parts
+
+
+@lru_cache(10_000)
+def _murmur2(key: bytes) -> int:
+    return int(murmur2(key) & 0x7FFFFFFF)
+
+
+def _batches(
+    producer: AIOKafkaProducer, part: Sequence[tuple[int, Outgoing]], *, singly: bool
+) -> Iterator[tuple[Any, list[int]]]:
+    """Produce batches of about PRODUCE_BATCH_BYTES, or of one record each, with the numbers of their records."""
+    batch, indexes = producer.create_batch(), list[int]()
+    for index, record in part:
+        fields = {"timestamp": None, "key": record.key, "value": record.value, "headers": record.headers}
+        if (singly and indexes) or batch.append(**fields) is None:
+            batch.close()
+            yield batch, indexes
+            batch, indexes = producer.create_batch(), list[int]()
+            batch.append(**fields)  # the first one always fits
+        indexes.append(index)
+    batch.close()
+    yield batch, indexes
 
 
 async def _discard(producer: AIOKafkaProducer) -> None:

@@ -75,6 +75,30 @@ async def test_an_event_that_the_broker_refuses_is_put_aside_with_an_alert_and_t
     assert unpublished == ["batch-00050"]
 
 
+async def test_dead_letters_that_their_topic_refuses_are_put_aside_with_an_alert_and_the_rest_goes_on(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    await create_topic(settings.bootstrap_servers, topics.dead_letters, configs={"max.message.bytes": "4096"})
+    broken = [Message(b"k%d" % number, b"no JSON %d" % number, "") for number in range(100)]
+    for number in (0, 50, 51):
+        broken[number] = Message(b"k%d" % number, b"no JSON, but much of it: " + b"x" * 9_000, "")
+    async with running(settings) as product:
+        await publish(settings, broken + empty_batches(0, 20))
+        await product.settled()
+        await publish(settings, [Message(b"k", b"more that is no JSON", "")])
+        await product.settled()
+    letters = await drain(settings.bootstrap_servers, topics.dead_letters)
+    small = [each.value for each in broken if len(each.value or b"") < 1_000] + [b"more that is no JSON"]
+    assert sorted(letter.value for letter in letters) == sorted(small)
+    refused = [row for row in await table_rows(settings, "dead_letters") if row["refused"] is not None]
+    assert [len(row["value"]) > 9_000 for row in refused] == [True] * 3
+    alerts = [json.loads(alert.value) for alert in await drain(settings.bootstrap_servers, topics.alerts)]
+    assert [alert["alert"] for alert in alerts] == ["relay.record_refused"] * 3
+    assert len(await finalized_events(settings)) == 20
+
+
 async def test_of_two_relays_one_publishes_and_the_other_takes_over(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)

@@ -14,9 +14,9 @@ import pytest
 from migrations.run import migrate
 from rollcall.settings import Settings
 from store import batches, items, outbox, positions
-from store.connection import Connection
+from store.connection import BY_KEY, Connection
 from store.positions import LostRaceError
-from store.rows import Batch, ItemRow, OutboxRow, Position
+from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position
 from streams.decoding import parse_time
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -34,7 +34,7 @@ def item(item_id: str, status: str = "succeeded", batch_id: str = "b", **fields:
 async def connection(settings: Settings) -> AsyncIterator[Connection]:
     """A connection as a worker's: with generic plans."""
     await migrate(settings.database_url, settings.database_schema)
-    opened = await settings.database().connect("test", plan_cache_mode="force_generic_plan")
+    opened = await settings.database().connect("test", command_timeout=60.0, **BY_KEY)
     yield opened
     await opened.close()
 
@@ -208,13 +208,13 @@ async def test_an_event_known_already_stays_as_it_is(connection: Connection) -> 
     event = OutboxRow("batch.finalized/b/1", "finalized", "b", 1, '{"first":1}', "{}")
     await outbox.insert(connection, [event])
     await outbox.insert(connection, [event._replace(value='{"second":1}')])
-    [(found, said)] = await outbox.unpublished(connection, 10)
+    [(found, said)] = await outbox.unpublished(connection, 10, 1_000_000)
     assert (found.value, said) == ('{"first":1}', False)
     published = outbox.PublishedEvent(event.id, "finalized", "b", 1, NOW, 0, 5)
     await outbox.mark_published(connection, [published])
-    assert await outbox.unpublished(connection, 10) == []
+    assert await outbox.unpublished(connection, 10, 1_000_000) == []
     await outbox.insert(connection, [event])
-    assert await outbox.unpublished(connection, 10) == []
+    assert await outbox.unpublished(connection, 10, 1_000_000) == []
 
 
 async def test_a_revision_not_above_the_highest_published_one_counts_as_said(connection: Connection) -> None:
@@ -223,7 +223,25 @@ async def test_a_revision_not_above_the_highest_published_one_counts_as_said(con
     await outbox.mark_published(
         connection, [outbox.PublishedEvent("batch.finalized/b/2", "finalized", "b", 2, NOW, 0, 5)]
     )
-    assert [(row.revision, said) for row, said in await outbox.unpublished(connection, 10)] == [(1, True), (3, False)]
+    assert [(row.revision, said) for row, said in await outbox.unpublished(connection, 10, 1_000_000)] == [
+        (1, True),
+        (3, False),
+    ]
+
+
+async def test_what_is_read_to_be_published_is_bounded_in_bytes(connection: Connection) -> None:
+    events = [OutboxRow(f"e{n}", "alerts", None, None, json.dumps("x" * 1_000), "{}") for n in range(5)]
+    await outbox.insert(connection, events)
+    assert [row.id for row, _ in await outbox.unpublished(connection, 10, 1_003)] == ["e0", "e1"]
+    values = [b"x" * 1_000, None, b"x" * 1_000, b"x", None]
+    letters = [DeadLetterRow("t", 0, n, NOW, "r", "m", None, None, value, "[]") for n, value in enumerate(values)]
+    await outbox.insert_dead_letters(connection, letters)
+    found = await outbox.unpublished_dead_letters(connection, 10, 1_001)
+    assert [row.record_offset for row in found] == [0, 1, 2]
+    assert len(await outbox.unpublished_dead_letters(connection, 10, 1)) == 1
+    marks = [outbox.PublishedDeadLetter(letter, NOW, 1, 7) for letter in found]
+    await outbox.mark_dead_letters_published(connection, marks)
+    assert [row.record_offset for row in await outbox.unpublished_dead_letters(connection, 10, 9_999)] == [3, 4]
 
 
 # --- plans -------------------------------------------------------------------------------------------------------
@@ -307,10 +325,14 @@ async def test_loading_batches_never_scans(filled: Connection) -> None:
 
 
 async def test_the_relay_finds_what_is_unpublished_by_its_partial_index(filled: Connection) -> None:
-    events = await plan_of(filled, outbox._UNPUBLISHED.replace("$1", "$1::int8"), "1000")
+    events = await plan_of(filled, outbox._UNPUBLISHED, "1000", "1000000")
     assert scanned(events) == set()
     assert indexes(events) == {"outbox_unpublished", "outbox_revisions"}
-    letters = await plan_of(filled, outbox._UNPUBLISHED_DEAD_LETTERS.replace("$1", "$1::int8"), "1000")
+    letters = await plan_of(filled, outbox._UNPUBLISHED_DEAD_LETTERS, "1000", "1000000")
     assert scanned(letters) == set()
     assert indexes(letters) == {"dead_letters_unpublished"}
-    assert len(await outbox.unpublished(filled, 1_000)) == 11
+    assert len(await outbox.unpublished(filled, 1_000, 1_000_000)) == 11
+    arrays = ["'{t}'", "'{0}'", "'{7}'", "'{2026-01-01T00:00:00Z}'", "'{0}'", "'{1}'"]
+    marked = await plan_of(filled, outbox._MARK_DEAD_LETTERS, *arrays)
+    assert scanned(marked) == set()
+    assert indexes(marked) == {"dead_letters_pkey"}
