@@ -164,6 +164,18 @@ def api() -> None:
 
 
 @app.command()
+def clock() -> None:
+    """The clock: ends batches at their deadlines."""
+    settings = _settings(role="clock")
+    from rollcall.processes import run_clock
+    from rollcall.reaching import naming
+
+    with naming(settings):
+        code = run_clock(settings)
+    raise typer.Exit(code)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database schema up to this version."""
     settings = _settings(role="migrate")

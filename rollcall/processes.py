@@ -19,7 +19,7 @@ from rollcall.settings import Settings
 from rollcall.supervisor import REFUSED
 from schemas.topics import Topics
 from store import positions
-from streams import relay
+from streams import clock, relay
 from streams.anchoring import LogChangedError
 from streams.intake import Intake
 from streams.reading import Homes
@@ -50,6 +50,11 @@ def run_relay(settings: Settings) -> int:
 def run_api(settings: Settings) -> int:
     """Run the HTTP API until SIGTERM or SIGINT; returns the exit code."""
     return _run(settings, lambda topics, homes, stop: _api(settings, topics, homes, stop))
+
+
+def run_clock(settings: Settings) -> int:
+    """Run the clock until SIGTERM or SIGINT; returns the exit code."""
+    return _run(settings, lambda topics, _, stop: _clock(settings, topics, stop))
 
 
 async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | None, stop: asyncio.Event) -> None:
@@ -101,6 +106,10 @@ async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.E
             if settings.auth == "off":
                 log.warning("authentication is off (ROLLCALL_AUTH=off): whoever is on this machine may do anything")
             await serve(create_app(context), listener, stop, announce)
+
+
+async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
+    await clock.run(settings.kafka_connection(), settings.database(), topics, stop, announce)
 
 
 async def _prepared(settings: Settings, topics: Topics) -> Homes:

@@ -152,11 +152,11 @@ async def _interruptible(main: Coroutine[Any, Any, None]) -> None:
 async def _start_roles(
     supervisor: Supervisor, settings: Settings, workers: int, ready_dir: Path | None = None
 ) -> list[Path]:
-    """Start relay, API and `workers` workers; the files by which those announce themselves that were asked to."""
+    """Start relay, clock, API and `workers` workers; the files by which those announce themselves that were asked to."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     environment |= settings.environment()
     ready_files = []
-    for role in ("relay", "api"):
+    for role in ("relay", "clock", "api"):
         role_environment = environment
         if ready_dir is not None:
             ready_files.append(ready_dir / role)

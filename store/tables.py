@@ -118,6 +118,7 @@ batches = Table(
     Index(
         "batches_deadlines",
         "deadline_at",
+        "batch_id",
         postgresql_where=text("outcome IS NULL AND deadline_at IS NOT NULL"),
     ),
     Index("batches_open", "batch_id", postgresql_where=text("outcome IS NULL")),

@@ -8,8 +8,7 @@ missed; only then does it publish. Whatever leaves doubt about a transaction's o
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Generic, TypeAlias
@@ -25,14 +24,14 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import murmur2
 
-from migrations.version import check
 from schemas.topics import Topics
 from store import leadership, outbox, positions
 from store.connection import BY_KEY, Connection, Database
 from store.failpoints import reach
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
 from streams.kafka import KafkaConnection
-from streams.retrying import attempts, may_pass, sleep
+from streams.leading import Duty, lead
+from streams.retrying import attempts
 
 READ_BACK_RECORDS = 1_000
 ROUND_BYTES = 4 * 1024 * 1024
@@ -41,12 +40,6 @@ SINGLY = 20
 TRANSACTION_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 15.0
 PRODUCE_BATCH_BYTES = 64 * 1024
-
-LOCK_POLL_S = 0.5
-HEARTBEAT_S = 2.0
-HEARTBEAT_TIMEOUT_S = 5.0
-# A leader that does not even send heartbeats (stopped, cut off) loses its lock with its session.
-IDLE_SESSION_TIMEOUT_MS = "15000"
 
 _REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError, InvalidTimestampError)
 
@@ -59,67 +52,12 @@ async def run(
     kafka: KafkaConnection, database: Database, topics: Topics, stop: asyncio.Event, ready: Callable[[], None]
 ) -> None:
     """Lead when nobody else does, and publish, until ``stop`` is set. Raises WrongSchemaError and what is a bug."""
-    try:
-        async for attempt in attempts("lead failed, beginning anew", stop):
-            with attempt:
-                async with _leadership(database, topics, stop) as connection:
-                    if connection is not None:
-                        ready()
-                        await _publish_while_leading(connection, kafka, database, topics, stop)
-    except Exception as error:
-        if not (stop.is_set() and may_pass(error)):
-            raise
 
+    def duties() -> list[Duty]:
+        channels: list[Channel[Any]] = [Events(topics), DeadLetters(topics)]
+        return [Publisher(kafka, database, channel).run(stop) for channel in channels]
 
-async def _publish_while_leading(
-    leader: Connection, kafka: KafkaConnection, database: Database, topics: Topics, stop: asyncio.Event
-) -> None:
-    """Publish both channels until stopped, or until the lead is lost; raises what any of the tasks raises."""
-    channels: list[Channel[Any]] = [Events(topics), DeadLetters(topics)]
-    publishers: set[asyncio.Task[Any]] = {
-        asyncio.create_task(Publisher(kafka, database, channel).run(stop), name=channel.name) for channel in channels
-    }
-    heartbeat: asyncio.Task[Any] = asyncio.create_task(_beat(leader), name="heartbeat")
-    stopped: asyncio.Task[Any] = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait({*publishers, heartbeat, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if stop.is_set():
-            await asyncio.wait(publishers, timeout=TRANSACTION_TIMEOUT_S)
-        for task in (*publishers, heartbeat):
-            if task.done():
-                task.result()
-    finally:
-        tasks = (*publishers, heartbeat, stopped)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@asynccontextmanager
-async def _leadership(database: Database, topics: Topics, stop: asyncio.Event) -> AsyncIterator[Connection | None]:
-    """The connection that leads, once nobody else does; None where ``stop`` came first."""
-    connection = await database.connect(
-        "relay leader", command_timeout=HEARTBEAT_TIMEOUT_S, idle_session_timeout=IDLE_SESSION_TIMEOUT_MS
-    )
-    try:
-        await check(connection, database.schema)
-        waiting = False
-        while not (leads := await leadership.try_lead(connection, topics.prefix)) and not stop.is_set():
-            if not waiting:
-                log.info("another relay leads, waiting")
-                waiting = True
-            await sleep(stop, LOCK_POLL_S)
-        if leads:
-            log.info("leading")
-        yield connection if leads else None
-    finally:
-        connection.terminate()
-
-
-async def _beat(leader: Connection) -> None:
-    while True:
-        await asyncio.sleep(HEARTBEAT_S)
-        await leadership.heartbeat(leader)
+    await lead("relay", database, topics, stop, ready, duties, drain_s=TRANSACTION_TIMEOUT_S)
 
 
 class Publisher(Generic[Row]):

@@ -76,7 +76,7 @@ def decoys(tmp_path: Path) -> Path:
 
 def test_the_wheels_command_runs_beside_folders_of_the_same_names(installed: Path, decoys: Path) -> None:
     shown = run(installed, "--help", cwd=decoys)
-    for command in ("demo", "up", "run", "migrate", "worker", "relay"):
+    for command in ("demo", "up", "run", "migrate", "worker", "relay", "clock"):
         assert re.search(rf"\b{command}\b", shown)
 
 

@@ -106,7 +106,7 @@ def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
-@pytest.mark.parametrize("command", ["run", "worker", "relay", "migrate"])
+@pytest.mark.parametrize("command", ["run", "worker", "relay", "clock", "migrate"])
 def test_a_command_with_a_wrong_setting_ends_with_exit_code_2_and_one_line(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "rollcall", command],

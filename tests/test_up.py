@@ -153,8 +153,8 @@ async def test_up_says_where_everything_is_and_keeps_its_data_for_the_next_up(tm
     async with up(tmp_path / "log", "--workers", "2", "--data-dir", str(data)) as first:
         assert first.said.keys() >= {"bootstrap_servers", "database_url", "api_url", "processes"}
         roles = sorted(each["role"] for each in first.said["processes"])
-        assert roles == ["api", "kafka", "postgres", "relay", "worker", "worker"]
-        for role in ("worker", "relay", "api"):
+        assert roles == ["api", "clock", "kafka", "postgres", "relay", "worker", "worker"]
+        for role in ("worker", "relay", "clock", "api"):
             assert f"rollcall {role}" in " ".join(psutil.Process(first.pid(role)).cmdline())
         assert len(await end_offsets(first.said["bootstrap_servers"], "rollcall.events")) == 12
         async with httpx.AsyncClient(base_url=first.said["api_url"]) as client:
@@ -199,7 +199,7 @@ async def test_run_keeps_all_roles_up_on_the_users_own_servers(settings: Setting
             await admin.close()
         children = psutil.Process(run.pid).children(recursive=True)
         roles = sorted(child.cmdline()[4] for child in children)
-        assert roles == ["relay", "worker", "worker"]
+        assert roles == ["api", "clock", "relay", "worker", "worker"]
     finally:
         run.send_signal(signal.SIGINT)
         out, _ = await asyncio.wait_for(run.communicate(), 60)

@@ -107,7 +107,7 @@ def upgrade() -> None:
     op.create_index(
         "batches_deadlines",
         "batches",
-        ["deadline_at"],
+        ["deadline_at", "batch_id"],
         postgresql_where=sa.text("outcome IS NULL AND deadline_at IS NOT NULL"),
     )
     op.create_index("batches_open", "batches", ["batch_id"], postgresql_where=sa.text("outcome IS NULL"))

@@ -34,6 +34,9 @@ class Product:
     async def start_relay(self, name: str = "relay") -> Child:
         return await self._start(name, "relay")
 
+    async def start_clock(self, name: str = "clock") -> Child:
+        return await self._start(name, "clock")
+
     async def assigned(self, workers: int) -> None:
         admin = self.settings.kafka_connection().admin()
         await admin.start()

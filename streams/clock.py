@@ -1,0 +1,134 @@
+"""The clock: says on the stream that deadlines have passed.
+
+It decides nothing. ``batch.expired`` goes to the batch's home partition, behind every result published before it, and
+the worker that reads it ends the batch unless its deadline is another by then. So no batch expires because a worker
+lagged, a replay expires it at the same place, and saying it twice changes nothing.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import structlog
+from aiokafka import AIOKafkaProducer
+
+from schemas.topics import Topics
+from store import deadlines
+from store.connection import Connection, Database
+from store.deadlines import PassedDeadline
+from streams.kafka import KafkaConnection
+from streams.leading import Duty, lead
+from streams.retrying import attempts, sleep
+
+POLL_S = 0.5
+PAGE = 1_000
+# Looking takes this share of the time at most.
+SHARE = 0.1
+# What was said stays in the log; once more is for a leader's worst day, not for a worker that lags.
+REPEAT_AFTER_S = 600.0
+# So many batches past their deadline are waited for at once; the next are told when workers have read these.
+MAX_OUTSTANDING = 100_000
+SEND_TIMEOUT_S = 30.0
+COMMAND_TIMEOUT_S = 15.0
+DRAIN_S = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+async def run(
+    kafka: KafkaConnection, database: Database, topics: Topics, stop: asyncio.Event, ready: Callable[[], None]
+) -> None:
+    """Lead when nobody else does, and tell passed deadlines, until ``stop`` is set.
+
+    Raises WrongSchemaError and what is a bug.
+    """
+
+    def duties() -> list[Duty]:
+        return [Deadlines(kafka, database, topics).run(stop)]
+
+    await lead("clock", database, topics, stop, ready, duties, drain_s=DRAIN_S)
+
+
+class Deadlines:
+    """Publishes ``batch.expired`` for open batches whose deadline has passed, by this machine's clock."""
+
+    def __init__(self, kafka: KafkaConnection, database: Database, topics: Topics) -> None:
+        self._kafka = kafka
+        self._database = database
+        self._topics = topics
+        self._told_at: dict[PassedDeadline, float] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Look again and again until ``stop`` is set, beginning anew after every failure that may pass."""
+        async for attempt in attempts("telling deadlines failed, beginning anew", stop):
+            with attempt:
+                connection = await self._database.connect("clock deadlines", command_timeout=COMMAND_TIMEOUT_S)
+                producer = self._kafka.producer()
+                try:
+                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                        await producer.start()
+                    while not stop.is_set():
+                        began = time.monotonic()
+                        await self._tell_all(connection, producer)
+                        await sleep(stop, max(POLL_S, (time.monotonic() - began) / SHARE))
+                finally:
+                    connection.terminate()
+                    await _discard(producer)
+
+    async def _tell_all(self, connection: Connection, producer: AIOKafkaProducer) -> None:
+        now = datetime.now(UTC)
+        told_at: dict[PassedDeadline, float] = {}
+        page = await deadlines.passed(connection, now, None, PAGE)
+        while page:
+            untold = [each for each in page if not self._was_told(each)]
+            await self._tell(producer, untold)
+            self._told_at.update(dict.fromkeys(untold, time.monotonic()))
+            told_at.update((each, self._told_at[each]) for each in page)
+            if len(page) < PAGE or len(told_at) >= MAX_OUTSTANDING:
+                break
+            page = await deadlines.passed(connection, now, page[-1], PAGE)
+        # Whoever is not past its deadline any more, or not open, is forgotten.
+        self._told_at = told_at
+
+    def _was_told(self, deadline: PassedDeadline) -> bool:
+        at = self._told_at.get(deadline)
+        return at is not None and time.monotonic() - at < REPEAT_AFTER_S
+
+    async def _tell(self, producer: AIOKafkaProducer, passed: list[PassedDeadline]) -> None:
+        """Publish all of them; returns when the broker has acknowledged each. Raises KafkaError or TimeoutError."""
+        if not passed:
+            return
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            sent = [
+                await producer.send(
+                    self._topics.events, _expired(each), key=each.batch_id.encode(), partition=each.partition
+                )
+                for each in passed
+            ]
+            await asyncio.gather(*sent)
+        log.info("deadlines passed", batches=len(passed))
+
+
+def _expired(passed: PassedDeadline) -> bytes:
+    # To the microsecond, as it is stored: the fold compares.
+    deadline_at = passed.deadline_at.isoformat().replace("+00:00", "Z")
+    return json.dumps(
+        {
+            "type": "batch.expired",
+            "batch_id": passed.batch_id,
+            "deadline_at": deadline_at,
+            "generation": passed.generation,
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode()
+
+
+async def _discard(producer: AIOKafkaProducer) -> None:
+    try:
+        async with asyncio.timeout(5.0):
+            await producer.stop()
+    except Exception as error:
+        log.debug("producer did not stop cleanly", error=repr(error))

@@ -1,0 +1,143 @@
+"""The clock tells passed deadlines on the stream: at home, to the microsecond, not too often, one clock at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from migrations.run import migrate
+from rollcall.settings import Settings
+from schemas.topics import Topics, home_partition
+from store import batches, deadlines
+from store.connection import Connection
+from store.rows import Batch
+from streams import clock
+from tests.harness.topics import Record, create_topic, drain
+from tests.harness.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PARTITIONS = 4
+NOW = datetime.now(UTC)
+PAST = NOW - timedelta(hours=1, microseconds=1)
+
+
+@pytest.fixture
+async def connection(settings: Settings) -> AsyncIterator[Connection]:
+    """A migrated schema and an input topic."""
+    await migrate(settings.database_url, settings.database_schema)
+    await create_topic(settings.bootstrap_servers, Topics(settings.topic_prefix).events, partitions=PARTITIONS)
+    opened = await settings.database().connect("test")
+    yield opened
+    await opened.close()
+
+
+@asynccontextmanager
+async def clock_of(settings: Settings) -> AsyncIterator[asyncio.Event]:
+    """A clock in this process; yields the event that says that it leads."""
+    stop, leads = asyncio.Event(), asyncio.Event()
+    topics = Topics(settings.topic_prefix)
+    running_clock = asyncio.create_task(
+        clock.run(settings.kafka_connection(), settings.database(), topics, stop, leads.set)
+    )
+    try:
+        yield leads
+    finally:
+        stop.set()
+        await asyncio.wait_for(running_clock, 30)
+
+
+def batch(batch_id: str, deadline_at: datetime | None, **fields: Any) -> Batch:
+    return Batch(batch_id, home_partition(batch_id, PARTITIONS), opened_at=PAST, deadline_at=deadline_at, **fields)
+
+
+def finalized(batch_id: str, deadline_at: datetime) -> Batch:
+    ended = {"state": "finalized", "outcome": "completed", "finalized_by": "all_items_in", "finalized_at": PAST}
+    return batch(batch_id, deadline_at, revision=1, decided_offset=1, **ended)
+
+
+async def told(settings: Settings) -> Sequence[Record]:
+    return await drain(settings.bootstrap_servers, Topics(settings.topic_prefix).events)
+
+
+async def until_told(settings: Settings, count: int) -> Sequence[Record]:
+    async def enough() -> Sequence[Record]:
+        found = await told(settings)
+        assert len(found) >= count, f"{len(found)} of {count} told"
+        return found
+
+    return await eventually(enough, interval_s=0.2)
+
+
+async def test_a_passed_deadline_is_told_at_the_batchs_home_to_the_microsecond(
+    settings: Settings, connection: Connection
+) -> None:
+    due = [batch(f"due-{number}", PAST, generation=number) for number in range(8)]
+    await batches.write(
+        connection,
+        [*due, batch("ahead", NOW + timedelta(days=1)), batch("none", None), finalized("finalized", PAST)],
+    )
+    async with clock_of(settings):
+        records = await until_told(settings, len(due))
+    for record in records:
+        said = json.loads(record.value)
+        assert record.key.decode() == said["batch_id"]
+        assert record.partition == home_partition(said["batch_id"], PARTITIONS)
+        assert said["type"] == "batch.expired"
+        assert datetime.fromisoformat(said["deadline_at"]) == PAST
+        assert said["batch_id"] == f"due-{said['generation']}"
+    assert len(records) == len(due)
+
+
+async def test_what_was_told_is_told_again_only_where_the_deadline_is_another(
+    settings: Settings, connection: Connection
+) -> None:
+    await batches.write(connection, [batch("first", PAST), batch("second", PAST)])
+    async with clock_of(settings):
+        await until_told(settings, 2)
+        # The clock has to look again, at all of them, before it can tell this.
+        await batches.write(connection, [batch("first", PAST + timedelta(microseconds=1)), batch("third", PAST)])
+        records = await until_told(settings, 4)
+    assert sorted(record.key for record in records) == [b"first", b"first", b"second", b"third"]
+
+
+async def test_more_passed_deadlines_than_a_page_are_all_told_once(settings: Settings, connection: Connection) -> None:
+    many = [batch(f"due-{number:04}", PAST + timedelta(seconds=number % 3)) for number in range(2 * clock.PAGE + 7)]
+    await batches.write(connection, many)
+    async with clock_of(settings):
+        records = await until_told(settings, len(many))
+    assert sorted(record.key.decode() for record in records) == [each.batch_id for each in many]
+
+
+async def test_of_two_clocks_one_tells_and_the_other_takes_over(settings: Settings, connection: Connection) -> None:
+    await batches.write(connection, [batch("first", PAST)])
+    async with AsyncExitStack() as outer, AsyncExitStack() as inner:
+        first_leads = await inner.enter_async_context(clock_of(settings))
+        await asyncio.wait_for(first_leads.wait(), 30)
+        second_leads = await outer.enter_async_context(clock_of(settings))
+        await until_told(settings, 1)
+        assert not second_leads.is_set()
+        await inner.aclose()
+        await asyncio.wait_for(second_leads.wait(), 30)
+        # What the first has told, the second does not know: it tells it once more.
+        records = await until_told(settings, 2)
+    assert [record.key for record in records] == [b"first", b"first"]
+
+
+async def test_the_search_for_passed_deadlines_uses_its_index(connection: Connection) -> None:
+    await batches.write(connection, [batch(f"{number:05}", PAST) for number in range(3_000)])
+    await batches.write(connection, [finalized(f"f{number:05}", PAST) for number in range(3_000)])
+    await connection.execute("ANALYZE batches")
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    query = deadlines._PASSED.replace("$1", "$1::timestamptz")
+    await connection.execute(f"PREPARE passed(timestamptz, timestamptz, text, int) AS {query}")
+    plan = await connection.fetch("EXPLAIN EXECUTE passed(now(), now() - interval '1 day', '', 1000)")
+    text = "\n".join(row[0] for row in plan)
+    assert "batches_deadlines" in text
+    assert "Sort" not in text
