@@ -152,7 +152,7 @@ async def _interruptible(main: Coroutine[Any, Any, None]) -> None:
 async def _start_roles(
     supervisor: Supervisor, settings: Settings, workers: int, ready_dir: Path | None = None
 ) -> list[Path]:
-    """Start relay, clock, API and `workers` workers; the files by which those announce themselves that were asked to."""
+    """Start all roles and `workers` workers; the files by which those announce themselves that were asked to."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     environment |= settings.environment()
     ready_files = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,7 +20,9 @@ from store import batches, deadlines
 from store.connection import Connection
 from store.rows import Batch
 from streams import clock
-from tests.harness.topics import Record, create_topic, drain
+from tests.harness.product import running
+from tests.harness.tables import table_rows
+from tests.harness.topics import Record, create_topic, drain, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -141,3 +145,57 @@ async def test_the_search_for_passed_deadlines_uses_its_index(connection: Connec
     text = "\n".join(row[0] for row in plan)
     assert "batches_deadlines" in text
     assert "Sort" not in text
+
+
+@dataclass(frozen=True)
+class Message:
+    """What ``produce`` takes."""
+
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+def message(kind: str, batch_id: str, **fields: Any) -> Message:
+    return Message(batch_id.encode(), json.dumps({"type": kind, "batch_id": batch_id, **fields}).encode())
+
+
+async def test_a_batch_past_its_deadline_ends_expired_and_names_who_did_not_answer(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    # Deadlines of the past, to the nanosecond: they have passed as soon as the batches are known.
+    deadline = "2026-01-02T03:04:05.123456789+02:00"
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    async with running(settings) as product:
+        messages = [
+            message("batch.opened", "manifest", item_ids=["a", "b", "c"], deadline_at=deadline),
+            message("item.result", "manifest", item_id="b", status="succeeded"),
+            message("batch.opened", "total", total_items=5, deadline_at=deadline),
+            message("item.result", "total", item_id="b", status="succeeded"),
+            message("batch.opened", "no deadline", total_items=5),
+        ]
+        await produce(settings.bootstrap_servers, topics.events, messages)
+        await product.await_applied(len(messages))
+        # Whatever is in the log before the clock speaks counts, also while the worker is too late for it.
+        product.children["worker-0"].send_signal(signal.SIGSTOP)
+        await product.start_clock()
+        await until_told(settings, len(messages) + 2)
+        late = message("item.result", "manifest", item_id="a", status="failed")
+        await produce(settings.bootstrap_servers, topics.events, [late])
+        product.children["worker-0"].send_signal(signal.SIGCONT)
+
+        async def both() -> dict[str, Any]:
+            found = {json.loads(r.value)["batch_id"]: json.loads(r.value) for r in await drain_finalized(settings)}
+            assert found.keys() == {"manifest", "total"}
+            return found
+
+        events = await eventually(both)
+        await product.settled()
+        rows = await table_rows(settings, "dead_letters")
+    assert {(each["outcome"], each["finalized_by"]) for each in events.values()} == {("expired", "deadline")}
+    assert events["manifest"]["missing_item_ids"] == ["a", "c"]
+    assert (events["total"]["missing_item_ids"], events["total"]["item_counts"]["missing"]) == ([], 4)
+    assert rows == []
+
+
+async def drain_finalized(settings: Settings) -> Sequence[Record]:
+    return await drain(settings.bootstrap_servers, Topics(settings.topic_prefix).finalized)
