@@ -35,7 +35,7 @@ demo: $(READY) ## Run a real job on real Kafka and PostgreSQL (ARGS=--tamper sho
 test: $(READY) ## Run the tests (ARGS="-k word" chooses)
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
-test-faults: $(READY) ## Kill, cut and starve it for 8 minutes, and check what came out (ARGS="--faults kill-relay --seed 7")
+test-faults: $(READY) ## Kill, cut and starve it for 6 minutes, and check what came out (ARGS="--faults kill-relay --seed 7")
 	$(BIN)/python -m tests.faults --short $(ARGS)
 
 test-soak: $(READY) ## 20 rounds of each fault, 200,000 results each: hours (ARGS="--rounds 5" for fewer)

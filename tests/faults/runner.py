@@ -327,7 +327,7 @@ def main() -> int:
             replay=given.replay,
             results=given.results or (SHORT_RESULTS if given.short else RESULTS),
             short=given.short,
-            budget_s=given.budget or (440.0 if given.short else 1e9),
+            budget_s=given.budget or (330.0 if given.short else 1e9),
             keep=given.keep,
             patience_s=given.patience,
         )
