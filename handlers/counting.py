@@ -31,10 +31,11 @@ def mark_result(batch: Batch, row: ItemRow) -> None:
         batch.last_answer_at = row.received_at
 
 
-def note_failures(batch: Batch, registers: Registers, failures: Sequence[ItemRow]) -> None:
+def note_failures(batch: Batch, registers: Registers, failures: Sequence[ItemRow], cause: Record | None = None) -> None:
     """Raise what the first failure, and the one that passes the tolerated number, call for; each once a batch.
 
-    ``failures``, in log order, are the rows by which ``batch.failed`` last grew.
+    ``failures``, in log order, are the rows by which ``batch.failed`` last grew; ``cause`` is the record that let them
+    count, where they did not do so by themselves.
     """
     if not failures:
         return
@@ -44,7 +45,8 @@ def note_failures(batch: Batch, registers: Registers, failures: Sequence[ItemRow
         why = first.error_message or first.message
         details = {"item_id": first.item_id, "code": first.error_code, "message": why, "attempt": first.attempt}
         message = f"the first failed item is {first.item_id}" + (f": {why}" if why else "")
-        registers.alerts.append(RaisedAlert("batch.first_failure", first.version, first.received_at, message, details))
+        by = cause or first
+        registers.alerts.append(RaisedAlert("batch.first_failure", by.version, by.received_at, message, details))
     if batch.policy is None or batch.threshold_exceeded or not completion.exceeds_tolerance(batch):
         return
     # Of several failures counted at once, the one that a fold of single records would have found.
@@ -52,7 +54,7 @@ def note_failures(batch: Batch, registers: Registers, failures: Sequence[ItemRow
     for row in failures:
         at.failed += 1
         if completion.exceeds_tolerance(at):
-            raise_threshold(at, registers, row)
+            raise_threshold(at, registers, cause or row)
             batch.threshold_exceeded = True
             return
 

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 from handlers import completion, lifecycle
-from handlers.counting import count, finalize, finalize_if_complete, mark_result, note_failures
+from handlers.counting import count, finalize, finalize_if_complete, mark_result, note_failures, note_threshold
 from handlers.records import Disposition, Record, Registers
 from schemas.published import FinalizedBy
 from store.rows import RETRYING, Batch, ItemRow
@@ -104,6 +104,7 @@ def _revise(batch: Batch, registers: Registers, held: ItemRow | None, row: ItemR
     else:
         is_expected = held is not None or batch.total_items is None or batch.missing > 0
     _take(batch, registers, held, row)
+    note_threshold(batch, registers, row)
     if is_expected and (held is None or held.status != row.status):
         finalize(batch, cast(FinalizedBy, batch.finalized_by), row)
     return Disposition.LATE

@@ -130,7 +130,9 @@ def _reopened(batch: Batch, registers: Registers, record: LifecycleRecord) -> Di
     for item_id in chosen:
         if item_id in registers.items:
             _ask_again(batch, registers, registers.items[item_id], record)
-    _adopt(batch, registers, [registers.late[item_id] for item_id in chosen if item_id in registers.late])
+    late = sorted((registers.late[each] for each in chosen if each in registers.late), key=lambda row: row.version)
+    _adopt(batch, registers, late)
+    note_failures(batch, registers, [row for row in late if row.status == "failed"], record)
     finalize_if_complete(batch, record)
     return Disposition.ACCEPTED
 
@@ -168,8 +170,8 @@ def _ask_again(batch: Batch, registers: Registers, held: ItemRow, record: Lifecy
 
 
 def _adopt(batch: Batch, registers: Registers, late: Iterable[ItemRow]) -> None:
-    failures: list[ItemRow] = []
-    for row in sorted(late, key=lambda row: row.version):
+    """Let late registers be those of their items, in the order in which they came."""
+    for row in late:
         held = registers.items.get(row.item_id)
         on_manifest = row.item_id in registers.manifest
         if held is not None:
@@ -183,9 +185,6 @@ def _adopt(batch: Batch, registers: Registers, late: Iterable[ItemRow]) -> None:
         registers.changed_late.discard(row.item_id)
         registers.adopted.add(row.item_id)
         batch.late -= 1
-        if row.status == "failed":
-            failures.append(row)
-    note_failures(batch, registers, failures)
 
 
 _NOTHING_SAID = (None,) * (len(ItemRow._fields) - 7)

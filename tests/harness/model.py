@@ -1,9 +1,8 @@
 """A naive model of what a log of records means, to hold the product against.
 
 It shares no code with the product and keeps no counter: registers in a dictionary, ids in sets, and every number is
-computed anew from them when somebody asks. One record at a time, in the order of the log. It knows the messages
-`batch.opened`, `batch.items_expected`, `batch.sealed` and `item.result`, and takes only values that are valid
-(broken ones never reach a fold). Texts are compared whole: the cutting of very long ones is not modelled.
+computed anew from them when somebody asks. One record at a time, in the order of the log. It takes only values that are
+valid (broken ones never reach a fold). Texts are compared whole: the cutting of very long ones is not modelled.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-Effect = Literal["accepted", "duplicate", "late", "ignored", "not_applicable"]
+Effect = Literal["accepted", "duplicate", "late", "ignored", "not_applicable", "summary"]
 
 ANSWERS = ("succeeded", "partial", "failed", "skipped")
 WRITES = ("created", "updated", "unchanged")
@@ -23,10 +22,14 @@ LISTED_IDS = 100
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """The result that counts for one item: where it stood in the log, and all it said."""
+    """The result that counts for one item: where it stood in the log, and all it said.
+
+    `generation` says how often a reopening has chosen the item; the register it leaves says nothing yet.
+    """
 
     offset: int
     content: Mapping[str, Any]
+    generation: int = 0
 
     @property
     def status(self) -> str:
@@ -72,6 +75,7 @@ class ExpectedFinalized:
     """What the finalized event must say. Times are append times in ms, `as_of_offset` is the deciding record's."""
 
     batch_id: str
+    revision: int
     outcome: str
     finalized_by: str
     item_counts: Mapping[str, int]
@@ -92,6 +96,7 @@ class ExpectedFinalized:
         said = {
             "batch_id": event.get("batch_id"),
             "revision": event.get("revision"),
+            "supersedes": event.get("supersedes"),
             "outcome": event.get("outcome"),
             "finalized_by": event.get("finalized_by"),
             "item_counts": event.get("item_counts"),
@@ -109,7 +114,8 @@ class ExpectedFinalized:
         }
         expected = {
             "batch_id": self.batch_id,
-            "revision": 1,
+            "revision": self.revision,
+            "supersedes": self.revision - 1 or None,
             "outcome": self.outcome,
             "finalized_by": self.finalized_by,
             "item_counts": dict(self.item_counts),
@@ -141,20 +147,50 @@ class Batch:
     manifest: set[str] | None = None
     sealed: bool = False
     registers: dict[str, Register] = field(default_factory=dict)
-    answered: set[str] = field(default_factory=set)
     late: dict[str, Register] = field(default_factory=dict)
+    late_at_ms: dict[int, int] = field(default_factory=dict)
     duplicate_offsets: list[int] = field(default_factory=list)
     policy: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
     metadata: Mapping[str, Any] | None = None
     retry_of: str | None = None
+    request_retry: bool = False
     deadline_at: str | None = None
     opened_at_ms: int | None = None
+    reopened_at_ms: int | None = None
     first_result_at_ms: int | None = None
-    finalized: ExpectedFinalized | None = None
+    last_counted_offset: int | None = None
+    generation: int = 0
+    reason: str | None = None
+    error: Mapping[str, Any] | None = None
+    is_final: bool = False
+    revisions: list[ExpectedFinalized] = field(default_factory=list)
+    alerts: list[tuple[str, int]] = field(default_factory=list)
+    requests: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+
+    @property
+    def finalized(self) -> ExpectedFinalized | None:
+        """How it stands finalized now."""
+        return self.revisions[-1] if self.is_final else None
+
+    @property
+    def answered(self) -> set[str]:
+        return {item_id for item_id, register in self.registers.items() if register.answered}
 
     def known_total(self) -> int | None:
-        return len(self.manifest) if self.manifest is not None else self.total
+        if self.manifest is not None:
+            return len(self.manifest)
+        return len(self.answered) if self.total is None and self.is_final else self.total
+
+    def some_are_missing(self) -> bool:
+        return bool(self.item_counts()["missing"])
+
+    def may_be_missing(self, item_id: str) -> bool:
+        """Whether an item without an answer is one that is waited for."""
+        return self.some_are_missing() and (self.manifest is None or item_id in self.manifest)
+
+    def failed(self) -> int:
+        return sum(register.status == "failed" for register in self.registers.values())
 
     def is_complete(self) -> bool:
         if not self.sealed:
@@ -164,18 +200,19 @@ class Batch:
         return self.total is not None and len(self.answered) >= self.total
 
     def item_counts(self) -> dict[str, int | None]:
-        statuses = [self.registers[item_id].status for item_id in self.answered]
+        answered = self.answered
+        statuses = [self.registers[item_id].status for item_id in answered]
         counts: dict[str, int | None] = {status: statuses.count(status) for status in ANSWERS}
         counts["total"] = self.known_total()
         if self.manifest is not None:
-            counts["unexpected"] = len(self.answered - self.manifest)
-            counts["missing"] = len(self.manifest - self.answered)
+            counts["unexpected"] = len(answered - self.manifest)
+            counts["missing"] = len(self.manifest - answered)
         elif self.total is not None:
-            counts["unexpected"] = max(0, len(self.answered) - self.total)
-            counts["missing"] = max(0, self.total - len(self.answered))
+            counts["unexpected"] = max(0, len(answered) - self.total)
+            counts["missing"] = max(0, self.total - len(answered))
         else:
             counts["unexpected"] = 0
-            counts["missing"] = None
+            counts["missing"] = 0 if self.is_final else None
         return counts
 
     def write_counts(self) -> dict[str, int]:
@@ -193,20 +230,46 @@ class Model:
     def apply(self, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> Effect:
         """Take one valid record, at `offset` of its batch's partition; returns what it did."""
         batch_id = value["batch_id"]
-        batch = self.batches.get(batch_id) or Batch(batch_id)
-        match value.get("type") or "item.result":
+        is_new = batch_id not in self.batches
+        batch = Batch(batch_id) if is_new else self.batches[batch_id]
+        kind = value.get("type") or "item.result"
+        effect: Effect = "accepted"
+        match kind:
             case "item.result":
                 effect = _take_result(batch, offset, timestamp_ms, value)
-            case "batch.opened" | "batch.items_expected" | "batch.sealed" if batch.finalized:
+            case "batch.finalize_requested" if batch.is_final:
+                effect = "summary"
+            case "batch.reopened":
+                effect = _reopen(batch, offset, timestamp_ms, value)
+            case _ if batch.is_final:
                 effect = "ignored"
+            case "batch.cancelled":
+                batch.reason = value.get("reason")
+                _finalize(batch, "cancelled", offset, timestamp_ms)
+            case "batch.aborted":
+                batch.error = {name: said for name, said in value["error"].items() if said is not None}
+                _finalize(batch, "aborted", offset, timestamp_ms)
+            case "batch.expired":
+                current = batch.deadline_at is not None and (
+                    _instant(value["deadline_at"]) == _instant(batch.deadline_at)
+                    and value["generation"] == batch.generation
+                )
+                if current:
+                    _finalize(batch, "deadline", offset, timestamp_ms)
+                effect = "accepted" if current else "ignored"
+            case "batch.finalize_requested":
+                effect = self._refuse(batch_id, offset, "nobody knows this batch" if is_new else None)
+                if effect == "accepted":
+                    batch.reason = value.get("reason")
+                    _finalize(batch, "forced", offset, timestamp_ms)
             case "batch.opened":
                 effect = self._refuse(batch_id, offset, _objection_to_opened(batch, value))
                 if effect == "accepted":
-                    _open(batch, timestamp_ms, value)
+                    _open(batch, offset, timestamp_ms, value)
             case "batch.items_expected":
                 effect = self._refuse(batch_id, offset, _objection_to_items_expected(batch))
                 if effect == "accepted":
-                    batch.manifest = (batch.manifest or set()) | set(value["item_ids"])
+                    _expect(batch, offset, value["item_ids"])
             case "batch.sealed":
                 effect = self._refuse(batch_id, offset, _objection_to_sealed(batch, value))
                 if effect == "accepted":
@@ -214,10 +277,11 @@ class Model:
                     batch.sealed = True
             case other:
                 raise ValueError(f"the model does not know {other!r}")
-        if effect != "not_applicable":
+        if effect in ("accepted", "duplicate", "late"):
             self.batches[batch_id] = batch
-        if effect == "accepted" and batch.is_complete():
-            batch.finalized = _finalize(batch, offset, timestamp_ms)
+        if effect == "accepted" and not batch.is_final and batch.is_complete():
+            _finalize(batch, "all_items_in", offset, timestamp_ms)
+        _raise_alerts(batch, offset)
         return effect
 
     def finalized(self, batch_id: str) -> ExpectedFinalized | None:
@@ -227,6 +291,10 @@ class Model:
     def all_finalized(self) -> dict[str, ExpectedFinalized]:
         return {b.batch_id: b.finalized for b in self.batches.values() if b.finalized}
 
+    def all_revisions(self) -> dict[str, list[ExpectedFinalized]]:
+        """Every finalization there was, also those that a later one supersedes or a reopening took back."""
+        return {b.batch_id: b.revisions for b in self.batches.values() if b.revisions}
+
     def all_open(self) -> dict[str, ExpectedOpen]:
         """Every batch that is not final yet, by id."""
         return {b.batch_id: _open_picture(b) for b in self.batches.values() if not b.finalized}
@@ -234,7 +302,7 @@ class Model:
     def status(self, batch_id: str) -> str:
         """The one word: the outcome once there is one, else the state."""
         batch = self.batches[batch_id]
-        return batch.finalized.outcome if batch.finalized else _open_picture(batch).status
+        return batch.revisions[-1].outcome if batch.is_final else _open_picture(batch).status
 
     def duplicates(self, batch_id: str) -> int:
         return len(self.batches[batch_id].duplicate_offsets)
@@ -290,11 +358,17 @@ def _objection_to_sealed(batch: Batch, value: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _open(batch: Batch, timestamp_ms: int, value: Mapping[str, Any]) -> None:
+def _open(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> None:
     item_ids, sealed = value.get("item_ids"), value.get("sealed")
     _set_total(batch, value)
+    batch.retry_of = value.get("retry_of") or batch.retry_of
+    was_asked, batch.request_retry = batch.request_retry, bool(value.get("request_retry")) or batch.request_retry
+    if value.get("request_retry") is False:
+        batch.request_retry = False
     if item_ids is not None:
-        batch.manifest = (batch.manifest or set()) | set(item_ids)
+        _expect(batch, offset, item_ids)
+    elif batch.request_retry and not was_asked and batch.retry_of:
+        batch.requests.append((offset, ()))
     if sealed is None:
         sealed = value.get("total_items") is not None or item_ids is not None
     batch.sealed = batch.sealed or sealed
@@ -302,7 +376,6 @@ def _open(batch: Batch, timestamp_ms: int, value: Mapping[str, Any]) -> None:
     batch.name = value.get("name")
     batch.metadata = value.get("metadata")
     batch.deadline_at = value.get("deadline_at")
-    batch.retry_of = value.get("retry_of") or batch.retry_of
     if batch.opened_at_ms is None:
         batch.opened_at_ms = timestamp_ms
 
@@ -312,26 +385,106 @@ def _set_total(batch: Batch, value: Mapping[str, Any]) -> None:
         batch.total = value["total_items"]
 
 
+def _expect(batch: Batch, offset: int, item_ids: Iterable[str]) -> None:
+    known = batch.manifest or set()
+    new = tuple(item_id for item_id in item_ids if item_id not in known)
+    batch.manifest = known | set(new)
+    if new and batch.request_retry and batch.retry_of:
+        batch.requests.append((offset, new))
+
+
 def _take_result(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> Effect:
     item_id = value["item_id"]
-    new = Register(offset, _content(value))
-    if not _changes(batch.registers.get(item_id), new):
+    held = batch.registers.get(item_id)
+    new = Register(offset, _content(value), held.generation if held else 0)
+    if not _changes(held, new):
         batch.duplicate_offsets.append(offset)
         return "duplicate"
-    if batch.finalized:
+    if batch.is_final:
+        if batch.policy.get("late_results") == "revise" and batch.revisions[-1].finalized_by not in (
+            "cancelled",
+            "aborted",
+        ):
+            _revise(batch, item_id, new, timestamp_ms)
+            return "late"
         if not _changes(batch.late.get(item_id), new):
             batch.duplicate_offsets.append(offset)
             return "duplicate"
         batch.late[item_id] = new
+        batch.late_at_ms[offset] = timestamp_ms
         return "late"
+    _count(batch, item_id, new, timestamp_ms)
+    return "accepted"
+
+
+def _count(batch: Batch, item_id: str, new: Register, timestamp_ms: int) -> None:
     batch.registers[item_id] = new
-    if new.answered:
-        batch.answered.add(item_id)
-    else:
-        batch.answered.discard(item_id)
+    batch.last_counted_offset = new.offset
     if batch.first_result_at_ms is None:
         batch.first_result_at_ms = timestamp_ms
+
+
+def _revise(batch: Batch, item_id: str, new: Register, timestamp_ms: int) -> None:
+    """A late result that counts; a new revision where an expected item now stands otherwise."""
+    held = batch.registers.get(item_id)
+    if batch.manifest is not None:
+        is_expected = item_id in batch.manifest
+    else:
+        is_expected = held is not None or batch.total is None or batch.some_are_missing()
+    _count(batch, item_id, new, timestamp_ms)
+    if is_expected and (held is None or held.status != new.status):
+        _finalize(batch, batch.revisions[-1].finalized_by, new.offset, timestamp_ms)
+
+
+def _reopen(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> Effect:
+    revision = value.get("revision")
+    if not batch.is_final or (revision is not None and revision != len(batch.revisions)):
+        return "ignored"
+    named = value.get("item_ids")
+    if named is None:
+        chosen = {item_id for item_id, register in batch.registers.items() if register.status == "failed"}
+        unanswered = (batch.registers.keys() | batch.late.keys() | (batch.manifest or set())) - batch.answered
+        chosen |= {item_id for item_id in unanswered if batch.may_be_missing(item_id)}
+        if not chosen and not batch.some_are_missing():
+            return "ignored"
+    else:
+        chosen = {item_id for item_id in named if item_id in batch.registers or batch.may_be_missing(item_id)}
+        if not chosen:
+            return "ignored"
+    batch.is_final = False
+    batch.generation += 1
+    batch.reopened_at_ms = timestamp_ms
+    batch.deadline_at = value.get("deadline_at")
+    batch.reason, batch.error = value.get("reason"), None
+    for item_id in chosen & batch.registers.keys():
+        asked = _content({"status": "retrying", "attempt": 0})
+        batch.registers[item_id] = Register(offset, asked, batch.registers[item_id].generation + 1)
+    adopted = sorted(chosen & batch.late.keys(), key=lambda item_id: batch.late[item_id].offset)
+    for item_id in adopted:
+        late, held = batch.late.pop(item_id), batch.registers.get(item_id)
+        generation = held.generation if held else 0
+        _count(batch, item_id, Register(late.offset, late.content, generation), batch.late_at_ms.pop(late.offset))
     return "accepted"
+
+
+def _raise_alerts(batch: Batch, offset: int) -> None:
+    """What failures call for, each once a batch."""
+    raised = {alert for alert, _ in batch.alerts}
+    failed = batch.failed()
+    if failed and "batch.first_failure" not in raised:
+        batch.alerts.append(("batch.first_failure", offset))
+    if "batch.failure_threshold_exceeded" not in raised and _is_intolerable(batch, batch.sealed or batch.is_final):
+        batch.alerts.append(("batch.failure_threshold_exceeded", offset))
+
+
+def _is_intolerable(batch: Batch, total_stands: bool) -> bool:
+    failed, count = batch.failed(), batch.policy.get("tolerated_failure_count")
+    if count is not None and failed > count:
+        return True
+    percentage, total = batch.policy.get("tolerated_failure_percentage"), batch.known_total()
+    if percentage is None or not failed or not total_stands:
+        return False
+    return bool(failed * 100 > percentage * (len(batch.answered) if total is None else total))
 
 
 def _changes(old: Register | None, new: Register) -> bool:
@@ -366,17 +519,21 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _finalize(batch: Batch, offset: int, timestamp_ms: int) -> ExpectedFinalized:
+def _finalize(batch: Batch, finalized_by: str, offset: int, timestamp_ms: int) -> None:
+    """End the batch, or end it anew."""
+    batch.is_final = True
     total = batch.known_total()
     counts = {name: count for name, count in batch.item_counts().items() if count is not None}
     if total is None or "missing" not in counts:
         raise AssertionError(f"{batch.batch_id} is complete without a total")
-    failed_ids = sorted(item for item in batch.answered if batch.registers[item].status == "failed")
-    missing_ids = sorted(batch.manifest - batch.answered) if batch.manifest is not None else []
-    return ExpectedFinalized(
+    answered = batch.answered
+    failed_ids = sorted(item for item in answered if batch.registers[item].status == "failed")
+    missing_ids = sorted(batch.manifest - answered) if batch.manifest is not None else []
+    final = ExpectedFinalized(
         batch_id=batch.batch_id,
-        outcome=_outcome(counts, batch.policy),
-        finalized_by="all_items_in",
+        revision=len(batch.revisions) + 1,
+        outcome=_outcome(batch, counts, finalized_by),
+        finalized_by=finalized_by,
         item_counts=counts,
         write_counts=batch.write_counts(),
         error_summary=_error_summary(counts["failed"], total),
@@ -390,19 +547,18 @@ def _finalize(batch: Batch, offset: int, timestamp_ms: int) -> ExpectedFinalized
         finalized_at_ms=timestamp_ms,
         as_of_offset=offset,
     )
+    batch.revisions.append(final)
 
 
-def _outcome(counts: Mapping[str, int], policy: Mapping[str, Any]) -> str:
-    failed, missing = counts["failed"], counts["missing"]
-    if (failed or missing) and not counts["succeeded"] and not counts["partial"]:
+def _outcome(batch: Batch, counts: Mapping[str, int], finalized_by: str) -> str:
+    if finalized_by in ("cancelled", "deadline", "aborted"):
+        return {"cancelled": "cancelled", "deadline": "expired", "aborted": "failed"}[finalized_by]
+    is_flawed = counts["failed"] > 0 or counts["missing"] > 0
+    if is_flawed and not counts["succeeded"] and not counts["partial"]:
         return "failed"
-    count_limit = policy.get("tolerated_failure_count")
-    if count_limit is not None and failed > count_limit:
+    if _is_intolerable(batch, total_stands=True):
         return "failed"
-    percentage_limit = policy.get("tolerated_failure_percentage")
-    if percentage_limit is not None and failed * 100 > percentage_limit * counts["total"]:
-        return "failed"
-    return "completed_with_errors" if failed or missing else "completed"
+    return "completed_with_errors" if is_flawed else "completed"
 
 
 def _error_summary(failed: int, total: int) -> str | None:

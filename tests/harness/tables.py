@@ -83,21 +83,22 @@ async def finalized_events(settings: Settings) -> dict[str, list[Record]]:
 def assert_events_are_the_models(
     model: Model, events: Mapping[str, list[Record]], settings: Settings, partitions: int
 ) -> None:
-    """Each finalized batch has one event, which says what the model says; no other batch has any."""
-    expected = model.all_finalized()
-    assert events.keys() == expected.keys()
-    assert {batch: len(found) for batch, found in events.items() if len(found) != 1} == {}
+    """Each revision of a batch has one event, in order, which says what the model says; no other batch has any."""
+    revisions = model.all_revisions()
+    counted = {batch: len(found) for batch, found in events.items()}
+    assert counted == {batch: len(wanted) for batch, wanted in revisions.items()}
     topics = Topics(settings.topic_prefix)
     wrong = []
-    for batch_id, (record,) in events.items():
+    told = ((batch, *pair) for batch in events for pair in zip(events[batch], revisions[batch], strict=True))
+    for batch_id, record, expected in told:
         event = json.loads(record.value)
-        wrong += expected[batch_id].contradictions(event)
+        wrong += expected.contradictions(event)
         home = home_partition(batch_id, partitions)
-        as_of = {"topic": topics.events, "partition": home, "offset": expected[batch_id].as_of_offset}
+        as_of = {"topic": topics.events, "partition": home, "offset": expected.as_of_offset}
         headers = {name: value.decode() for name, value in record.headers if name != "traceparent"}
         attributes = {
             "ce_specversion": "1.0",
-            "ce_id": f"batch.finalized/{batch_id}/1",
+            "ce_id": f"batch.finalized/{batch_id}/{expected.revision}",
             "ce_type": "rollcall.batch.finalized.v1",
             "ce_source": topics.source,
             "ce_time": event["finalized_at"],
@@ -157,12 +158,14 @@ async def assert_tables_are_the_models(model: Model, settings: Settings, partiti
     assert manifests == {(batch.batch_id, item) for batch in model.batches.values() for item in batch.manifest or ()}
     refused = [row for row in await table_rows(settings, "dead_letters") if row["reason"] == "not_applicable"]
     assert sorted(row["batch_id"] for row in refused) == sorted(refusal.batch_id for refusal in model.refusals)
-    events = {row["batch_id"]: row for row in await table_rows(settings, "outbox") if row["channel"] == "finalized"}
-    assert events.keys() == model.all_finalized().keys()
-    assert [batch for batch, row in events.items() if row["published_offset"] is None] == []
+    events = [row for row in await table_rows(settings, "outbox") if row["channel"] == "finalized"]
+    assert sorted((row["batch_id"], row["revision"]) for row in events) == sorted(
+        (batch, final.revision) for batch, revisions in model.all_revisions().items() for final in revisions
+    )
+    assert [row["id"] for row in events if row["published_offset"] is None] == []
 
 
-_NOT_MODELLED = {"batch_id", "request_retry", "last_result_at", "last_answer_at", "completed_at", "published_at"}
+_NOT_MODELLED = {"batch_id", "last_result_at", "last_answer_at", "completed_at", "published_at"}
 _STATUS_COLUMNS = ("status", "total", "answered", "missing", "unexpected", "error_summary", "progress_percent")
 
 
@@ -170,6 +173,7 @@ def _batch_said(row: Row) -> Row:
     said = {name: row[name] for name in row if name not in _NOT_MODELLED}
     said["metadata"] = _canonical(json.loads(row["metadata"] or "null"))
     said["policy"] = json.loads(row["policy"] or "null")
+    said["error"] = json.loads(row["error"] or "null")
     return said | {"is_published": row["published_at"] is not None}
 
 
@@ -181,8 +185,8 @@ def _batch_expected(batch: Batch, model: Model, partitions: int) -> Row:
         "state": "finalized" if final else model.status(batch.batch_id),
         "outcome": final.outcome if final else None,
         "finalized_by": final.finalized_by if final else None,
-        "revision": 1 if final else 0,
-        "generation": 0,
+        "revision": len(batch.revisions),
+        "generation": batch.generation,
         "sealed": batch.sealed,
         "total_items": batch.total,
         "expected": None if batch.manifest is None else len(batch.manifest),
@@ -199,10 +203,16 @@ def _batch_expected(batch: Batch, model: Model, partitions: int) -> Row:
         "retry_of": batch.retry_of,
         "opened_at": _moment(batch.opened_at_ms),
         "first_result_at": _moment(batch.first_result_at_ms),
-        "last_result_offset": max((register.offset for register in batch.registers.values()), default=None),
+        "request_retry": batch.request_retry,
+        "reopened_at": _moment(batch.reopened_at_ms),
+        "reason": batch.reason,
+        "error": batch.error,
+        "failure_seen": any(alert == "batch.first_failure" for alert, _ in batch.alerts),
+        "threshold_exceeded": any(alert == "batch.failure_threshold_exceeded" for alert, _ in batch.alerts),
+        "last_result_offset": batch.last_counted_offset,
         "finalized_at": _moment(final.finalized_at_ms) if final else None,
         "decided_offset": final.as_of_offset if final else None,
-        "is_published": final is not None,
+        "is_published": bool(batch.revisions),
     }
 
 
@@ -214,7 +224,7 @@ def _status_expected(batch: Batch, model: Model) -> Row:
         summary = f"{failed} failed" if total is None else f"{failed} of {total} failed"
         summary = f"All {failed} failed" if failed == total else summary
     progress: float | None = None
-    if final is not None or total == 0:
+    if total == 0 or (final is not None and not missing):
         progress = 100.0
     elif total is not None and missing is not None:
         progress = round(100 * (total - missing) / total, 1)
@@ -246,7 +256,9 @@ def _register_differences(table: str, rows: Iterable[Row], expected: Mapping[str
             "metrics": _canonical(json.loads(row["metrics"] or "null")),
         }
         wrong += _differences(
-            f"{table} {key}", said | {"version": row["version"]}, content | {"version": wanted[key].offset}
+            f"{table} {key}",
+            said | {"version": row["version"], "generation": row["generation"]},
+            content | {"version": wanted[key].offset, "generation": wanted[key].generation},
         )
     return wrong
 
