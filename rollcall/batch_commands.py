@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +17,8 @@ from store.reads import BatchStatusName, ItemStatus
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from store.reads import BatchStatus, ItemResult, Page
+    from schemas.topics import Topics
+    from store.reads import BatchStatus, Page
 
 app = typer.Typer(
     add_completion=False,
@@ -43,6 +44,7 @@ class _Answer:
 
     as_json: dict[str, Any]
     show: Callable[[], None]
+    exit_code: int = 0
 
 
 @app.command()
@@ -50,8 +52,10 @@ def show(batch_id: BatchId, as_json: AsJson = False) -> None:
     """One batch: status, counts, times, and the place in the log they stand on."""
 
     async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+        from rollcall import batch_views as views
+
         found = await _known(connection, settings, batch_id)
-        return _Answer(asdict(found), lambda: _show_batch(found))
+        return _Answer(asdict(found), lambda: views.show_batch(found))
 
     _answer(ask, as_json)
 
@@ -71,16 +75,17 @@ def list_batches(
     """The newest batches first. As JSON: {"batches": [...], "next"}."""
 
     async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+        from rollcall import batch_views as views
         from store import reads
 
         try:
             page = await reads.batches(
-                connection, _events_topic(settings), status=status, name=name, after=after, limit=limit
+                connection, _topics(settings).events, status=status, name=name, after=after, limit=limit
             )
         except LookupError:
             raise _unknown(after or "") from None
         as_object = {"batches": [asdict(each) for each in page.rows], "next": page.next}
-        return _Answer(as_object, lambda: _show_batches(page))
+        return _Answer(as_object, lambda: views.show_batches(page))
 
     _answer(ask, as_json)
 
@@ -98,12 +103,13 @@ def items(
     """What is known of a batch's items, by id. As JSON: {"batch_id", "items": [...], "next"}."""
 
     async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+        from rollcall import batch_views as views
         from store import reads
 
         await _known(connection, settings, batch_id)
         page = await reads.items(connection, batch_id, status=status, after=after, limit=limit)
         as_object = {"batch_id": batch_id, "items": [asdict(each) for each in page.rows], "next": page.next}
-        return _Answer(as_object, lambda: _show_items(page))
+        return _Answer(as_object, lambda: views.show_items(page))
 
     _answer(ask, as_json)
 
@@ -124,6 +130,7 @@ def missing(
     """
 
     async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+        from rollcall import batch_views as views
         from store import reads
 
         found = await _known(connection, settings, batch_id)
@@ -138,7 +145,38 @@ def missing(
             "item_ids": list(page.rows) if page is not None else None if found.missing else [],
             "next": page and page.next,
         }
-        return _Answer(as_object, lambda: _show_missing(found, page))
+        return _Answer(as_object, lambda: views.show_missing(found, page))
+
+    _answer(ask, as_json)
+
+
+@app.command()
+def why(
+    batch_id: BatchId,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many ids and dead letters to name at most.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Why it isn't done: who is missing, what was refused, misplaced or not read yet, and what to do.
+
+    Exit code 1 where nothing was applied of such a batch.
+    """
+
+    async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+        from rollcall import batch_views as views
+        from rollcall.reaching import failure
+        from streams.why import why
+
+        found = await why(
+            connection,
+            settings.kafka_connection(),
+            _topics(settings),
+            _possible(batch_id),
+            now=datetime.now(UTC),
+            limit=limit,
+            say=lambda error: failure(error, settings, "Kafka") or str(error),
+        )
+        as_object = {**asdict(found.facts), "findings": [asdict(each) for each in found.findings]}
+        return _Answer(as_object, lambda: views.show_why(found), exit_code=int(found.facts.batch is None))
 
     _answer(ask, as_json)
 
@@ -153,6 +191,8 @@ def _answer(ask: Callable[[AsyncConnection, Settings], Awaitable[_Answer]], as_j
             print_json(answer.as_json)
         else:
             answer.show()
+    if answer.exit_code:
+        raise typer.Exit(answer.exit_code)
 
 
 async def _asked(ask: Callable[[AsyncConnection, Settings], Awaitable[_Answer]], settings: Settings) -> _Answer:
@@ -183,8 +223,7 @@ async def _snapshot(settings: Settings) -> AsyncIterator[AsyncConnection]:
 async def _known(connection: AsyncConnection, settings: Settings, batch_id: str) -> BatchStatus:
     from store import reads
 
-    # PostgreSQL has no U+0000 in text; neither can a batch have it in its id.
-    found = None if "\0" in batch_id else await reads.batch(connection, _events_topic(settings), batch_id)
+    found = await reads.batch(connection, _topics(settings).events, _possible(batch_id))
     if found is None:
         raise _unknown(batch_id)
     return found
@@ -196,155 +235,14 @@ def _unknown(batch_id: str) -> UnknownBatchError:
     return UnknownBatchError(f'there is no batch "{showable(batch_id)}"')
 
 
-def _events_topic(settings: Settings) -> str:
+def _possible(batch_id: str) -> str:
+    # PostgreSQL has no U+0000 in text; neither can a batch have it in its id.
+    if "\0" in batch_id:
+        raise _unknown(batch_id)
+    return batch_id
+
+
+def _topics(settings: Settings) -> Topics:
     from schemas.topics import Topics
 
-    return Topics(settings.topic_prefix).events
-
-
-def _show_batch(batch: BatchStatus) -> None:
-    import json
-
-    from rollcall.rendering import at, print_fields, progress_bar
-
-    answered = f"{batch.answered:,} answered"
-    of_total = f", {batch.total:,} expected" if batch.total is not None else ", total not known yet"
-    items = {"succeeded": batch.succeeded, "partial": batch.partial, "failed": batch.failed, "skipped": batch.skipped}
-    others = {"missing": batch.missing, "retrying": batch.retrying, "unexpected": batch.unexpected}
-    writes = {"created": batch.created, "updated": batch.updated, "unchanged": batch.unchanged}
-    records = {"duplicates": batch.duplicates, "late": batch.late}
-    state = f"{batch.state}, {batch.finalized_by}" if batch.finalized_by else batch.state
-    as_of = batch.as_of
-    print_fields(
-        [
-            ("batch", batch.batch_id),
-            ("name", batch.name),
-            ("status", batch.status),
-            ("state", state if batch.outcome else f"{state}, {'sealed' if batch.sealed else 'not sealed: open-ended'}"),
-            ("outcome", batch.outcome),
-            ("progress", progress_bar(batch.progress_percent)),
-            ("items", answered + of_total),
-            ("", _counted(items)),
-            ("", _counted(others)),
-            ("errors", batch.error_summary),
-            ("writes", _counted(writes) if any(writes.values()) else None),
-            ("records", _counted(records) if any(records.values()) else None),
-            ("retry of", batch.retry_of),
-            ("metadata", json.dumps(batch.metadata, ensure_ascii=False) if batch.metadata else None),
-            ("deadline", at(batch.deadline_at)),
-            ("opened", at(batch.opened_at)),
-            ("first result", at(batch.first_result_at)),
-            ("last result", at(batch.last_result_at)),
-            ("completed", at(batch.completed_at)),
-            ("finalized", at(batch.finalized_at)),
-            ("published", at(batch.published_at) or ("not yet" if batch.revision else None)),
-            ("revision", str(batch.revision) if batch.revision else None),
-            ("as of", f"{as_of.topic}, partition {as_of.partition}, offset {as_of.offset}" if as_of else None),
-        ]
-    )
-
-
-def _counted(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
-
-
-def _show_batches(page: Page[BatchStatus]) -> None:
-    from rollcall.rendering import ColumnStyle, at, note, print_table
-
-    if not page.rows:
-        note("no batch found")
-        return
-    print_table(
-        [
-            ColumnStyle("batch", "folded"),
-            ColumnStyle("status"),
-            ColumnStyle("done", right=True),
-            ColumnStyle("items", right=True),
-            ColumnStyle("failed", right=True),
-            ColumnStyle("missing", right=True),
-            ColumnStyle("since", needed=False),
-            ColumnStyle("name", "cut", needed=False),
-        ],
-        [
-            (
-                each.batch_id,
-                each.status,
-                None if each.progress_percent is None else f"{each.progress_percent:.1f}%",
-                f"{each.answered}/{'?' if each.total is None else each.total}",
-                str(each.failed),
-                str(each.missing),
-                at(each.opened_at or each.first_result_at, milliseconds=False),
-                each.name,
-            )
-            for each in page.rows
-        ],
-    )
-    _say_how_to_go_on(page)
-
-
-def _show_items(page: Page[ItemResult]) -> None:
-    from rollcall.rendering import ColumnStyle, lasted, note, print_table
-
-    if not page.rows:
-        note("no item found")
-        return
-    print_table(
-        [
-            ColumnStyle("item", "folded"),
-            ColumnStyle("status"),
-            ColumnStyle("try", right=True),
-            ColumnStyle("took", right=True),
-            ColumnStyle("at", right=True),
-            ColumnStyle("worker", "cut", needed=False),
-            ColumnStyle("error", "cut"),
-        ],
-        [
-            (
-                each.item_id,
-                each.status,
-                str(each.attempt),
-                lasted(each.duration_ms),
-                f"{each.partition}/{each.offset}",
-                each.worker,
-                _error(each),
-            )
-            for each in page.rows
-        ],
-    )
-    _say_how_to_go_on(page)
-
-
-def _error(item: ItemResult) -> str | None:
-    if item.error_code and item.error_message:
-        return f"{item.error_code}: {item.error_message}"
-    return item.error_code or item.error_message
-
-
-def _show_missing(batch: BatchStatus, page: Page[str] | None) -> None:
-    from rollcall.rendering import note, print_line, showable
-
-    if page is None and batch.missing:
-        print_line(
-            f"{batch.missing:,} of {batch.total:,} items are missing; which ones is not known:"
-            " the batch has a total, but no manifest to name them"
-        )
-        return
-    if not batch.missing:
-        total_unknown = batch.total is None
-        print_line("no item is missing" + (" as far as known: neither total nor manifest was given" * total_unknown))
-        return
-    assert page is not None
-    for item_id in page.rows:
-        # To be read by a program they stay as they are.
-        print_line(showable(item_id) if sys.stdout.isatty() else item_id)
-    note(f"{batch.missing:,} of {batch.total:,} items are missing")
-    _say_how_to_go_on(page)
-
-
-def _say_how_to_go_on(page: Page[Any]) -> None:
-    from shlex import quote
-
-    from rollcall.rendering import note, showable
-
-    if page.next is not None:
-        note(f"there are more: --after {quote(showable(page.next))}")
+    return Topics(settings.topic_prefix)

@@ -23,7 +23,6 @@ from typing import IO, Any
 import structlog
 import typer
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
 
 from rollcall.children import kill_all_children
@@ -35,6 +34,7 @@ from rollcall.readiness import READY_FILE, announced
 from rollcall.settings import ENV_PREFIX, Settings, load_settings
 from rollcall.supervisor import Role, Supervisor
 from schemas.topics import Topics
+from streams.observing import NoTopicError, group, partitions_of
 
 _log = structlog.get_logger(__name__)
 
@@ -253,24 +253,12 @@ async def _until_assigned(settings: Settings, workers: int) -> None:
 async def all_assigned(admin: AIOKafkaAdminClient, topics: Topics, workers: int) -> bool:
     """Whether the workers' group is settled: at least `workers` members that hold every partition of the input."""
     try:
-        [described] = await admin.describe_topics([topics.events])
-        partitions = {partition["partition"] for partition in described["partitions"]}
-        [response] = await admin.describe_consumer_groups([topics.consumer_group])
-    except KafkaError:
+        partitions = set(await partitions_of(admin, topics.events))
+        found = await group(admin, topics.consumer_group, topics.events)
+    except (KafkaError, NoTopicError):
         return False
-    # error_code, group, state, protocol_type, protocol, members, ...
-    _, _, state, _, _, members, *_ = response.groups[0]
-    held = {partition for member in members for partition in _held_partitions(member, topics.events)}
-    return bool(partitions) and state == "Stable" and len(members) >= workers and held == partitions
-
-
-def _held_partitions(member: tuple[Any, ...], topic: str) -> list[int]:
-    # member_id, [group_instance_id,] client_id, client_host, member_metadata, member_assignment
-    assignment = bytes(member[-1])
-    if not assignment:
-        return []
-    decoded = ConsumerProtocolMemberAssignment.decode(assignment)
-    return [each.partition for each in decoded.partitions() if each.topic == topic]
+    held = {partition for member in found.members for partition in member.partitions}
+    return bool(partitions) and found.state == "Stable" and len(found.members) >= workers and held == partitions
 
 
 @contextmanager

@@ -34,10 +34,6 @@ Shown: TypeAlias = Callable[["Record"], str | None]
 POLL_MS = 1_000
 
 
-class NoTopicError(LookupError):
-    """The topic isn't there; the message is one line and says what makes it."""
-
-
 @app.command()
 def tail(
     channel: Annotated[Channel, typer.Argument(help="What to follow.", show_default=False)],
@@ -79,9 +75,12 @@ async def _until_interrupted(settings: Settings, topic: str, shown: Shown, from_
 
 async def _follow(settings: Settings, topic: str, shown: Shown, from_beginning: bool) -> None:
     from rollcall.rendering import note, write_line
+    from streams.observing import administering, partitions_of
 
-    await _ensure_exists(settings, topic)
-    consumer = settings.kafka_connection().consumer(
+    kafka = settings.kafka_connection()
+    async with administering(kafka) as admin:
+        await partitions_of(admin, topic)
+    consumer = kafka.consumer(
         topic,
         client_id="rollcall-tail",
         isolation_level="read_committed",
@@ -117,20 +116,6 @@ def _line(record: Record, shown: Shown) -> str | None:
         # Whoever may write this topic may write anything.
         note(f"not an event of Rollcall's: {record.topic}, partition {record.partition}, offset {record.offset}")
         return None
-
-
-async def _ensure_exists(settings: Settings, topic: str) -> None:
-    # Asked for by name, a broker that creates topics by itself would make it.
-    admin = settings.kafka_connection().admin()
-    try:
-        await admin.start()
-        if topic not in await admin.list_topics():
-            raise NoTopicError(
-                f"there is no topic {topic} on {settings.bootstrap_servers}:"
-                " workers and relay make it when they start; else look at ROLLCALL_TOPIC_PREFIX"
-            )
-    finally:
-        await admin.close()
 
 
 def _topic(topics: Topics, channel: Channel) -> str:

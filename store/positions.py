@@ -8,6 +8,8 @@ worker changes no row and rolls back.
 import json
 from collections.abc import Sequence
 
+from asyncpg import Record
+
 from store.connection import Connection
 from store.rows import Position
 
@@ -111,6 +113,17 @@ async def note_known(connection: Connection, topic: str, next_offsets: dict[int,
     await connection.execute(_KNOWN, topic, list(next_offsets), list(next_offsets.values()))
 
 
+async def partition_count(connection: Connection, topic: str) -> int | None:
+    """The partition count that fixes every batch's home; None before the first start, also where there is no schema.
+
+    Raises ForeignLogError where this schema is the state of another log.
+    """
+    if not await connection.fetchval("SELECT to_regclass('logs') IS NOT NULL"):
+        return None
+    known = await connection.fetchrow(_LOG)
+    return None if known is None else _count_of(known, topic)
+
+
 async def fix_partition_count(connection: Connection, topic: str, found: int) -> int:
     """The partition count that fixes every batch's home: the one found at the first start, whatever is found now.
 
@@ -122,6 +135,10 @@ async def fix_partition_count(connection: Connection, topic: str, found: int) ->
         if known is None:
             await connection.execute(_FIX_LOG, topic, found)
             return found
+    return _count_of(known, topic)
+
+
+def _count_of(known: Record, topic: str) -> int:
     if known["topic"] != topic:
         raise ForeignLogError(
             f"the schema holds the state of {known['topic']}, not of {topic}:"

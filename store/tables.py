@@ -215,6 +215,13 @@ dead_letters = Table(
     PrimaryKeyConstraint("topic", "partition", "record_offset"),
     Index("dead_letters_unpublished", "seq", postgresql_where=text("published_at IS NULL AND refused IS NULL")),
     Index("dead_letters_by_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+    # What cannot be parsed names no batch, but its key most likely does. A hash: keys may be of any length.
+    Index(
+        "dead_letters_by_key",
+        "key",
+        postgresql_using="hash",
+        postgresql_where=text("batch_id IS NULL AND key IS NOT NULL"),
+    ),
 )
 
 positions = Table(
