@@ -18,7 +18,9 @@ from rollcall.settings import Settings
 from schemas.dead_letters import Refused
 from schemas.topics import Topics
 from streams.ndjson import Lines, batch_of
-from streams.publishing import home_partitions, producing
+from streams.observing import home_partitions
+from streams.reading import Homes
+from streams.sending import Sender
 
 CHUNK_BYTES = 512 * 1024
 REPORT_EVERY_S = 0.5
@@ -124,12 +126,15 @@ async def _send(file: Path, settings: Settings, tally: Tally, *, skip_bad: bool)
             partitions = await home_partitions(connection, kafka, topics)
         finally:
             connection.terminate()
-        async with producing(kafka, topics, partitions) as producer:
+        sender = Sender(kafka, topics, Homes(partitions))
+        try:
             with _progress("published") as progress:
                 async for events in _events_of(file, tally, stop_at_bad=not skip_bad):
-                    await producer.append(events)
+                    await sender.encoded_events(events)
                     tally.published += len(events)
                     progress(tally.published)
+        finally:
+            await sender.close()
     if tally.bad and not skip_bad:
         raise PublishError("stopped at a bad line; what came before it is published (see --skip-bad)")
 

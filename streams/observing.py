@@ -11,6 +11,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import for_code
 
+from schemas.topics import Topics
+from store import positions
+from store.connection import Connection
 from streams.kafka import KafkaConnection
 
 
@@ -117,3 +120,13 @@ def _held_partitions(member: tuple[Any, ...], topic: str) -> tuple[int, ...]:
         return ()
     decoded = ConsumerProtocolMemberAssignment.decode(assignment)
     return tuple(each.partition for each in decoded.partitions() if each.topic == topic)
+
+
+async def home_partitions(connection: Connection, kafka: KafkaConnection, topics: Topics) -> int:
+    """Among how many partitions batches have homes: as many as stored at the first start; before it, as there are.
+
+    Raises NoTopicError where the input topic is not there, ForeignLogError, KafkaError and asyncpg's errors.
+    """
+    async with administering(kafka) as admin:
+        present = await partitions_of(admin, topics.events)
+    return await positions.partition_count(connection, topics.events) or len(present)

@@ -1,4 +1,4 @@
-"""Sends what an API's callers submit: one idempotent producer for the process, made anew after a failure."""
+"""Sends what people and programs submit to us: one idempotent producer for the process, made anew after a failure."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ class _Record(NamedTuple):
     topic: str
     partition: int | None
     key: str
-    value: str
+    value: bytes
     headers: Sequence[tuple[str, bytes]]
 
 
@@ -54,19 +54,22 @@ class Sender:
 
     async def events(self, events: Sequence[Mapping[str, Any]], traceparent: str | None = None) -> list[Place]:
         """Append events to the input log in this order, each on its batch's home; returns where they are."""
-        headers = [("traceparent", traceparent.encode())] if traceparent else []
-        homes = self._homes
+        encoded = [(event["batch_id"], _dumps(event).encode()) for event in events]
+        return await self.encoded_events(encoded, [("traceparent", traceparent.encode())] if traceparent else [])
+
+    async def encoded_events(
+        self, events: Sequence[tuple[str, bytes]], headers: Sequence[tuple[str, bytes]] = ()
+    ) -> list[Place]:
+        """The same of (batch id, JSON), sent as it is."""
+        topic, homes = self._topics.events, self._homes
         return await self._send(
-            [
-                _Record(self._topics.events, homes.of(event["batch_id"]), event["batch_id"], _dumps(event), headers)
-                for event in events
-            ]
+            [_Record(topic, homes.of(batch_id), batch_id, value, headers) for batch_id, value in events]
         )
 
     async def request(self, key: str, value: str, headers: Mapping[str, str]) -> Place:
         """Ask something of the upstream services, on the requests topic."""
         encoded = [(name, text.encode()) for name, text in headers.items()]
-        [place] = await self._send([_Record(self._topics.requests, None, key, value, encoded)])
+        [place] = await self._send([_Record(self._topics.requests, None, key, value.encode(), encoded)])
         return place
 
     async def close(self) -> None:
@@ -82,7 +85,7 @@ class Sender:
                 sent = [
                     await producer.send(
                         each.topic,
-                        each.value.encode(),
+                        each.value,
                         key=each.key.encode(),
                         partition=each.partition,
                         headers=each.headers,
