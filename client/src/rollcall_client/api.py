@@ -1,0 +1,106 @@
+"""What the service's HTTP API is asked: how a batch stands, and which items are answered how."""
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any, Self
+from urllib.parse import quote
+
+import httpx
+import stamina
+
+from rollcall_client.errors import ApiError
+
+TIMEOUT_S = 10.0
+ATTEMPTS = 5
+PAGE = 1000
+
+_COME_BACK_LATER = frozenset({429, 502, 503, 504})
+
+
+class Api:
+    """The API of one installation. Every method raises ApiError where it cannot be asked, or refuses."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._url = url.rstrip("/").removesuffix("/api")
+        self._http = httpx.AsyncClient(base_url=f"{self._url}/api", headers=headers, timeout=TIMEOUT_S)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._http.aclose()
+
+    async def batch(self, batch_id: str) -> Mapping[str, Any] | None:
+        """How a batch stands; None where the service does not know it (yet)."""
+        return await self._get(f"/batches/{quote(batch_id, safe='')}", {})
+
+    async def items(self, batch_id: str) -> AsyncIterator[Mapping[str, Any]]:
+        """Every item of which there is a result, in order of its id."""
+        async for item in self._pages(f"/batches/{quote(batch_id, safe='')}/items"):
+            yield item
+
+    async def missing(self, batch_id: str) -> AsyncIterator[str]:
+        """The ids on the manifest that are unanswered."""
+        async for item in self._pages(f"/batches/{quote(batch_id, safe='')}/missing"):
+            yield item if isinstance(item, str) else item["item_id"]
+
+    async def _pages(self, path: str) -> AsyncIterator[Any]:
+        cursor: str | None = None
+        while True:
+            page = await self._get(path, {"limit": str(PAGE), **({} if cursor is None else {"cursor": cursor})})
+            if page is None:
+                return
+            for each in page["items"]:
+                yield each
+            cursor = page.get("next_cursor")
+            if cursor is None:
+                return
+
+    async def _get(self, path: str, query: Mapping[str, str]) -> Mapping[str, Any] | None:
+        try:
+            answer = await self._answer(path, query)
+        except httpx.HTTPStatusError as error:
+            raise ApiError(
+                f"{self._url} says {error.response.status_code} to {path}: {_detail(error.response)}",
+                error.response.status_code,
+            ) from None
+        except httpx.HTTPError as error:
+            raise ApiError(f"{self._url} does not answer: {type(error).__name__} {error}") from error
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return None
+        try:
+            found: Mapping[str, Any] = answer.json()
+        except ValueError as error:
+            raise ApiError(f"{self._url}{path} is no JSON: is api_url Rollcall's?") from error
+        return found
+
+    @stamina.retry(on=lambda error: _may_pass(error), attempts=ATTEMPTS, timeout=60)
+    async def _answer(self, path: str, query: Mapping[str, str]) -> httpx.Response:
+        answer = await self._http.get(path, params=dict(query))
+        if answer.status_code != httpx.codes.NOT_FOUND:
+            answer.raise_for_status()
+        return answer
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A time of the API's answers."""
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _COME_BACK_LATER
+    return isinstance(error, httpx.TransportError)
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        problem = answer.json()
+        return str(problem.get("detail") or problem.get("title"))
+    except (ValueError, AttributeError):
+        return answer.reason_phrase

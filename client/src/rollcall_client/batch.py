@@ -1,0 +1,90 @@
+"""A batch as the one who publishes it sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+from rollcall_client import messages
+from rollcall_client.events import FinalizedEvent
+from rollcall_client.messages import Effect, Error, Status
+
+if TYPE_CHECKING:
+    from rollcall_client.client import Rollcall
+
+
+class ResultFields(TypedDict, total=False):
+    """What else a result may say; all of it may be left out or None.
+
+    ``attempt`` counts from 1, ``duration_ms`` are milliseconds, ``message`` is a line for people, ``output`` any JSON
+    up to 64 KiB, ``metrics`` numbers by name, ``worker`` who did it, ``occurred_at`` when (with a zone).
+    """
+
+    attempt: int | None
+    effect: Effect | None
+    duration_ms: float | None
+    message: str | None
+    output: Any
+    metrics: Mapping[str, float] | None
+    worker: str | None
+    occurred_at: datetime | None
+
+
+class Batch:
+    """One batch. Its methods buffer a message and wait only while the buffer is full; see ``Rollcall.flush``.
+
+    They raise InvalidMessageError for what Rollcall could not take; nothing of it is sent then.
+    """
+
+    def __init__(self, client: Rollcall, batch_id: str) -> None:
+        self._client = client
+        self.batch_id = messages.check_batch_id(batch_id)
+
+    def __repr__(self) -> str:
+        return f"Batch({self.batch_id!r})"
+
+    async def result(
+        self, item_id: str, status: Status, *, error: Error | None = None, **fields: Unpack[ResultFields]
+    ) -> None:
+        """How an item went. Sent twice it changes nothing; a higher ``attempt`` replaces a lower one."""
+        result = messages.item_result(self.batch_id, item_id, status, error=error, **fields)
+        await self._client.publish(result)
+
+    async def succeeded(self, item_id: str, **fields: Unpack[ResultFields]) -> None:
+        """The item is done."""
+        await self.result(item_id, "succeeded", **fields)
+
+    async def failed(self, item_id: str, error: Error, **fields: Unpack[ResultFields]) -> None:
+        """The item failed for good. ``error``: a sentence, an exception, or a mapping with ``message``."""
+        await self.result(item_id, "failed", error=error, **fields)
+
+    async def partial(self, item_id: str, error: Error, **fields: Unpack[ResultFields]) -> None:
+        """The item's main work is in, a side effect failed: done, not failed."""
+        await self.result(item_id, "partial", error=error, **fields)
+
+    async def skipped(self, item_id: str, **fields: Unpack[ResultFields]) -> None:
+        """There was nothing to do for the item."""
+        await self.result(item_id, "skipped", **fields)
+
+    async def retrying(self, item_id: str, error: Error | None = None, **fields: Unpack[ResultFields]) -> None:
+        """An attempt failed and another follows: no answer yet."""
+        await self.result(item_id, "retrying", error=error, **fields)
+
+    async def seal(self, total_items: int | None = None) -> None:
+        """Say that no more items come; ``total_items`` is needed where the batch has no manifest."""
+        await self._client.publish(messages.sealed(self.batch_id, total_items))
+
+    async def cancel(self, reason: str | None = None) -> None:
+        """End the batch on purpose: outcome ``cancelled``. What was published before is in first."""
+        await self._client.flush()
+        await self._client.publish(messages.cancelled(self.batch_id, reason))
+
+    async def abort(self, error: Error) -> None:
+        """End the batch by a critical error: outcome ``failed``, the unanswered stay missing."""
+        await self._client.flush()
+        await self._client.publish(messages.aborted(self.batch_id, error))
+
+    async def wait(self, *, timeout: float | None = None) -> FinalizedEvent:
+        """The batch's finalized event; see ``Rollcall.wait``."""
+        return await self._client.wait(self.batch_id, timeout=timeout)

@@ -1,0 +1,262 @@
+"""The client: opens batches, publishes their results, and listens for their end."""
+
+import secrets
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakSet
+
+import structlog
+
+from rollcall_client import listening, messages
+from rollcall_client.api import Api, time_of
+from rollcall_client.batch import Batch
+from rollcall_client.errors import ApiError, ConfigurationError, RollcallError
+from rollcall_client.events import FinalizedEvent
+from rollcall_client.kafka import Kafka
+from rollcall_client.listening import NOT_YET, Since, Start
+from rollcall_client.messages import Deadline, Message, Policy
+from rollcall_client.publishing import Publisher
+
+_log = structlog.get_logger(__name__)
+
+DELIVERY_TIMEOUT_S = 120.0
+BUFFER_BYTES = 16 * 1024 * 1024
+REMEMBERED_BATCHES = 10_000
+
+
+class Rollcall:
+    """A connection to one installation of Rollcall, used as ``async with Rollcall(...) as rc:``.
+
+    ``bootstrap_servers`` are Kafka's, as "host:port,host:port". ``api_url`` is where the service's HTTP API is; without
+    it everything works but the re-run of half-finished jobs, and ``wait`` reads more. ``kafka`` holds further options
+    of aiokafka's (``security_protocol``, ``ssl_context``, ``sasl_mechanism`` ...). Messages are buffered up to
+    ``buffer_bytes`` and sent again for ``delivery_timeout_s`` seconds; leaving the block flushes, and raises
+    DeliveryError naming the items that Kafka did not acknowledge. ``compression`` is None, "gzip", or with aiokafka's
+    extras "snappy", "lz4" or "zstd".
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        api_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        topic_prefix: str = "rollcall.",
+        kafka: Mapping[str, Any] | None = None,
+        delivery_timeout_s: float = DELIVERY_TIMEOUT_S,
+        buffer_bytes: int = BUFFER_BYTES,
+        compression: str | None = None,
+    ) -> None:
+        self._kafka = Kafka(bootstrap_servers, topic_prefix, kafka or {})
+        self._publisher: Publisher | None = None
+        self._publisher_options = {
+            "delivery_timeout_s": delivery_timeout_s,
+            "buffer_bytes": buffer_bytes,
+            "compression": compression,
+        }
+        self._api = None if api_url is None else Api(api_url, api_key)
+        self._fresh: dict[str, None] = {}
+        self._listeners: WeakSet[AsyncGenerator[Any, None]] = WeakSet()
+
+    @property
+    def kafka(self) -> Kafka:
+        """Where Kafka is."""
+        return self._kafka
+
+    @property
+    def api(self) -> Api | None:
+        """The service's API, where its address was given."""
+        return self._api
+
+    @property
+    def undelivered(self) -> bool:
+        """Whether messages were given up; the next ``flush`` raises and names them."""
+        return self._publisher is not None and self._publisher.undelivered
+
+    async def start(self) -> None:
+        """Connect; ``async with`` does it. Raises RollcallError where Kafka or the topics are not there."""
+        if self._publisher is not None:
+            raise RollcallError("this client was started before: make a new one")
+        self._publisher = Publisher(self._kafka, **self._publisher_options)  # type: ignore[arg-type]
+        await self._publisher.start()
+
+    async def close(self) -> None:
+        """Flush, and let go of all connections. Raises DeliveryError naming what Kafka did not acknowledge."""
+        try:
+            if self._publisher is not None:
+                await self._publisher.close()
+        finally:
+            await self._let_go()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self._let_go()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, Exception):
+            await self.close()
+            return
+        # Cancelled or interrupted: not the time to wait for a broker.
+        if self._publisher is not None:
+            await self._publisher.abandon()
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        for listener in list(self._listeners):
+            with suppress(RuntimeError):  # it is being read: cancelling its reader closes it
+                await listener.aclose()
+        if self._api is not None:
+            await self._api.close()
+
+    # Publishing
+
+    async def open(
+        self,
+        *,
+        name: str | None = None,
+        total_items: int | None = None,
+        items: Iterable[str] | None = None,
+        deadline: Deadline | None = None,
+        policy: Policy | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        batch_id: str | None = None,
+        retry_of: str | None = None,
+        sealed: bool | None = None,
+    ) -> Batch:
+        """Open a batch of ``total_items`` items, or of ``items`` (their ids, a manifest), or of neither.
+
+        With neither, and with ``sealed=False``, it stays open for more until ``Batch.seal``. A long manifest goes out
+        in several messages. With a ``batch_id`` of one's own the batch may be submitted again and again, also while it
+        is half-finished; once it is finalized that changes nothing. ``deadline``: a time with a zone, or how long from
+        now.
+
+        Raises InvalidMessageError.
+        """
+        given = batch_id is not None
+        batch = Batch(self, batch_id if batch_id is not None else fresh_id(name))
+        opened = partial(
+            messages.opened,
+            batch.batch_id,
+            name=name,
+            deadline_at=messages.deadline_text(deadline, datetime.now(UTC)),
+            policy=policy,
+            metadata=metadata,
+            retry_of=retry_of,
+        )
+        if not given:
+            self._remember(batch.batch_id)
+        pieces = None if items is None else list(messages.manifest_pieces(items))
+        if pieces is None or len(pieces) == 1:
+            ids = None if pieces is None else pieces[0]
+            await self.publish(opened(total_items=total_items, item_ids=ids, sealed=sealed))
+            return batch
+        first, *others = pieces
+        opening = opened(total_items=total_items, item_ids=first, sealed=False)
+        await self.publish(opening)
+        for piece in others:
+            # What was sealed before takes no batch.items_expected, but the same opening again.
+            again = {**opening, "item_ids": piece} if given else messages.items_expected(batch.batch_id, piece)
+            await self.publish(again)
+        if sealed is not False:
+            await batch.seal()
+        return batch
+
+    def batch(self, batch_id: str) -> Batch:
+        """A batch that was opened elsewhere, to publish results for it. Raises InvalidMessageError."""
+        return Batch(self, batch_id)
+
+    async def publish(self, message: Message) -> None:
+        """Publish a message of ``rollcall_client.messages``; waits only while the buffer is full."""
+        if self._publisher is None:
+            raise RollcallError("this client is not started: use it as async with Rollcall(...) as rc")
+        await self._publisher.publish(message["batch_id"], message.get("item_id"), messages.encode(message))
+
+    async def flush(self) -> None:
+        """Wait until Kafka has acknowledged all that was published before.
+
+        Raises DeliveryError, naming the items, where it did not within ``delivery_timeout_s``; each is named once.
+        """
+        if self._publisher is not None:
+            await self._publisher.flush()
+
+    def _remember(self, batch_id: str) -> None:
+        if len(self._fresh) >= REMEMBERED_BATCHES:
+            self._fresh.pop(next(iter(self._fresh)))
+        self._fresh[batch_id] = None
+
+    # Listening
+
+    def finalized(self, *, group: str | None = None, start: Start = "earliest") -> AsyncGenerator[FinalizedEvent, None]:
+        """Finalized events as they come: ``async for event in rc.finalized(group="billing"):``.
+
+        Listeners of a ``group`` share the events, and go on where it has committed; ``start`` ("earliest", "latest", or
+        a time with a zone) is where a new group begins. An event is committed after the loop's body is through with it,
+        0.2 s later at most. Where the body raises, or leaves the loop, that event is not committed: whoever listens in
+        the group next gets it again, and what comes behind it. So an event can come twice, with the same ``ce_id``.
+        Without a group nothing is committed, and everything from ``start`` on comes.
+
+        Raises RollcallError where Kafka does not answer, ConfigurationError where the topic is missing.
+        """
+        stream = listening.finalized(self._kafka, group=group, start=start)
+        self._listeners.add(stream)
+        return stream
+
+    async def wait(
+        self,
+        batch_id: str,
+        *,
+        timeout: float | None = None,
+        revision: int = 1,
+        since: datetime | None = None,
+    ) -> FinalizedEvent:
+        """The latest finalized event of a batch, also when it was published before; ``revision`` is the least wanted.
+
+        Reads one partition of ``rollcall.finalized``: from when this client opened the batch, or from what the API
+        says, or ``since`` (a time with a zone before its end). Where all of these are unknown it reads that partition
+        from its beginning: the topic is compacted, so that is about one record a batch.
+
+        Raises TimeoutError after ``timeout`` seconds, RollcallError where Kafka does not answer.
+        """
+        messages.check_batch_id(batch_id)
+        if since is not None and since.tzinfo is None:
+            raise ConfigurationError(f"since={since} has no zone: use datetime.now(UTC)")
+        if batch_id in self._fresh:
+            await self.flush()
+
+        async def begin() -> Since:
+            return since if since is not None else await self._since(batch_id)
+
+        return await listening.wait_for(self._kafka, batch_id, since=begin, revision=revision, timeout_s=timeout)
+
+    async def _since(self, batch_id: str) -> Since:
+        """Not later than when the batch's event was, or will be, published."""
+        if batch_id in self._fresh and self._publisher is not None:
+            appended = self._publisher.first_appended_ms(batch_id)
+            if appended is not None:
+                return datetime.fromtimestamp(appended / 1000, UTC)
+        if self._api is None:
+            return None
+        try:
+            found = await self._api.batch(batch_id)
+        except ApiError as error:
+            _log.warning("the API could not be asked, reading a whole partition instead", error=str(error))
+            return None
+        if found is None:
+            return NOT_YET
+        return time_of(found.get("opened_at") or found.get("first_result_at"))
+
+
+def fresh_id(name: str | None) -> str:
+    """A batch id that nobody else has; begins with what can be used of the name."""
+    spoken = "".join(each if each.isalnum() or each in "-_." else "-" for each in name or "batch")[:120]
+    return f"{spoken}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"

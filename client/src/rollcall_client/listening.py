@@ -1,0 +1,221 @@
+"""Finalized events from Kafka: a stream of them for a group, or the one of a batch."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Literal, TypeAlias
+
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaError
+
+from rollcall_client.errors import ConfigurationError, RollcallError
+from rollcall_client.events import FinalizedEvent
+from rollcall_client.kafka import Kafka, home_partition, partitions_of
+
+_log = structlog.get_logger(__name__)
+
+Start: TypeAlias = Literal["earliest", "latest"] | datetime
+"""Where a group begins that has committed nothing yet."""
+
+
+class NotYet:
+    """Says that a batch was not finalized, so its event is still to come."""
+
+
+NOT_YET = NotYet()
+Since: TypeAlias = datetime | NotYet | None
+"""From when on a batch's event is looked for: None is from the beginning."""
+
+POLL_MS = 500
+COMMIT_EVERY_S = 0.2
+STARTING_S = 60.0
+STOPPING_S = 30.0
+CLOCKS_DIFFER = timedelta(minutes=5)
+"""Between brokers, at most: how much earlier than an event's cause its own append time can seem to be."""
+
+
+async def records(
+    kafka: Kafka, topic: str, *, group: str | None, start: Start
+) -> AsyncGenerator[ConsumerRecord[bytes, bytes], None]:
+    """Committed records of a topic as they come; each is committed for the group once the next is asked for.
+
+    A commit may wait for ``COMMIT_EVERY_S`` or for what was fetched together, and is done when this is closed. A
+    record whose turn didn't end (the caller raised, or left the loop) is not committed. Without a group nothing is,
+    and every caller gets all partitions.
+    """
+    if isinstance(start, datetime) and start.tzinfo is None:
+        raise ConfigurationError(f"start={start} has no zone: use datetime.now(UTC)")
+    if start not in ("earliest", "latest") and not isinstance(start, datetime):
+        raise ConfigurationError(f'start is "earliest", "latest" or a time, not {start!r}')
+    if group is not None:
+        await _begin_group(kafka, topic, group, start)
+    consumer = kafka.consumer(group_id=group, auto_offset_reset="latest" if start == "latest" else "earliest")
+    ended: dict[TopicPartition, int] = {}
+    committed_at = time.monotonic()
+    try:
+        await _started(kafka, consumer)
+        if group is None:
+            await _assign_all(consumer, topic, start)
+        else:
+            consumer.subscribe([topic])
+        while True:
+            fetched: Mapping[TopicPartition, list[ConsumerRecord[bytes, bytes]]]
+            fetched = await consumer.getmany(timeout_ms=POLL_MS)
+            for partition, part in fetched.items():
+                for record in part:
+                    if group is not None and partition not in consumer.assignment():
+                        break  # taken away meanwhile: whoever has it now gets these records
+                    yield record
+                    ended[partition] = record.offset + 1
+                    if group is not None and time.monotonic() - committed_at >= COMMIT_EVERY_S:
+                        await _commit(consumer, ended)
+                        committed_at = time.monotonic()
+            if group is not None:
+                await _commit(consumer, ended)
+                committed_at = time.monotonic()
+    finally:
+        if group is not None:
+            await _commit(consumer, ended)
+        await _stopped(consumer)
+
+
+async def finalized(kafka: Kafka, *, group: str | None, start: Start) -> AsyncGenerator[FinalizedEvent, None]:
+    """Finalized events as they come, committed as ``records`` says."""
+    topic = kafka.topic("finalized")
+    stream = records(kafka, topic, group=group, start=start)
+    try:
+        async for record in stream:
+            event = event_of(record)
+            if event is not None:
+                yield event
+    finally:
+        await stream.aclose()
+
+
+async def wait_for(
+    kafka: Kafka, batch_id: str, *, since: Callable[[], Awaitable[Since]], revision: int, timeout_s: float | None
+) -> FinalizedEvent:
+    """A batch's latest finalized event, of ``revision`` or above, published before or not.
+
+    Reads one partition, the batch's home among those of ``rollcall.finalized``, from what ``since`` gives on, by
+    Kafka's clock. It is asked once the end of the partition is known. Raises TimeoutError.
+    """
+    topic = kafka.topic("finalized")
+    consumer = kafka.consumer(auto_offset_reset="earliest")
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _started(kafka, consumer)
+            home = TopicPartition(topic, home_partition(batch_id, len(await partitions_of(consumer, topic))))
+            consumer.assign([home])
+            [end] = (await consumer.end_offsets([home])).values()
+            begin = await since()
+            if isinstance(begin, datetime):
+                await _seek_to_time(consumer, [home], begin - CLOCKS_DIFFER)
+            elif begin is None:
+                await consumer.seek_to_beginning(home)
+            else:
+                consumer.seek(home, end)
+            return await _latest(consumer, home, end, batch_id, revision)
+    except TimeoutError:
+        raise TimeoutError(f"batch {batch_id} was not finalized within {timeout_s:g} s") from None
+    finally:
+        await _stopped(consumer)
+
+
+def event_of(record: ConsumerRecord[bytes, bytes]) -> FinalizedEvent | None:
+    """The finalized event in a record; None, and a warning, where somebody else's message lies there."""
+    try:
+        return FinalizedEvent.of(record.value or b"", dict(record.headers))
+    except ValueError as error:
+        _log.warning(
+            "skipped what is no finalized event", partition=record.partition, offset=record.offset, error=str(error)
+        )
+        return None
+
+
+async def _latest(
+    consumer: AIOKafkaConsumer, home: TopicPartition, end: int, batch_id: str, revision: int
+) -> FinalizedEvent:
+    """The last event of the batch before ``end``; where there is none, the first to come."""
+    key = batch_id.encode()
+    found: FinalizedEvent | None = None
+    while found is None or await consumer.position(home) < end:
+        fetched = await consumer.getmany(home, timeout_ms=POLL_MS)
+        for record in fetched.get(home, ()):
+            if record.key == key and (event := event_of(record)) is not None and event.revision >= revision:
+                found = event
+    return found
+
+
+async def _begin_group(kafka: Kafka, topic: str, group: str, start: Start) -> None:
+    """Commit where the group begins, on partitions where it has nothing committed.
+
+    So that what is published between now and the first commit isn't skipped with ``latest``, whatever happens.
+    """
+    consumer = kafka.consumer(group_id=group)
+    try:
+        await _started(kafka, consumer)
+        async with asyncio.timeout(STARTING_S):
+            partitions = await partitions_of(consumer, topic)
+            consumer.assign(partitions)
+            fresh = [each for each in partitions if await consumer.committed(each) is None]
+            if fresh:
+                await _seek(consumer, fresh, start)
+                await consumer.commit({each: await consumer.position(each) for each in fresh})
+    except CommitFailedError:
+        pass  # others listen in this group already, and began it
+    finally:
+        await _stopped(consumer)
+
+
+async def _assign_all(consumer: AIOKafkaConsumer, topic: str, start: Start) -> None:
+    partitions = await partitions_of(consumer, topic)
+    consumer.assign(partitions)
+    await _seek(consumer, partitions, start)
+
+
+async def _seek(consumer: AIOKafkaConsumer, partitions: list[TopicPartition], start: Start) -> None:
+    if start == "earliest":
+        await consumer.seek_to_beginning(*partitions)
+    elif start == "latest":
+        await consumer.seek_to_end(*partitions)
+    else:
+        await _seek_to_time(consumer, partitions, start)
+
+
+async def _seek_to_time(consumer: AIOKafkaConsumer, partitions: list[TopicPartition], since: datetime) -> None:
+    """To the first record appended then or later; to the end where there is none."""
+    found = await consumer.offsets_for_times({each: int(since.timestamp() * 1000) for each in partitions})
+    ends = await consumer.end_offsets(partitions)
+    for partition in partitions:
+        at = found.get(partition)
+        consumer.seek(partition, at.offset if at is not None else ends[partition])
+
+
+async def _commit(consumer: AIOKafkaConsumer, ended: dict[TopicPartition, int]) -> None:
+    """Commit, and forget, what is done on partitions that are still this consumer's."""
+    ours = {partition: offset for partition, offset in ended.items() if partition in consumer.assignment()}
+    ended.clear()
+    if not ours:
+        return
+    try:
+        await asyncio.wait_for(consumer.commit(ours), STOPPING_S)
+    except (KafkaError, TimeoutError) as error:
+        # Not done means: delivered again, which is what a group has to expect anyway.
+        _log.warning("offsets not committed, these events will come again", error=str(error) or type(error).__name__)
+
+
+async def _started(kafka: Kafka, consumer: AIOKafkaConsumer) -> None:
+    try:
+        await asyncio.wait_for(consumer.start(), STARTING_S)
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise RollcallError(f"Kafka at {kafka.bootstrap_servers} does not answer: {error}") from error
+
+
+async def _stopped(consumer: AIOKafkaConsumer) -> None:
+    try:
+        await asyncio.wait_for(consumer.stop(), STOPPING_S)
+    except (KafkaError, TimeoutError) as error:
+        _log.warning("a consumer did not stop properly", error=str(error) or type(error).__name__)

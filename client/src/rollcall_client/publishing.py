@@ -1,0 +1,325 @@
+"""Messages to Kafka: buffered, in order of each partition, and not forgotten before they are acknowledged."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import RecordMetadata
+
+from rollcall_client.errors import DeliveryError, RollcallError
+from rollcall_client.kafka import REQUEST_TIMEOUT_MS, Kafka, home_partition, partitions_of
+
+_log = structlog.get_logger(__name__)
+
+CHUNK_BYTES = 256 * 1024
+MAX_REQUEST_BYTES = 1024 * 1024
+BACKOFF_S = 0.5
+SAY_SO_AFTER_S = 10.0
+STARTING_S = 30.0
+REMEMBERED_BATCHES = 10_000
+CLOSING_S = 2 * REQUEST_TIMEOUT_MS / 1000
+
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+_FOR_GOOD = (
+    AuthenticationFailedError,
+    ClusterAuthorizationFailedError,
+    InvalidTopicError,
+    TopicAuthorizationFailedError,
+)
+
+
+@dataclass(slots=True)
+class _Mark:
+    """The messages published between two flushes."""
+
+    waiting: int = 0
+    closed: bool = False
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Buffered(NamedTuple):
+    batch_id: str
+    item_id: str | None
+    key: bytes
+    value: bytes
+    mark: _Mark
+
+
+class _Chunk(NamedTuple):
+    partition: int
+    messages: Sequence[_Buffered]
+
+
+class Publisher:
+    """Publishes to ``rollcall.events`` in rounds: what gathers while one is under way goes out with the next.
+
+    A round takes a chunk of every partition. Whatever happens to the producer, what is unacknowledged goes out again,
+    through a new one, until ``delivery_timeout_s`` after it first went out; that Rollcall then gets something twice
+    changes nothing there.
+    """
+
+    def __init__(self, kafka: Kafka, *, delivery_timeout_s: float, buffer_bytes: int, compression: str | None) -> None:
+        self._kafka = kafka
+        self._topic = kafka.topic("events")
+        self._delivery_timeout_s = delivery_timeout_s
+        self._buffer_bytes = buffer_bytes
+        self._compression = compression
+        self._home: Callable[[str], int] | None = None
+        self._producer: AIOKafkaProducer | None = None
+        self._lanes: dict[int, deque[_Buffered]] = {}
+        self._buffered = 0
+        self._room = asyncio.Event()
+        self._work = asyncio.Event()
+        self._sending: asyncio.Task[None] | None = None
+        self._discarding: set[asyncio.Task[None]] = set()
+        self._mark = _Mark()
+        self._undelivered: list[tuple[str, str | None]] = []
+        self._cause = ""
+        self._closed = False
+        self._first_appended_ms: dict[str, int] = {}
+
+    @property
+    def undelivered(self) -> bool:
+        """Whether something was given up since the last flush."""
+        return bool(self._undelivered)
+
+    def first_appended_ms(self, batch_id: str) -> int | None:
+        """When Kafka took the first message about this batch itself (its own clock); None where that isn't known."""
+        return self._first_appended_ms.get(batch_id)
+
+    async def start(self) -> None:
+        """Connect. Raises RollcallError where no broker answers, ConfigurationError where the topic is missing."""
+        try:
+            async with asyncio.timeout(STARTING_S):
+                self._producer = await self._new_producer()
+                partitions = len(await partitions_of(self._producer, self._topic))
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self.abandon()
+            raise RollcallError(f"Kafka at {self._kafka.bootstrap_servers} does not answer: {_cause(error)}") from error
+        except BaseException:
+            await self.abandon()
+            raise
+        self._home = lru_cache(maxsize=10_000)(lambda batch_id: home_partition(batch_id, partitions))
+        self._sending = asyncio.create_task(self._send_rounds(), name="rollcall-publisher")
+
+    async def publish(self, batch_id: str, item_id: str | None, value: bytes) -> None:
+        """Buffer a message; waits only while the buffer is full."""
+        while self._buffered > self._buffer_bytes and not self._closed:
+            self._room.clear()
+            await self._room.wait()
+        if self._closed or self._home is None:
+            raise RollcallError("this client is closed" if self._closed else "this client is not started: async with")
+        home = self._home(batch_id)
+        lane = self._lanes.get(home)
+        if lane is None:
+            lane = self._lanes[home] = deque()
+        lane.append(_Buffered(batch_id, item_id, batch_id.encode(), value, self._mark))
+        self._mark.waiting += 1
+        self._buffered += len(value)
+        self._work.set()
+
+    async def flush(self) -> None:
+        """Wait until all that was published before is acknowledged. Raises DeliveryError naming what was given up."""
+        if self._sending is None:
+            return
+        mark, self._mark = self._mark, _Mark()
+        mark.closed = True
+        if mark.waiting:
+            done = asyncio.create_task(mark.done.wait())
+            try:
+                await asyncio.wait({done, self._sending}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                done.cancel()
+            if self._sending.done() and mark.waiting:
+                raise RollcallError(f"{mark.waiting} messages were not sent: this client was closed meanwhile")
+        if self._undelivered:
+            given_up, self._undelivered = self._undelivered, []
+            raise DeliveryError(given_up, self._cause)
+
+    async def close(self) -> None:
+        """Flush and disconnect; the second time does nothing. Raises what ``flush`` raises."""
+        if self._closed:
+            return
+        try:
+            await self.flush()
+        finally:
+            await self.abandon()
+
+    async def abandon(self) -> None:
+        """Disconnect without waiting for what is unacknowledged."""
+        self._closed = True
+        self._room.set()
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
+        self._discard_producer()
+        if self._discarding:
+            await asyncio.wait(self._discarding, timeout=CLOSING_S)
+
+    async def _send_rounds(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while chunks := [_Chunk(home, _take(lane)) for home, lane in self._lanes.items() if lane]:
+                await self._deliver(chunks)
+
+    async def _deliver(self, chunks: Sequence[_Chunk]) -> None:
+        """Send until all is acknowledged or given up."""
+        started = time.monotonic()
+        while chunks:
+            left_s = started + self._delivery_timeout_s - time.monotonic()
+            if left_s <= 0:
+                self._give_up(chunks, f"for {self._delivery_timeout_s:g} s")
+                return
+            chunks = await self._attempt(chunks, left_s)
+            if chunks:
+                await asyncio.sleep(min(BACKOFF_S, max(left_s, 0)))
+
+    async def _attempt(self, chunks: Sequence[_Chunk], timeout_s: float) -> list[_Chunk]:
+        """Send once, by a producer that then is given up unless all went well; the chunks to send again."""
+        deadline = time.monotonic() + timeout_s
+        sent: list[asyncio.Future[RecordMetadata]] = []
+        failure: BaseException | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                if self._producer is None:
+                    self._producer = await self._new_producer()
+                for chunk in chunks:
+                    built = _built(self._producer, chunk)
+                    sent.append(await self._producer.send_batch(built, self._topic, partition=chunk.partition))
+        except (KafkaError, OSError, TimeoutError, AssertionError) as error:  # it asserts that it knows the partition
+            failure = error
+        try:
+            await self._acknowledged(sent, deadline)
+        finally:
+            errors = [_error_of(future) for future in sent]
+        again: list[_Chunk] = []
+        for number, chunk in enumerate(chunks):
+            problem = errors[number] if number < len(errors) else failure
+            if problem is None:
+                self._note_append_time(chunk, sent[number].result())
+                self._settle(chunk)
+            else:
+                again += self._after(problem, chunk)
+        if again or any(errors) or failure is not None:
+            self._discard_producer()
+        return again
+
+    async def _acknowledged(self, sent: Sequence[asyncio.Future[RecordMetadata]], deadline: float) -> None:
+        waiting: set[asyncio.Future[RecordMetadata]] = set(sent)
+        while waiting and (left_s := deadline - time.monotonic()) > 0:
+            _, waiting = await asyncio.wait(waiting, timeout=min(left_s, SAY_SO_AFTER_S))
+            if waiting and deadline - time.monotonic() > 0:
+                _log.warning("Kafka does not acknowledge, waiting", buffered_bytes=self._buffered)
+
+    def _after(self, error: BaseException, chunk: _Chunk) -> list[_Chunk]:
+        """What to send again of a chunk that failed."""
+        if isinstance(error, _TOO_LARGE) and len(chunk.messages) > 1:
+            half = len(chunk.messages) // 2
+            return [_Chunk(chunk.partition, chunk.messages[:half]), _Chunk(chunk.partition, chunk.messages[half:])]
+        if isinstance(error, (*_TOO_LARGE, *_FOR_GOOD)):
+            self._give_up([chunk], _cause(error))
+            return []
+        _log.warning("Kafka did not take messages, sending them again", error=_cause(error), count=len(chunk.messages))
+        return [chunk]
+
+    def _give_up(self, chunks: Sequence[_Chunk], cause: str) -> None:
+        self._cause = cause
+        for chunk in chunks:
+            _log.error("messages given up", cause=cause, count=len(chunk.messages))
+            self._undelivered += [(each.batch_id, each.item_id) for each in chunk.messages]
+            self._settle(chunk)
+
+    def _settle(self, chunk: _Chunk) -> None:
+        for each in chunk.messages:
+            self._buffered -= len(each.value)
+            mark = each.mark
+            mark.waiting -= 1
+            if not mark.waiting and mark.closed:
+                mark.done.set()
+        self._room.set()
+
+    def _note_append_time(self, chunk: _Chunk, appended: RecordMetadata) -> None:
+        if appended.timestamp < 0:
+            return  # the topic keeps the producers' times
+        for each in chunk.messages:
+            if each.item_id is None and each.batch_id not in self._first_appended_ms:
+                if len(self._first_appended_ms) >= REMEMBERED_BATCHES:
+                    self._first_appended_ms.pop(next(iter(self._first_appended_ms)))
+                self._first_appended_ms[each.batch_id] = appended.timestamp
+
+    async def _new_producer(self) -> AIOKafkaProducer:
+        producer = self._kafka.producer(max_batch_size=MAX_REQUEST_BYTES, compression_type=self._compression)
+        try:
+            await producer.start()
+        except BaseException:
+            with suppress(KafkaError, OSError, TimeoutError):
+                await asyncio.wait_for(producer.stop(), CLOSING_S)
+            raise
+        return producer
+
+    def _discard_producer(self) -> None:
+        """Let a producer go, with all that it still holds; it takes the time of its last request."""
+        if self._producer is None:
+            return
+        producer, self._producer = self._producer, None
+        # Else stop() would go on trying to send what this one holds.
+        producer._message_accumulator.fail_all(KafkaError("given up"))
+        task = asyncio.create_task(_stopped(producer), name="rollcall-publisher-stop")
+        self._discarding.add(task)
+        task.add_done_callback(self._discarding.discard)
+
+
+def _take(lane: deque[_Buffered]) -> list[_Buffered]:
+    """The next chunk of a partition: at least one message."""
+    taken = [lane.popleft()]
+    size = len(taken[0].value)
+    while lane and size + len(lane[0].value) <= CHUNK_BYTES:
+        each = lane.popleft()
+        size += len(each.value)
+        taken.append(each)
+    return taken
+
+
+def _built(producer: AIOKafkaProducer, chunk: _Chunk) -> BatchBuilder:
+    builder = producer.create_batch()
+    for each in chunk.messages:
+        if builder.append(timestamp=None, key=each.key, value=each.value) is None:
+            raise RollcallError(f"a chunk of {len(chunk.messages)} messages does not fit into one Kafka batch")
+    builder.close()
+    return builder
+
+
+def _error_of(future: asyncio.Future[RecordMetadata]) -> BaseException | None:
+    if not future.done():
+        future.cancel()
+        return TimeoutError("no acknowledgement")
+    if future.cancelled():
+        return TimeoutError("cancelled")
+    return future.exception()
+
+
+async def _stopped(producer: AIOKafkaProducer) -> None:
+    with suppress(KafkaError, OSError, TimeoutError):
+        await asyncio.wait_for(producer.stop(), CLOSING_S)
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

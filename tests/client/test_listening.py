@@ -1,0 +1,147 @@
+"""Listening for finalized events: groups, where they begin, what a body that raises does, and waiting for one."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from rollcall_client import ConfigurationError, FinalizedEvent, Rollcall
+from rollcall_client.kafka import home_partition
+
+from tests.harness.product import Product
+from tests.harness.topics import end_offsets
+
+
+async def finish(rc: Rollcall, name: str, count: int) -> list[str]:
+    """Batches of one item, finalized."""
+    ids = [f"{name}-{number}-{uuid.uuid4().hex[:6]}" for number in range(count)]
+    for batch_id in ids:
+        batch = await rc.open(total_items=1, batch_id=batch_id)
+        await batch.succeeded("one")
+    for batch_id in ids:
+        await rc.wait(batch_id, timeout=60)
+    return ids
+
+
+async def take(events: AsyncIterator[FinalizedEvent], wanted: list[str]) -> list[FinalizedEvent]:
+    """Read until all of these were seen; the events of these, in their order of coming."""
+    found: list[FinalizedEvent] = []
+    async with asyncio.timeout(60):
+        async for event in events:
+            if event.batch_id in wanted:
+                found.append(event)
+            if {each.batch_id for each in found} == set(wanted):
+                break
+    return found
+
+
+async def test_a_group_goes_on_where_it_was_and_others_begin_at_the_start(rc: Rollcall) -> None:
+    first = await finish(rc, "first", 3)
+    group = f"g-{uuid.uuid4().hex[:6]}"
+    async with aclosing(rc.finalized(group=group)) as events:
+        assert sorted(event.batch_id for event in await take(events, first)) == sorted(first)
+    second = await finish(rc, "second", 3)
+    async with aclosing(rc.finalized(group=group)) as events:
+        again = await take(events, second)
+    # The last one's body left the loop, so that one comes again.
+    assert {event.batch_id for event in again} == set(second)
+    async with aclosing(rc.finalized()) as events:
+        everything = await take(events, first + second)
+    assert len({event.ce_id for event in everything}) == len(everything) == 6
+
+
+async def test_a_body_that_raises_gets_its_event_again_and_those_before_it_not(rc: Rollcall) -> None:
+    group = f"g-{uuid.uuid4().hex[:6]}"
+    async with aclosing(rc.finalized(group=group, start="latest")) as events:
+        warm = asyncio.create_task(anext(events))
+        [first] = await finish(rc, "warm", 1)
+        assert (await asyncio.wait_for(warm, 60)).batch_id == first
+    ids = await finish(rc, "raises", 4)
+    handled: list[str] = []
+
+    async def handle_until(poison: str | None) -> None:
+        async for event in rc.finalized(group=group):
+            if event.batch_id == poison:
+                raise RuntimeError("the body's own")
+            handled.append(event.batch_id)
+            if set(ids) <= set(handled):
+                return
+
+    with pytest.raises(RuntimeError, match="the body's own"):
+        await asyncio.wait_for(handle_until(ids[2]), 60)
+    before = list(handled)
+    assert ids[2] not in before
+    await asyncio.wait_for(handle_until(None), 60)
+    assert ids[2] in handled
+    assert set(handled) >= set(ids)
+    for batch_id in before:
+        if batch_id in ids:
+            assert handled.count(batch_id) == 1, "its body was through"
+
+
+async def test_a_new_group_can_begin_at_the_end_or_at_a_time(rc: Rollcall) -> None:
+    old = await finish(rc, "old", 2)
+    [last_old] = [await rc.wait(batch_id, timeout=60) for batch_id in old[-1:]]
+    assert last_old.finalized_at is not None
+    await asyncio.sleep(0.05)  # so that a time lies between, to the millisecond that Kafka keeps
+    middle = await finish(rc, "middle", 1)
+    [event] = [await rc.wait(batch_id, timeout=60) for batch_id in middle]
+    assert event.finalized_at is not None
+    async with aclosing(rc.finalized(group=f"g-{uuid.uuid4().hex[:6]}", start=event.finalized_at)) as events:
+        seen = [(await asyncio.wait_for(anext(events), 60)).batch_id]
+    assert seen == middle
+    latest = rc.finalized(start="latest")
+    async with aclosing(latest) as events:
+        pending = asyncio.create_task(anext(events))
+        while not pending.done():
+            newest = await finish(rc, "newest", 1)
+            await asyncio.wait({pending}, timeout=1)
+    assert pending.result().batch_id not in old + middle
+    assert newest
+    with pytest.raises(ConfigurationError, match="zone"):
+        await anext(rc.finalized(group="g", start=datetime(2026, 1, 1)))
+    with pytest.raises(ConfigurationError, match="earliest"):
+        await anext(rc.finalized(group="g", start="now"))  # type: ignore[arg-type]
+
+
+async def test_waiting_finds_what_was_published_before_without_having_opened_it(rc: Rollcall, product: Product) -> None:
+    [old] = await finish(rc, "before", 1)
+    settings = product.settings
+    async with Rollcall(settings.bootstrap_servers, topic_prefix=settings.topic_prefix) as other:
+        event = await other.wait(old, timeout=60)
+        assert (event.batch_id, event.outcome) == (old, "completed")
+        assert event.finalized_at is not None
+        assert (await other.wait(old, timeout=60, since=event.finalized_at)).ce_id == event.ce_id
+        with pytest.raises(TimeoutError):
+            await other.wait(old, revision=2, timeout=2)
+        with pytest.raises(ConfigurationError, match="zone"):
+            await other.wait(old, since=datetime.now())
+
+
+async def test_waiting_for_a_batch_opened_here_does_not_read_what_is_older(
+    rc: Rollcall, product: Product, caplog: pytest.LogCaptureFixture
+) -> None:
+    batch = await rc.open(total_items=0)
+    await rc.flush()
+    begin = await rc._since(batch.batch_id)
+    assert isinstance(begin, datetime)
+    assert abs((datetime.now(UTC) - begin).total_seconds()) < 60
+    assert (await batch.wait(timeout=60)).item_counts.total == 0
+
+
+async def test_what_is_no_finalized_event_is_passed_over(rc: Rollcall, product: Product) -> None:
+    settings = product.settings
+    topic = product.topics.finalized
+    batch_id = f"foreign-{uuid.uuid4().hex[:6]}"
+    partition = home_partition(batch_id, len(await end_offsets(settings.bootstrap_servers, topic)))
+    async with AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers) as producer:
+        await producer.send_and_wait(topic, b"not json", key=batch_id.encode(), partition=partition)
+        await producer.send_and_wait(topic, None, key=batch_id.encode(), partition=partition)
+    batch = await rc.open(total_items=1, batch_id=batch_id)
+    await batch.succeeded("one")
+    assert (await rc.wait(batch_id, timeout=60)).outcome == "completed"

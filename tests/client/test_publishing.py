@@ -1,0 +1,223 @@
+"""Batches published by the client, and finalized by Rollcall."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from rollcall_client import (
+    ConfigurationError,
+    DeliveryError,
+    InvalidMessageError,
+    Rollcall,
+    RollcallError,
+)
+from rollcall_client.kafka import home_partition
+
+from rollcall.embedded.kafka import EmbeddedKafka
+from tests.harness.product import Product
+from tests.harness.servers import Servers
+from tests.harness.topics import create_topic, drain, end_offsets
+from tests.harness.waiting import eventually
+
+
+def own_id(name: str) -> str:
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
+async def test_a_batch_with_a_total_is_finalized_with_its_counts(rc: Rollcall) -> None:
+    batch = await rc.open(name="nightly import", total_items=6, metadata={"day": "monday"})
+    await batch.succeeded("a", effect="created", duration_ms=1.5)
+    await batch.succeeded("b", effect="updated")
+    await batch.partial("c", error={"message": "no mail sent", "code": "smtp"})
+    await batch.skipped("d", effect="unchanged")
+    await batch.retrying("e", "not yet")
+    await batch.failed("e", error=ValueError("no such user"), attempt=2)
+    await batch.result("f", "failed", error="a sentence", output={"tries": [1, 2]}, metrics={"rows": 3})
+    event = await rc.wait(batch.batch_id, timeout=60)
+    assert batch.batch_id.startswith("nightly-import-")
+    assert (event.outcome, event.status, event.revision) == ("completed_with_errors", "completed_with_errors", 1)
+    counts = event.item_counts
+    assert (counts.total, counts.succeeded, counts.partial, counts.failed, counts.skipped) == (6, 2, 1, 2, 1)
+    assert (event.write_counts.created, event.write_counts.updated, event.write_counts.unchanged) == (1, 1, 1)
+    assert event.failed_item_ids == ["e", "f"]
+    assert event.metadata == {"day": "monday"}
+    assert event.ce_id
+
+
+async def test_an_unsealed_batch_ends_when_it_is_sealed(rc: Rollcall) -> None:
+    batch = await rc.open()
+    for number in range(10):
+        await batch.succeeded(str(number))
+    with pytest.raises(TimeoutError, match=f"{batch.batch_id} was not finalized within 1 s"):
+        await rc.wait(batch.batch_id, timeout=1)
+    await batch.seal(total_items=10)
+    assert (await batch.wait(timeout=60)).item_counts.succeeded == 10
+
+
+async def test_a_long_manifest_goes_out_in_pieces_and_may_be_submitted_again(rc: Rollcall, product: Product) -> None:
+    items = [f"item-{number:05d}" for number in range(25_000)]
+    batch_id = own_id("manifest")
+    batch = await rc.open(items=iter(items), batch_id=batch_id)
+    for item_id in items[:-2]:
+        await batch.succeeded(item_id)
+    await rc.open(items=items, batch_id=batch_id)
+    for item_id in items[-3:]:
+        await batch.succeeded(item_id)
+    event = await rc.wait(batch_id, timeout=60)
+    assert (event.item_counts.total, event.item_counts.succeeded, event.item_counts.missing) == (25_000, 25_000, 0)
+    await rc.open(items=items, batch_id=batch_id)
+    await rc.flush()
+    await product.settled()
+    assert (await rc.wait(batch_id, timeout=60)).revision == 1
+    letters = await drain(product.settings.bootstrap_servers, product.topics.dead_letters)
+    assert [letter for letter in letters if letter.key == batch_id.encode()] == []
+
+
+async def test_a_fresh_long_manifest_is_sealed_too(rc: Rollcall) -> None:
+    items = [f"item-{number:05d}" for number in range(10_001)]
+    batch = await rc.open(items=items)
+    for item_id in items:
+        await batch.skipped(item_id)
+    assert (await rc.wait(batch.batch_id, timeout=60)).outcome == "completed"
+
+
+async def test_a_hundred_thousand_results_arrive_at_their_batchs_home_in_order(rc: Rollcall, product: Product) -> None:
+    batch_id = own_id("many")
+    batch = await rc.open(total_items=100_000, batch_id=batch_id)
+    for number in range(100_000):
+        await batch.succeeded(f"{number:06d}")
+    await rc.flush()
+    event = await rc.wait(batch_id, timeout=120)
+    assert event.item_counts.succeeded == 100_000
+    records = [
+        record
+        for record in await drain(product.settings.bootstrap_servers, product.topics.events)
+        if record.key == batch_id.encode()
+    ]
+    assert {record.partition for record in records} == {home_partition(batch_id, 12)}
+    sent = [json.loads(record.value).get("item_id") for record in records]
+    assert sent == [None, *(f"{number:06d}" for number in range(100_000))]
+
+
+async def test_what_rollcall_could_not_take_is_refused_and_nothing_is_sent(rc: Rollcall) -> None:
+    batch = await rc.open(total_items=1)
+    with pytest.raises(InvalidMessageError, match="item id"):
+        await batch.succeeded("a\nb")
+    with pytest.raises(InvalidMessageError, match="output has 70002 bytes"):
+        await batch.succeeded("a", output="x" * 70_000)
+    with pytest.raises(InvalidMessageError, match="batch id"):
+        await rc.open(batch_id="a/b")
+    with pytest.raises(InvalidMessageError, match="not both"):
+        await rc.open(total_items=1, items=["a"])
+    await batch.succeeded("a")
+    assert (await batch.wait(timeout=60)).item_counts.total == 1
+
+
+async def test_the_client_says_what_is_missing(servers: Servers) -> None:
+    with pytest.raises(RollcallError, match=r"Kafka at 127\.0\.0\.1:1 does not answer"):
+        await Rollcall("127.0.0.1:1").start()
+    with pytest.raises(ConfigurationError, match=r"there is no topic nowhere\.events"):
+        await Rollcall(servers.bootstrap_servers, topic_prefix="nowhere.").start()
+    idle = Rollcall(servers.bootstrap_servers)
+    with pytest.raises(RollcallError, match="not started"):
+        await idle.open(total_items=1)
+
+
+async def item_ids(bootstrap_servers: str, topic: str) -> set[str | None]:
+    return {json.loads(record.value).get("item_id") for record in await drain(bootstrap_servers, topic)}
+
+
+@asynccontextmanager
+async def a_broker_of_ones_own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedKafka]:
+    kafka = EmbeddedKafka(tmp_path_factory.mktemp("kafka"))
+    await kafka.start()
+    try:
+        await create_topic(kafka.bootstrap_servers, "rollcall.events", partitions=3)
+        yield kafka
+    finally:
+        await kafka.stop()
+
+
+async def test_results_outlive_a_broker_that_is_away_and_those_that_cannot_are_named(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    async with a_broker_of_ones_own(tmp_path_factory) as kafka:
+        rc = Rollcall(kafka.bootstrap_servers, delivery_timeout_s=60, buffer_bytes=100_000)
+        await rc.start()
+        batch = await rc.open(total_items=20_000, batch_id="outlives")
+        published = asyncio.Event()
+
+        async def publish() -> None:
+            for number in range(20_000):
+                await batch.succeeded(str(number))
+                if number == 5_000:
+                    published.set()
+                    await asyncio.sleep(0)
+
+        publishing = asyncio.create_task(publish())
+        await asyncio.wait_for(published.wait(), 30)
+        await kafka.stop()
+        await asyncio.sleep(3)  # an outage; the producer's buffer is long full
+        assert not publishing.done(), "the buffer is bounded"
+        await kafka.start()
+        await asyncio.wait_for(publishing, 90)
+        await asyncio.wait_for(rc.close(), 90)
+        sent = {
+            json.loads(record.value).get("item_id")
+            for record in await drain(kafka.bootstrap_servers, "rollcall.events")
+        }
+        assert sent == {None, *map(str, range(20_000))}
+
+        impatient = Rollcall(kafka.bootstrap_servers, delivery_timeout_s=2)
+        await impatient.start()
+        batch = await impatient.open(total_items=2, batch_id="lost")
+        await impatient.flush()
+        await kafka.stop()
+        await batch.succeeded("one")
+        await batch.succeeded("two")
+        with pytest.raises(DeliveryError, match="one of lost, two of lost") as raised:
+            await asyncio.wait_for(impatient.close(), 90)
+        assert raised.value.items == [("lost", "one"), ("lost", "two")]
+        await impatient.close()
+        with pytest.raises(RollcallError, match="closed"):
+            await batch.succeeded("three")
+
+
+async def test_a_message_too_large_for_its_topic_is_named_and_others_go(servers: Servers, topic_prefix: str) -> None:
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic, configs={"max.message.bytes": "20000"})
+    rc = Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix)
+    await rc.start()
+    batch = await rc.open(total_items=201, batch_id="b")
+    for number in range(200):
+        await batch.succeeded(f"{number}", message="x" * 500)
+    await batch.succeeded("large", output="y" * 30_000)
+    with pytest.raises(DeliveryError, match="large of b") as raised:
+        await rc.close()
+    assert raised.value.items == [("b", "large")]
+    assert await item_ids(servers.bootstrap_servers, topic) == {None, *map(str, range(200))}
+
+
+async def test_an_interrupted_client_does_not_wait_for_the_broker(servers: Servers, topic_prefix: str) -> None:
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic)
+    entered = asyncio.Event()
+
+    async def forever() -> None:
+        async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix) as rc:
+            await rc.open(total_items=1, batch_id="b")
+            await rc.flush()
+            entered.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(forever())
+    await asyncio.wait_for(entered.wait(), 30)
+    task.cancel()
+    await asyncio.wait({task}, timeout=30)
+    assert task.cancelled()
+    await eventually(lambda: end_offsets(servers.bootstrap_servers, topic))

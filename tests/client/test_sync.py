@@ -1,0 +1,56 @@
+"""The blocking twin: the same client, from threads without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import rollcall_client
+from rollcall_client import InvalidMessageError, RollcallError
+from rollcall_client.sync import Batch, Rollcall
+
+from tests.harness.product import Product
+
+
+def publish_and_wait(product: Product) -> None:
+    settings = product.settings
+    with Rollcall(settings.bootstrap_servers, topic_prefix=settings.topic_prefix) as rc:
+        batch = rc.open(name="sync", items=[f"{number}" for number in range(400)])
+
+        def work(thread: int) -> None:
+            for number in range(thread, 400, 4):
+                batch.succeeded(f"{number}", worker=f"thread-{thread}")
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(work, range(4)))
+        event = rc.wait(batch.batch_id, timeout=60)
+        assert event.item_counts.succeeded == 400
+        with pytest.raises(InvalidMessageError):
+            batch.failed("", error="no id")
+        rc.batch("another").batch_id  # noqa: B018 - it can be had
+        for heard in rc.finalized():
+            if heard.batch_id == batch.batch_id:
+                assert heard.ce_id == event.ce_id
+                break
+    with pytest.raises(RuntimeError):
+        batch.succeeded("0")
+
+
+async def test_the_twin_publishes_from_many_threads_waits_and_listens(product: Product) -> None:
+    await asyncio.wait_for(asyncio.to_thread(publish_and_wait, product), 120)
+
+
+def test_the_twin_has_every_method_of_its_original() -> None:
+    def public(of: type) -> set[str]:
+        return {name for name in dir(of) if not name.startswith("_")}
+
+    assert public(rollcall_client.Batch) <= public(Batch)
+    inner = {"api", "kafka", "publish", "start", "close", "undelivered"}
+    assert public(rollcall_client.Rollcall) - inner <= public(Rollcall)
+    assert Batch.failed.__doc__ == rollcall_client.Batch.failed.__doc__
+
+
+def test_the_twin_says_that_it_is_not_started() -> None:
+    with pytest.raises(RollcallError, match="not started"):
+        Rollcall("localhost:1").open(total_items=1)
