@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollcall_client import InvalidMessageError, messages
 from rollcall_client.events import FinalizedEvent
@@ -47,6 +47,7 @@ def taken(message: messages.Message) -> None:
     assert record.batch_id == message["batch_id"]
 
 
+@settings(deadline=None, print_blob=True)
 @given(
     batch_id=ids,
     item_id=ids,
@@ -80,6 +81,7 @@ def test_every_result_the_client_sends_is_one_the_service_takes(
     assert (row.item_id, row.status) == (item_id, status)
 
 
+@settings(deadline=None, print_blob=True)
 @given(
     batch_id=ids,
     fields=st.fixed_dictionaries(
@@ -115,6 +117,7 @@ def test_every_opening_the_client_sends_is_one_the_service_takes(batch_id: str, 
     taken(message)
 
 
+@settings(deadline=None, print_blob=True)
 @given(batch_id=ids, text=long_texts, error=errors, total=st.integers(-1, 2**31))
 def test_every_other_lifecycle_message_is_one_the_service_takes(
     batch_id: str, text: str, error: messages.Error, total: int
@@ -157,6 +160,7 @@ def test_limits_are_the_services() -> None:
     assert messages.Policy.__annotations__.keys() == events.Policy.__annotations__.keys()
 
 
+@settings(deadline=None, print_blob=True)
 @given(ids.filter(lambda text: text.isprintable() and "/" not in text), st.integers(1, 50))
 def test_a_batch_has_the_same_home_on_both_sides(batch_id: str, partitions: int) -> None:
     assert home_partition(batch_id, partitions) == topics.home_partition(batch_id, partitions)

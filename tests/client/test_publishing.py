@@ -147,15 +147,15 @@ async def test_results_outlive_a_broker_that_is_away_and_those_that_cannot_are_n
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     async with a_broker_of_ones_own(tmp_path_factory) as kafka:
-        rc = Rollcall(kafka.bootstrap_servers, delivery_timeout_s=60, buffer_bytes=100_000)
+        rc = Rollcall(kafka.bootstrap_servers, delivery_timeout_s=60, buffer_bytes=50_000)
         await rc.start()
-        batch = await rc.open(total_items=20_000, batch_id="outlives")
+        batch = await rc.open(total_items=8_000, batch_id="outlives")
         published = asyncio.Event()
 
         async def publish() -> None:
-            for number in range(20_000):
+            for number in range(8_000):
                 await batch.succeeded(str(number))
-                if number == 5_000:
+                if number == 2_000:
                     published.set()
                     await asyncio.sleep(0)
 
@@ -171,7 +171,7 @@ async def test_results_outlive_a_broker_that_is_away_and_those_that_cannot_are_n
             json.loads(record.value).get("item_id")
             for record in await drain(kafka.bootstrap_servers, "rollcall.events")
         }
-        assert sent == {None, *map(str, range(20_000))}
+        assert sent == {None, *map(str, range(8_000))}
 
         impatient = Rollcall(kafka.bootstrap_servers, delivery_timeout_s=2)
         await impatient.start()

@@ -187,8 +187,9 @@ async def _seek(consumer: AIOKafkaConsumer, partitions: list[TopicPartition], st
 
 async def _seek_to_time(consumer: AIOKafkaConsumer, partitions: list[TopicPartition], since: datetime) -> None:
     """To the first record appended then or later; to the end where there is none."""
-    found = await consumer.offsets_for_times({each: int(since.timestamp() * 1000) for each in partitions})
+    # The ends first: what comes between the two answers must not be passed over.
     ends = await consumer.end_offsets(partitions)
+    found = await consumer.offsets_for_times({each: int(since.timestamp() * 1000) for each in partitions})
     for partition in partitions:
         at = found.get(partition)
         consumer.seek(partition, at.offset if at is not None else ends[partition])

@@ -186,7 +186,7 @@ def item_result(
             raise InvalidMessageError(f"an effect is one of {', '.join(sorted(EFFECTS))}, not {effect!r}")
         result["effect"] = effect
     if duration_ms is not None:
-        if not (_is_number(duration_ms) and math.isfinite(duration_ms) and duration_ms >= 0):
+        if not (_is_number(duration_ms) and _fits_a_double(duration_ms) and duration_ms >= 0):
             raise InvalidMessageError(f"duration_ms is a number of milliseconds, not {duration_ms!r}")
         result["duration_ms"] = duration_ms
     if message is not None:

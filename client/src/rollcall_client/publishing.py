@@ -24,7 +24,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
 from rollcall_client.errors import DeliveryError, RollcallError
-from rollcall_client.kafka import REQUEST_TIMEOUT_MS, Kafka, home_partition, partitions_of
+from rollcall_client.kafka import Kafka, home_partition, partitions_of
 
 _log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ BACKOFF_S = 0.5
 SAY_SO_AFTER_S = 10.0
 STARTING_S = 30.0
 REMEMBERED_BATCHES = 10_000
-CLOSING_S = 2 * REQUEST_TIMEOUT_MS / 1000
+CLOSING_S = 5.0
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _FOR_GOOD = (
@@ -171,7 +171,7 @@ class Publisher:
             await asyncio.wait({self._sending})
         self._discard_producer()
         if self._discarding:
-            await asyncio.wait(self._discarding, timeout=CLOSING_S)
+            await asyncio.wait(self._discarding, timeout=2 * CLOSING_S)
 
     async def _send_rounds(self) -> None:
         while True:
@@ -270,8 +270,7 @@ class Publisher:
         try:
             await producer.start()
         except BaseException:
-            with suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(producer.stop(), CLOSING_S)
+            await _stopped(producer)
             raise
         return producer
 
@@ -317,8 +316,12 @@ def _error_of(future: asyncio.Future[RecordMetadata]) -> BaseException | None:
 
 
 async def _stopped(producer: AIOKafkaProducer) -> None:
-    with suppress(KafkaError, OSError, TimeoutError):
+    try:
         await asyncio.wait_for(producer.stop(), CLOSING_S)
+    except (KafkaError, OSError, TimeoutError):
+        # It waits for a request that nobody answers: close the connections under it.
+        with suppress(KafkaError, OSError, TimeoutError):
+            await asyncio.wait_for(producer.client.close(), CLOSING_S)
 
 
 def _cause(error: BaseException) -> str:
