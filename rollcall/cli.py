@@ -176,6 +176,23 @@ def clock() -> None:
 
 
 @app.command()
+def health(
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Whether it can do its work, not just whether it lives.")
+    ] = False,
+) -> None:
+    """Ask the process at ROLLCALL_METRICS_PORT of this host how it is; exit code 1 where it isn't well."""
+    settings = _settings(role="health")
+    from rollcall.probing import probe, url_of
+    from rollcall.settings import SettingsError
+
+    if not settings.metrics_port:
+        raise SettingsError("ROLLCALL_METRICS_PORT is not set, so there is no telling where to ask")
+    probe(url_of(settings.metrics_host, settings.metrics_port, "/readyz" if ready else "/livez"))
+    typer.echo("ready" if ready else "alive")
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database schema up to this version."""
     settings = _settings(role="migrate")

@@ -13,14 +13,16 @@ import uvloop
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from migrations.version import WrongSchemaError, check
+from rollcall.operations import serving
 from rollcall.reaching import ServerError, naming
 from rollcall.readiness import announce
 from rollcall.settings import Settings
 from rollcall.supervisor import REFUSED
 from schemas.topics import Topics
 from store import positions
-from streams import clock, relay
+from streams import clock, figures, relay
 from streams.anchoring import LogChangedError
+from streams.health import NotReadyError, broker_check, database_check, health
 from streams.intake import Intake
 from streams.reading import Homes
 from streams.retrying import may_pass
@@ -44,7 +46,7 @@ def run_worker(settings: Settings, slot: str | None) -> int:
 
 def run_relay(settings: Settings) -> int:
     """Run the relay until SIGTERM or SIGINT; returns the exit code."""
-    return _run(settings, lambda topics, _, stop: _relay(settings, topics, stop))
+    return _run(settings, lambda topics, homes, stop: _relay(settings, topics, homes, stop))
 
 
 def run_api(settings: Settings) -> int:
@@ -73,11 +75,23 @@ async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | 
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    health.checks["assignment"] = intake.check_assigned
     await intake.run(stop, announce)
 
 
-async def _relay(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
-    await relay.run(settings.kafka_connection(), settings.database(), topics, stop, announce)
+async def _relay(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.Event) -> None:
+    kafka, database = settings.kafka_connection(), settings.database()
+    relaying = asyncio.create_task(relay.run(kafka, database, topics, stop, announce), name="relay")
+    watching = asyncio.create_task(figures.run(kafka, database, topics, homes.partitions, stop), name="figures")
+    try:
+        ended, _ = await asyncio.wait({relaying, watching}, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+        await relaying
+    finally:
+        for task in (relaying, watching):
+            task.cancel()
+        await asyncio.gather(relaying, watching, return_exceptions=True)
 
 
 async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.Event) -> None:
@@ -146,7 +160,7 @@ def _report(state: RetryCallState) -> None:
 
 def _run(settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]) -> int:
     try:
-        uvloop.run(_until_stopped(settings, role))
+        uvloop.run(_serving_until_stopped(settings, role))
     except FATAL as error:
         log.error(str(error))
         return REFUSED
@@ -156,6 +170,22 @@ def _run(settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awai
         typer.echo(f"rollcall: {error}", err=True)
         return REFUSED
     return 0
+
+
+async def _serving_until_stopped(
+    settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]
+) -> None:
+    health.checks |= {
+        "database": database_check(settings.database()),
+        "broker": broker_check(settings.kafka_connection()),
+        "start-up": _still_starting,
+    }
+    async with serving(settings):
+        await _until_stopped(settings, role)
+
+
+async def _still_starting() -> None:
+    raise NotReadyError("waits for its servers")
 
 
 async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]) -> None:
@@ -175,6 +205,7 @@ async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyn
     preparing = asyncio.ensure_future(_prepared(settings, topics))
     if not await _ended_before(preparing, stop, grace_s=0.0):
         return
+    del health.checks["start-up"]
     working = asyncio.ensure_future(role(topics, preparing.result(), stop))
     if not await _ended_before(working, stop, grace_s=STOP_TIMEOUT_S):
         log.warning("not drained in time, ending anyway; what was not committed is read again")

@@ -102,6 +102,20 @@ class Settings(BaseSettings):
         float, Field(gt=0, description="Requests a second and key, in the long run; twice as many at once.")
     ] = 100.0
 
+    metrics_host: Annotated[
+        str,
+        Field(min_length=1, description="Where each process serves its metrics and health: an address of this host."),
+    ] = "127.0.0.1"
+    metrics_port: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=65_000,
+            description="The port for that; 0 takes any free one, which the log names. `rollcall run` serves its own "
+            "health there, and its processes theirs on the ports behind it.",
+        ),
+    ] = 0
+
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="The least severe log lines shown.")
     ] = "info"

@@ -30,6 +30,7 @@ from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.embedded.kafka_jars import Progress
 from rollcall.embedded.postgres import EmbeddedPostgres
 from rollcall.embedded.servers import EmbeddedServerError
+from rollcall.operations import serving, watching
 from rollcall.readiness import READY_FILE, announced
 from rollcall.settings import ENV_PREFIX, Settings, load_settings
 from rollcall.supervisor import Role, Supervisor
@@ -115,10 +116,11 @@ async def run(settings: Settings, *, workers: int) -> None:
 
     Raises `RoleRefusedError` as soon as one says that it cannot run at all.
     """
-    async with Supervisor() as supervisor:
+    async with serving(settings), Supervisor() as supervisor:
         await _start_roles(supervisor, settings, workers)
         _log.info("running", processes=supervisor.processes())
-        await supervisor.unless_refused(asyncio.Event().wait())
+        async with watching(settings, supervisor):
+            await supervisor.unless_refused(asyncio.Event().wait())
 
 
 def until_interrupted(main: Coroutine[Any, Any, None]) -> None:
@@ -155,16 +157,22 @@ async def _start_roles(
     """Start all roles and `workers` workers; the files by which those announce themselves that were asked to."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     environment |= settings.environment()
-    ready_files = []
+    ports, ready_files = _metrics_ports(settings), []
     for role in ("relay", "clock", "api"):
-        role_environment = environment
+        role_environment = environment | next(ports)
         if ready_dir is not None:
             ready_files.append(ready_dir / role)
-            role_environment = {**environment, READY_FILE: str(ready_files[-1])}
+            role_environment = {**role_environment, READY_FILE: str(ready_files[-1])}
         await supervisor.keep(Role(role, _command(role), role_environment))
     for slot in _free_slots(settings, workers):
-        await supervisor.keep(Role("worker", _command("worker", "--slot", slot), environment))
+        await supervisor.keep(Role("worker", _command("worker", "--slot", slot), environment | next(ports)))
     return ready_files
+
+
+def _metrics_ports(settings: Settings) -> Iterator[dict[str, str]]:
+    """The setting of each process in turn: ports behind our own, or any free ones where ours is any."""
+    for port in itertools.count(settings.metrics_port + 1):
+        yield {f"{ENV_PREFIX}METRICS_PORT": str(port if settings.metrics_port else 0)}
 
 
 def _free_slots(settings: Settings, count: int) -> Iterator[str]:

@@ -18,6 +18,7 @@ from schemas.topics import Topics
 from store import deadlines
 from store.connection import Connection, Database
 from store.deadlines import PassedDeadline
+from streams.health import health
 from streams.kafka import KafkaConnection
 from streams.leading import Duty, lead
 from streams.retrying import attempts, sleep
@@ -70,10 +71,12 @@ class Deadlines:
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await producer.start()
                     while not stop.is_set():
+                        health.beat("deadlines")
                         began = time.monotonic()
                         await self._tell_all(connection, producer)
                         await sleep(stop, max(POLL_S, (time.monotonic() - began) / SHARE))
                 finally:
+                    health.end("deadlines")
                     connection.terminate()
                     await _discard(producer)
 

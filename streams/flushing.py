@@ -5,6 +5,7 @@ anchoring anew, and a position that moves without records (transaction markers) 
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -23,7 +24,9 @@ from store.rows import Position
 from streams.anchoring import Anchors, check_gap, stored_positions
 from streams.applying import Optimism, apply_reading, connect_to_apply, transaction
 from streams.forwarding import Forwarder
+from streams.health import health
 from streams.kafka import KafkaConnection
+from streams.metrics import worker_metrics
 from streams.reading import Reading, dead_letter_of
 from streams.retrying import attempts
 
@@ -63,6 +66,7 @@ class Flusher:
         self._wake = asyncio.Event()
         self._never = asyncio.Event()  # it is cancelled, not asked to stop
         self._optimism = Optimism()
+        self._metrics = worker_metrics()
         self._to_commit: dict[TopicPartition, int] = {}
         self._committing: asyncio.Task[None] | None = None
         self._committed_at = 0.0
@@ -89,6 +93,7 @@ class Flusher:
         """Flush and anchor until cancelled. Raises LogChangedError, WrongSchemaError and what is a bug."""
         try:
             while True:
+                health.beat("flush")
                 await self._await_work()
                 if self._submitted is not None:
                     try:
@@ -102,6 +107,7 @@ class Flusher:
                 self._commit_to_kafka()
         finally:
             await self._close()
+            health.end("flush")
 
     async def _await_work(self) -> None:
         try:
@@ -113,12 +119,14 @@ class Flusher:
 
     async def _flush(self, reading: Reading) -> None:
         """Forward what is misplaced and commit the micro-batch, however long it takes; or learn that it isn't ours."""
+        started, forwarded = time.perf_counter(), len(reading.forwards)
         async for attempt in self._attempts("flush"):
             with attempt:
                 try:
                     await self._forward(reading)
                     applied = await self._apply(reading)
                 except LostRaceError as lost:
+                    self._metrics.lost_races.inc()
                     log.warning("lost a race, reading again from the stored positions", reason=str(lost))
                     self._anchors.forget()
                     return
@@ -129,6 +137,12 @@ class Flusher:
             finalized=len(applied.events),
         )
         self._note_flushed(reading.micro_batch.advances)
+        self._metrics.note_flushed(
+            applied,
+            records=sum(len(records) for records in reading.records.values()),
+            forwarded=forwarded,
+            seconds=time.perf_counter() - started,
+        )
 
     async def _forward(self, reading: Reading) -> None:
         """Must be acknowledged before the positions behind these records are committed."""
@@ -243,6 +257,7 @@ class Flusher:
 
     def _disconnect(self) -> None:
         """Drop a connection that may be broken, without waiting for it."""
+        health.beat("flush")  # waiting for a server that is away is no standstill
         connection, self._connection = self._connection, None
         if connection is not None and not connection.is_closed():
             connection.terminate()

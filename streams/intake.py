@@ -22,7 +22,9 @@ from store.connection import Database
 from store.failpoints import reach
 from streams.anchoring import Anchors, check_gap
 from streams.flushing import Flusher
+from streams.health import NotReadyError, health
 from streams.kafka import KafkaConnection
+from streams.metrics import worker_metrics
 from streams.reading import Homes, Reading, Records, new_reading, take
 
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
@@ -60,6 +62,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._homes = homes
         self._anchors = Anchors()
         self._reading = False
+        self._joined = False
         self._stopping = False
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._flusher = Flusher(
@@ -125,17 +128,29 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
                     ended.result()
         finally:
             self._stopping = True
+            health.end("read")
             stopped.cancel()
             flushing.cancel()
             await asyncio.gather(flushing, return_exceptions=True)
             await self._broker.stop()
 
+    async def check_assigned(self) -> None:
+        """Raise NotReadyError until this worker has joined the group and may work on what it was given there."""
+        if not self._joined:
+            raise NotReadyError("has not joined the group of the workers yet")
+        waiting = {tp.partition for tp in self._consumer().assignment()} - self._anchors.by_partition.keys()
+        if waiting:
+            raise NotReadyError(f"not anchored yet: partitions {', '.join(map(str, sorted(waiting)))}")
+
     async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
         """Forget; the flush in flight may well commit, which the compare-and-set makes harmless."""
+        self._joined = False
         self._anchors.forget()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Forget (aiokafka has just put every position back to the committed one), and have them anchored."""
+        self._joined = True
+        worker_metrics().note_assigned(tp.partition for tp in assigned)
         self._anchors.forget()
         self._flusher.wake()
 
@@ -144,6 +159,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
 
         FastStream repeats it after Kafka's failures; after any other its loop would end without a word.
         """
+        health.beat("read")
         reach("read.before")
         try:
             return await self._poll(consumer)
@@ -187,8 +203,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
                 await self._take_partition(reading, partition, part, ends, epoch)
             if epoch != self._anchors.epoch:
                 return
-            if reading.micro_batch.advances and not await self._flusher.submit(reading, epoch):
-                return
+            if reading.micro_batch.advances:
+                health.wait("read")
+                if not await self._flusher.submit(reading, epoch):
+                    return
 
     async def _take_partition(
         self, reading: Reading, partition: int, part: Records, ends: dict[int, tuple[int, int]], epoch: int

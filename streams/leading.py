@@ -11,6 +11,8 @@ from migrations.version import check
 from schemas.topics import Topics
 from store import leadership
 from store.connection import Connection, Database
+from streams.health import health
+from streams.metrics import LEADING
 from streams.retrying import attempts, may_pass, sleep
 
 LOCK_POLL_S = 0.5
@@ -85,15 +87,20 @@ async def _leadership(
             if not waiting:
                 log.info(f"another {role} leads, waiting")
                 waiting = True
+            health.beat("lead")
             await sleep(stop, LOCK_POLL_S)
         if leads:
             log.info("leading")
+        LEADING.labels(role).set(leads)
         yield connection if leads else None
     finally:
+        LEADING.labels(role).set(0)
+        health.end("lead")
         connection.terminate()
 
 
 async def _beat(leader: Connection) -> None:
     while True:
+        health.beat("lead")
         await asyncio.sleep(HEARTBEAT_S)
         await leadership.heartbeat(leader)

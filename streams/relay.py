@@ -29,8 +29,10 @@ from store import leadership, outbox, positions
 from store.connection import BY_KEY, Connection, Database
 from store.failpoints import reach
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
+from streams.health import health
 from streams.kafka import KafkaConnection
 from streams.leading import Duty, lead
+from streams.metrics import relay_metrics
 from streams.retrying import attempts
 
 READ_BACK_RECORDS = 1_000
@@ -68,11 +70,13 @@ class Publisher(Generic[Row]):
         self._database = database
         self._channel = channel
         self._singly = 0
+        self._loop = f"publish {channel.name}"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publish until ``stop`` is set, beginning anew after every failure that may pass."""
-        async for attempt in attempts(f"publish {self._channel.name} failed, beginning anew", stop):
+        async for attempt in attempts(f"{self._loop} failed, beginning anew", stop):
             with attempt:
+                health.beat(self._loop)
                 connection = await self._database.connect(
                     f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY
                 )
@@ -84,12 +88,14 @@ class Publisher(Generic[Row]):
                     await self._read_back(connection)
                     reach("read_back.after")
                     while not stop.is_set():
+                        health.beat(self._loop)
                         # A round that worked ends the backoff: the next failure waits little again.
                         if await self._publish_round(connection, producer):
                             attempt.retry_state.attempt_number = 1
                         else:
                             await asyncio.sleep(self._channel.poll_s)
                 finally:
+                    health.end(self._loop)
                     connection.terminate()
                     if producer is not None:
                         await _discard(producer)
@@ -118,6 +124,7 @@ class Publisher(Generic[Row]):
             pending = await self._seek_known(connection, consumer, ends)
             reported = time.monotonic()
             while pending:
+                health.beat(self._loop)
                 found = await consumer.getmany(*pending, timeout_ms=200, max_records=READ_BACK_RECORDS)
                 await self._channel.mark_found(connection, [record for part in found.values() for record in part])
                 for tp in list(pending):
@@ -172,6 +179,7 @@ class Publisher(Generic[Row]):
 
     async def _publish_round(self, connection: Connection, producer: AIOKafkaProducer) -> int:
         """Step (c): publish what is next in one transaction and mark it; returns how many rows that were."""
+        started = time.perf_counter()
         rows = await self._channel.unpublished(
             connection, SINGLY if self._singly else self._channel.round_rows, ROUND_BYTES
         )
@@ -192,6 +200,7 @@ class Publisher(Generic[Row]):
                 ends[tp] = max(ends.get(tp, 0), offset + 1)
             await self._note_known(connection, ends)
         reach("mark.after")
+        relay_metrics().note_round(self._channel.name, rows, seconds=time.perf_counter() - started)
         return len(rows)
 
     async def _send(
@@ -245,6 +254,7 @@ class Publisher(Generic[Row]):
             log.error("the broker refuses a record for good, put aside", channel=self._channel.name, why=why)
             async with connection.transaction():
                 await self._channel.quarantine(connection, rows[index], why)
+            relay_metrics().quarantined.labels(self._channel.name).inc()
 
     async def _note_known(self, connection: Connection, ends: dict[TopicPartition, int]) -> None:
         for topic in sorted({tp.topic for tp in ends}):

@@ -10,6 +10,7 @@ from aiokafka.errors import KafkaError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from store.failures import is_transient
+from streams.metrics import RETRIES
 
 log = structlog.get_logger(__name__)
 
@@ -25,9 +26,12 @@ def attempts(failed: str, stop: asyncio.Event, before_next: Callable[[], None] =
     ``failed`` is what the log says of a failure; ``before_next`` is called after each. Raises the last failure.
     """
 
+    retries = RETRIES.labels(failed.split(" failed")[0])
+
     def report(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         log.warning(failed, error=repr(error), attempt=state.attempt_number)
+        retries.inc()
         before_next()
 
     return AsyncRetrying(
