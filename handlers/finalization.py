@@ -35,16 +35,8 @@ def finalized_event(
         supersedes=batch.revision - 1 if batch.revision > 1 else None,
         outcome=cast(Outcome, batch.outcome),
         finalized_by=cast(FinalizedBy, batch.finalized_by),
-        item_counts=ItemCounts(
-            total=cast(int, batch.total),
-            succeeded=batch.succeeded,
-            partial=batch.partial,
-            failed=batch.failed,
-            skipped=batch.skipped,
-            missing=batch.missing,
-            unexpected=batch.unexpected,
-        ),
-        write_counts=WriteCounts(created=batch.created, updated=batch.updated, unchanged=batch.unchanged),
+        item_counts=item_counts(batch),
+        write_counts=write_counts(batch),
         error_summary=completion.error_summary(batch),
         failed_item_ids=list(failed_item_ids),
         missing_item_ids=list(missing_item_ids),
@@ -54,7 +46,7 @@ def finalized_event(
         opened_at=_time(batch.opened_at),
         first_result_at=_time(batch.first_result_at),
         finalized_at=rfc3339(finalized_at),
-        duration_ms=_milliseconds_since(batch.opened_at or batch.first_result_at, finalized_at),
+        duration_ms=duration_ms(batch),
         as_of=AsOf(topic=topics.events, partition=batch.partition, offset=cast(int, batch.decided_offset)),
     )
     identity = event_id(batch.batch_id, batch.revision)
@@ -71,6 +63,30 @@ def finalized_event(
     )
 
 
+def item_counts(batch: Batch) -> ItemCounts:
+    """How the items of a finalized batch went."""
+    return ItemCounts(
+        total=cast(int, batch.total),
+        succeeded=batch.succeeded,
+        partial=batch.partial,
+        failed=batch.failed,
+        skipped=batch.skipped,
+        missing=batch.missing,
+        unexpected=batch.unexpected,
+    )
+
+
+def write_counts(batch: Batch) -> WriteCounts:
+    """What the items' work did."""
+    return WriteCounts(created=batch.created, updated=batch.updated, unchanged=batch.unchanged)
+
+
+def duration_ms(batch: Batch) -> int | None:
+    """Milliseconds from a finalized batch's begin to its end; None where nothing ever began."""
+    begin = batch.opened_at or batch.first_result_at
+    return None if begin is None else round((cast(datetime, batch.finalized_at) - begin).total_seconds() * 1000)
+
+
 def rfc3339(moment: datetime) -> str:
     """A UTC time with milliseconds, the resolution of Kafka's append times."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -78,7 +94,3 @@ def rfc3339(moment: datetime) -> str:
 
 def _time(moment: datetime | None) -> str | None:
     return None if moment is None else rfc3339(moment)
-
-
-def _milliseconds_since(start: datetime | None, end: datetime) -> int | None:
-    return None if start is None else round((end - start).total_seconds() * 1000)

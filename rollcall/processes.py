@@ -123,7 +123,8 @@ async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.E
 
 
 async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
-    await clock.run(settings.kafka_connection(), settings.database(), topics, stop, announce)
+    limits = clock.Limits(summary_timeout_s=settings.summary_timeout_s)
+    await clock.run(settings.kafka_connection(), settings.database(), topics, limits, stop, announce)
 
 
 async def _prepared(settings: Settings, topics: Topics) -> Homes:

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         float,
         Field(ge=0, le=1, description="A batch that ends with a greater share of its answers failed raises an alert."),
     ] = 0.5
+    summary_timeout_s: Annotated[
+        float, Field(gt=0, le=3_600, description="How long one statement of a batch's summary may take, in seconds.")
+    ] = 120.0
 
     api_host: Annotated[str, Field(min_length=1, description="The address the HTTP API listens on.")] = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65_535, description="Its port; 0: any free one, which the log names.")] = (

@@ -80,7 +80,7 @@ class DurationStatistics(_Published):
 
 
 class ErrorGroup(_Published):
-    """Failures with one code, or one message once its variable parts are taken out."""
+    """Failed items with one error code, or one message without its variable parts, and the first of their ids."""
 
     error: str
     count: int
@@ -88,16 +88,21 @@ class ErrorGroup(_Published):
 
 
 class WorkerStatistics(_Published):
-    """One worker's share."""
+    """One worker's share; ``duration_ms`` is the sum of its items', the mean is of those that have one."""
 
     worker: str
     items: int
     failed: int
     duration_ms: float
+    mean_duration_ms: float | None
 
 
 class BatchSummarized(_Published):
-    """``rollcall.batch.summarized.v1`` on ``rollcall.summaries``."""
+    """``rollcall.batch.summarized.v1`` on ``rollcall.summaries``: statistics of a finalized batch's answered items.
+
+    Rates are shares of the answered items, 0 to 1 (a ``partial`` one is a success); ``metrics`` are sums. Listed are
+    the first 100 metrics by name, the 100 busiest workers, the 20 largest error groups with their first 10 items.
+    """
 
     batch_id: str
     revision: int

@@ -259,7 +259,7 @@ summaries = Table(
     PrimaryKeyConstraint("batch_id"),
     CheckConstraint("state IN ('pending', 'ready', 'failed')", name="state_known"),
     CheckConstraint("state <> 'ready' OR summary IS NOT NULL", name="ready_is_there"),
-    Index("summaries_pending", "retry_at", "batch_id", postgresql_where=text("state = 'pending'")),
+    Index("summaries_pending", "requested_at", "batch_id", postgresql_where=text("state = 'pending'")),
 )
 
 logs = Table(

@@ -1,14 +1,15 @@
-"""The clock: says on the stream that deadlines have passed.
+"""The clock: what only time, or somebody with time, can do. Of several one leads.
 
-It decides nothing. ``batch.expired`` goes to the batch's home partition, behind every result published before it, and
-the worker that reads it ends the batch unless its deadline is another by then. So no batch expires because a worker
-lagged, a replay expires it at the same place, and saying it twice changes nothing.
+Deadlines: it decides nothing. ``batch.expired`` goes to the batch's home partition, behind every result published
+before it, and the worker that reads it ends the batch unless its deadline is another by then. So no batch expires
+because a worker lagged, a replay expires it at the same place, and saying it twice changes nothing.
 """
 
 import asyncio
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
@@ -22,6 +23,7 @@ from streams.health import health
 from streams.kafka import KafkaConnection
 from streams.leading import Duty, lead
 from streams.retrying import attempts, sleep
+from streams.summarizing import Summarizer
 
 POLL_S = 0.5
 PAGE = 1_000
@@ -38,16 +40,32 @@ DRAIN_S = 10.0
 log = structlog.get_logger(__name__)
 
 
-async def run(
-    kafka: KafkaConnection, database: Database, topics: Topics, stop: asyncio.Event, ready: Callable[[], None]
-) -> None:
-    """Lead when nobody else does, and tell passed deadlines, until ``stop`` is set.
+@dataclass(frozen=True)
+class Limits:
+    """Seconds."""
 
-    Raises WrongSchemaError and what is a bug.
+    summary_timeout_s: float = 120.0
+
+
+async def run(
+    kafka: KafkaConnection,
+    database: Database,
+    topics: Topics,
+    limits: Limits,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+) -> None:
+    """Lead when nobody else does, and do the clock's duties, until ``stop`` is set.
+
+    Each has connections of its own and begins anew by itself, so that none waits for, or falls with, another. Raises
+    WrongSchemaError and what is a bug.
     """
 
     def duties() -> list[Duty]:
-        return [Deadlines(kafka, database, topics).run(stop)]
+        return [
+            Deadlines(kafka, database, topics).run(stop),
+            Summarizer(database, topics, timeout_s=limits.summary_timeout_s).run(stop),
+        ]
 
     await lead("clock", database, topics, stop, ready, duties, drain_s=DRAIN_S)
 

@@ -48,7 +48,7 @@ async def clock_of(settings: Settings) -> AsyncIterator[asyncio.Event]:
     stop, leads = asyncio.Event(), asyncio.Event()
     topics = Topics(settings.topic_prefix)
     running_clock = asyncio.create_task(
-        clock.run(settings.kafka_connection(), settings.database(), topics, stop, leads.set)
+        clock.run(settings.kafka_connection(), settings.database(), topics, clock.Limits(), stop, leads.set)
     )
     try:
         yield leads

@@ -138,7 +138,7 @@ def upgrade() -> None:
     op.create_index(
         "summaries_pending",
         "summaries",
-        ["retry_at", "batch_id"],
+        ["requested_at", "batch_id"],
         postgresql_where=sa.text("state = 'pending'"),
     )
     op.execute("DROP VIEW batch_status")
