@@ -22,7 +22,12 @@ FAILED = 1
 WRONG_USE = 2
 
 # Commands that live in modules of their own: name -> module that holds the Typer application `app`.
-_SUB_COMMANDS = {"batch": "rollcall.batch_commands", "publish": "rollcall.publish", "tail": "rollcall.tail"}
+_SUB_COMMANDS = {
+    "batch": "rollcall.batch_commands",
+    "doctor": "rollcall.doctor",
+    "publish": "rollcall.publish",
+    "tail": "rollcall.tail",
+}
 
 
 class _Commands(typer.core.TyperGroup):

@@ -36,6 +36,9 @@ _COLOURS = {
     "failed": "red",
     "processing": "cyan",
     "pending": "cyan",
+    "ok": "green",
+    "note": "yellow",
+    "wrong": "red",
 }
 
 # Marks that turn the direction of text around: they could make an id look like another one.

@@ -46,6 +46,10 @@ class Topics:
         """The workers' consumer group."""
         return f"{self.prefix}workers"
 
+    def relay_transactional_id(self, channel: str, database: str) -> str:
+        """The Kafka transactional id under which one channel of the outbox is published."""
+        return f"{self.prefix}relay.{channel}.{database}"
+
     @property
     def source(self) -> str:
         """The CloudEvents source of everything that Rollcall sends from here."""

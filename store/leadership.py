@@ -4,6 +4,15 @@ import hashlib
 
 from store.connection import Connection
 
+# Whether anybody holds the advisory lock whose key has these upper and lower halves.
+_IS_LED = """
+SELECT EXISTS (
+    SELECT FROM pg_locks
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid::int8 = $1 AND objid::int8 = $2
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+)
+"""
+
 
 async def database_name(connection: Connection) -> str:
     """The name of the database behind a connection."""
@@ -12,11 +21,20 @@ async def database_name(connection: Connection) -> str:
 
 async def try_lead(connection: Connection, role: str, prefix: str) -> bool:
     """Whether this connection now leads a role of the installation of that topic prefix; asking again is harmless."""
-    digest = hashlib.sha256(f"rollcall {role} {prefix} {await database_name(connection)}".encode()).digest()
-    key = int.from_bytes(digest[:8], "big", signed=True)
+    key = int.from_bytes(await _lock_name(connection, role, prefix), "big", signed=True)
     return bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", key))
+
+
+async def is_led(connection: Connection, role: str, prefix: str) -> bool:
+    """Whether any connection leads that role; takes no lock itself."""
+    name = await _lock_name(connection, role, prefix)
+    return bool(await connection.fetchval(_IS_LED, int.from_bytes(name[:4], "big"), int.from_bytes(name[4:], "big")))
 
 
 async def heartbeat(connection: Connection) -> None:
     """Show the server that the leader is there, and the leader that its lock is. Raises what a lost connection does."""
     await connection.fetchval("SELECT 1")
+
+
+async def _lock_name(connection: Connection, role: str, prefix: str) -> bytes:
+    return hashlib.sha256(f"rollcall {role} {prefix} {await database_name(connection)}".encode()).digest()[:8]

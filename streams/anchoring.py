@@ -66,14 +66,15 @@ async def stored_positions(
         await positions.create(connection, topics.events, starts)
         stored = await positions.load(connection, topics.events, wanted)
         for partition, position in stored.items():
-            _check_within(topics.events, position, starts[partition], ends[partition])
-        await _check_last_records(consumer, topics.events, stored.values(), starts)
+            check_within(topics.events, position, starts[partition], ends[partition])
+        await check_last_records(consumer, topics.events, stored.values(), starts)
     finally:
         await consumer.stop()
     return stored
 
 
-def _check_within(topic: str, position: Position, start: int, end: int) -> None:
+def check_within(topic: str, position: Position, start: int, end: int) -> None:
+    """Raise LogChangedError where a position is not within the log."""
     where = f"{topic}-{position.partition}"
     if position.next_offset < start:
         raise LogChangedError(
@@ -87,10 +88,13 @@ def _check_within(topic: str, position: Position, start: int, end: int) -> None:
         )
 
 
-async def _check_last_records(
+async def check_last_records(
     consumer: AIOKafkaConsumer, topic: str, stored: Iterable[Position], starts: dict[int, int]
 ) -> None:
-    """The last record applied must still be what it was; where retention has deleted it, that can't be known."""
+    """The last record applied must still be what it was; where retention has deleted it, that can't be known.
+
+    Raises LogChangedError, KafkaError and TimeoutError.
+    """
     pending: dict[TopicPartition, Position] = {}
     for position in stored:
         if position.last_offset is None:

@@ -104,7 +104,7 @@ class Publisher(Generic[Row]):
         """Step (a): from here on no predecessor can commit a transaction; an open one of its is aborted."""
         database_name = await leadership.database_name(connection)
         producer = self._kafka.producer(
-            transactional_id=f"{self._channel.topics.prefix}relay.{self._channel.name}.{database_name}",
+            transactional_id=self._channel.topics.relay_transactional_id(self._channel.name, database_name),
             transaction_timeout_ms=int(TRANSACTION_TIMEOUT_S * 1000),
             max_batch_size=PRODUCE_BATCH_BYTES,
         )

@@ -1,6 +1,7 @@
 """Creates Rollcall's topics with explicit settings, and checks those it finds."""
 
 import asyncio
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -29,6 +30,16 @@ class TopicSettings:
     partitions: int
     configs: dict[str, str]
     costs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that a topic has otherwise, and what that costs."""
+
+    setting: str
+    is_: str
+    wanted: str
+    cost: str
 
 
 def wanted(topics: Topics) -> dict[str, TopicSettings]:
@@ -127,30 +138,50 @@ async def _default_replication(admin: AIOKafkaAdminClient) -> int:
     return 1
 
 
-async def _check(admin: AIOKafkaAdminClient, found: dict[str, TopicSettings]) -> None:
-    if not found:
-        return
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in found]
-    for response in await admin.describe_configs(resources):
+async def configs_of(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, str] | str]:
+    """What topics that exist are set to; of one whose settings can't be read, why. Raises KafkaError."""
+    found: dict[str, dict[str, str] | str] = {}
+    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names]):
         for code, message, _, name, entries in response.resources:
-            if code != 0:
-                log.warning("topic settings can't be read, so not checked", topic=name, reason=message)
-                continue
-            actual = {entry[0]: entry[1] for entry in entries}
-            _check_topic(name, found[name], actual)
+            found[name] = {entry[0]: entry[1] for entry in entries} if code == 0 else message or for_code(code).__name__
+    return found
 
 
-def _check_topic(name: str, setting: TopicSettings, actual: dict[str, str]) -> None:
+def unusable(name: str, setting: TopicSettings, actual: Mapping[str, str]) -> str | None:
+    """Why nothing can be done with a topic as it is, and what to do; None where something can."""
     if setting.configs.get("cleanup.policy") == "delete" and "compact" in actual.get("cleanup.policy", ""):
-        raise UnusableTopicError(
+        return (
             f"topic {name} is compacted: results would vanish from the log before and after they are read;"
             " set cleanup.policy=delete"
         )
+    return None
+
+
+def differences(name: str, setting: TopicSettings, actual: Mapping[str, str]) -> Iterator[Difference]:
+    """Where a topic is set otherwise than Rollcall would, for the worse."""
     for key, cost in setting.costs.items():
         want, have = setting.configs[key], actual.get(key)
         if have is not None and cost and not _as_good(name.endswith("events"), key, want, have):
+            yield Difference(key, have, want, cost)
+
+
+async def _check(admin: AIOKafkaAdminClient, found: dict[str, TopicSettings]) -> None:
+    if not found:
+        return
+    for name, actual in (await configs_of(admin, found)).items():
+        if isinstance(actual, str):
+            log.warning("topic settings can't be read, so not checked", topic=name, reason=actual)
+            continue
+        if (reason := unusable(name, found[name], actual)) is not None:
+            raise UnusableTopicError(reason)
+        for each in differences(name, found[name], actual):
             log.warning(
-                "a topic is not set as Rollcall would", topic=name, setting=key, is_=have, wanted=want, cost=cost
+                "a topic is not set as Rollcall would",
+                topic=name,
+                setting=each.setting,
+                is_=each.is_,
+                wanted=each.wanted,
+                cost=each.cost,
             )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -13,6 +13,7 @@ from store import reads
 from streams.observing import log_ranges
 from streams.why import Why, why
 from tests.harness.commands import rollcall
+from tests.harness.events import Event, event, opened, result
 from tests.harness.product import running
 from tests.harness.topics import produce
 from tests.harness.waiting import eventually
@@ -20,24 +21,6 @@ from tests.harness.waiting import eventually
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SERVERS_AWAY = "127.0.0.1:1"
-
-
-class Event(NamedTuple):
-    key: bytes | None
-    value: bytes
-    headers: tuple[tuple[str, bytes], ...] = ()
-
-
-def event(batch_id: str, **fields: Any) -> Event:
-    return Event(batch_id.encode(), json.dumps({"batch_id": batch_id, **fields}).encode())
-
-
-def opened(batch_id: str, **fields: Any) -> Event:
-    return event(batch_id, type="batch.opened", **fields)
-
-
-def result(batch_id: str, item_id: str, status: str = "succeeded", **fields: Any) -> Event:
-    return event(batch_id, item_id=item_id, status=status, **fields)
 
 
 async def asked(settings: Settings, batch_id: str, *, bootstrap: str | None = None) -> Why:

@@ -1,0 +1,1 @@
+"""What `rollcall doctor` looks at. Nothing here changes anything."""
