@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup demo test test-faults test-soak check bench wheel
+.PHONY: help setup demo test test-lives test-faults test-soak check bench wheel
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ demo: $(READY) ## Run a real job on real Kafka and PostgreSQL (ARGS=--tamper sho
 
 test: $(READY) ## Run the tests (ARGS="-k word" chooses)
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+test-lives: $(READY) ## One log of 50,000 messages in micro-batches of 1, 7 and 5,000, and with crashes: some minutes
+	ROLLCALL_LIVES=50000 $(BIN)/pytest -q tests/test_lives.py $(ARGS)
 
 test-faults: $(READY) ## Kill, cut and starve it for 6 minutes, and check what came out (ARGS="--faults kill-relay --seed 7")
 	$(BIN)/python -m tests.faults --short $(ARGS)

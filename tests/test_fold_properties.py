@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from random import Random
 from typing import Any
 
-import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handlers import fold
 from handlers.finalization import finalized_event
-from handlers.microbatch import Applied, MicroBatch, apply
 from handlers.records import Record, Registers
-from handlers.slices import Slice
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.dead_letters import Refused
-from schemas.topics import Topics
-from store import positions
-from store.connection import Connection
-from store.rows import RETRYING, Batch, DeadLetterRow, ItemRow, Position
+from store.rows import RETRYING, Batch, ItemRow
 from streams.decoding import decode
 from streams.reading import append_time
 from tests.harness.histories import Shape, make_history
+from tests.harness.micro_batches import EPOCH, TOPICS, applied, emptied, micro_batch, tables
 from tests.harness.model import Model
 from tests.harness.model import fold as modelled
 
-TOPICS = Topics()
 ITEMS = [f"i{n}" for n in range(8)]
-EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 Event = dict[str, Any]
 
@@ -237,54 +230,6 @@ def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:
 # --- the real thing: micro-batches of all sizes on PostgreSQL ----------------------------------------------------
 
 
-def micro_batch(records: list[Record], begin: int, end: int) -> MicroBatch:
-    slices: dict[str, Slice] = {}
-    for record in records[begin:end]:
-        slices.setdefault(record.batch_id, Slice(0, [])).records.append(record)
-
-    def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
-        return DeadLetterRow(
-            TOPICS.events,
-            partition,
-            offset,
-            EPOCH,
-            refusal.reason.value,
-            refusal.message,
-            refusal.batch_id,
-            None,
-            None,
-            "[]",
-        )
-
-    position = Position(0, end, end - 1, 0, 0, {})
-    return MicroBatch(TOPICS, [(begin, position)], slices, [], {}, dead_letter)
-
-
-async def applied(connection: Connection, part: MicroBatch, *, optimistic: bool) -> tuple[Applied, bool]:
-    """As the flusher does it: optimism, and once more without where it was wrong (then the second is True)."""
-    try:
-        async with connection.transaction():
-            return await apply(connection, part, optimistic=optimistic), False
-    except asyncpg.UniqueViolationError:
-        assert optimistic
-    async with connection.transaction():
-        return await apply(connection, part, optimistic=False), True
-
-
-async def tables(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
-    queries = {
-        "batches": "SELECT * FROM batches ORDER BY batch_id",
-        "items": "SELECT * FROM item_results ORDER BY batch_id, item_id",
-        "late": "SELECT * FROM late_results ORDER BY batch_id, item_id",
-        "expected": "SELECT * FROM expected_items ORDER BY batch_id, item_id",
-        "summaries": "SELECT * FROM summaries ORDER BY batch_id",
-        "outbox": "SELECT id, channel, batch_id, revision, value, headers::text FROM outbox ORDER BY id",
-        "dead letters": "SELECT topic, partition, record_offset, reason, batch_id FROM dead_letters ORDER BY 3",
-        "positions": "SELECT topic, next_offset, last_offset, taken::text FROM positions",
-    }
-    return {name: [tuple(row) for row in await connection.fetch(query)] for name, query in queries.items()}
-
-
 @pytest.mark.asyncio(loop_scope="session")
 async def test_micro_batches_of_any_size_give_the_same_tables_and_events(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
@@ -319,12 +264,7 @@ async def test_micro_batches_of_any_size_give_the_same_tables_and_events(
             for sizes in ((1,), (7,), (len(log),), (1, 2, 13, 60, 250)):
                 if sizes == (1,) and len(log) > 500:
                     sizes = (3,)
-                async with connection.transaction():
-                    await connection.execute(
-                        "TRUNCATE batches, item_results, late_results, expected_items, summaries, outbox, dead_letters,"
-                        " positions"
-                    )
-                    await positions.create(connection, TOPICS.events, {0: 0})
+                await emptied(connection)
                 begin = 0
                 while begin < len(log):
                     end = min(begin + random.choice(sizes), len(log))
