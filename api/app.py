@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from api import batches, problems
+from api import batches, documents, operations, problems
 from api.context import Context
 
 PREFIX = "/api"
@@ -23,4 +23,5 @@ def create_app(context: Context) -> FastAPI:
     app.state.context = context
     problems.add_handlers(app)
     app.include_router(batches.router, prefix=PREFIX)
+    app.router.routes.extend([*operations.health_routes(), *documents.routes(context.topics)])
     return app

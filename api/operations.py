@@ -11,7 +11,12 @@ from streams.health import Report, health
 
 def routes() -> list[Route]:
     """The three routes, of this process."""
-    return [Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)]
+    return [*health_routes(), Route("/metrics", metrics)]
+
+
+def health_routes() -> list[Route]:
+    """Those that may be asked by anybody who can reach the API; metrics are for the port of their own."""
+    return [Route("/livez", livez), Route("/readyz", readyz)]
 
 
 async def livez(_: Request) -> Response:

