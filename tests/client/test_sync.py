@@ -46,7 +46,7 @@ def test_the_twin_has_every_method_of_its_original() -> None:
         return {name for name in dir(of) if not name.startswith("_")}
 
     assert public(rollcall_client.Batch) <= public(Batch)
-    inner = {"api", "kafka", "publish", "start", "close", "undelivered"}
+    inner = {"api", "kafka", "publish", "start", "close", "undelivered", "appended", "from_environment", "options"}
     assert public(rollcall_client.Rollcall) - inner <= public(Rollcall)
     assert Batch.failed.__doc__ == rollcall_client.Batch.failed.__doc__
 

@@ -44,6 +44,11 @@ class Batch:
     def __repr__(self) -> str:
         return f"Batch({self.batch_id!r})"
 
+    @property
+    def undelivered(self) -> bool:
+        """Whether messages of this client were given up; the next ``Rollcall.flush`` raises and names them."""
+        return self._client.undelivered
+
     async def result(
         self, item_id: str, status: Status, *, error: Error | None = None, **fields: Unpack[ResultFields]
     ) -> None:

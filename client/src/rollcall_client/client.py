@@ -1,17 +1,20 @@
 """The client: opens batches, publishes their results, and listens for their end."""
 
+import json
+import os
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
 import structlog
+from aiokafka import ConsumerRecord
 
-from rollcall_client import listening, messages
+from rollcall_client import environment, listening, messages
 from rollcall_client.api import Api, time_of
 from rollcall_client.batch import Batch
 from rollcall_client.errors import ApiError, ConfigurationError, RollcallError
@@ -19,9 +22,11 @@ from rollcall_client.events import FinalizedEvent
 from rollcall_client.kafka import Kafka
 from rollcall_client.listening import NOT_YET, Since, Start
 from rollcall_client.messages import Deadline, Message, Policy
-from rollcall_client.publishing import Publisher
+from rollcall_client.publishing import Appended, Publisher
 
 _log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 DELIVERY_TIMEOUT_S = 120.0
 BUFFER_BYTES = 16 * 1024 * 1024
@@ -53,14 +58,32 @@ class Rollcall:
     ) -> None:
         self._kafka = Kafka(bootstrap_servers, topic_prefix, kafka or {})
         self._publisher: Publisher | None = None
-        self._publisher_options = {
+        self._publisher_options: dict[str, Any] = {
             "delivery_timeout_s": delivery_timeout_s,
             "buffer_bytes": buffer_bytes,
             "compression": compression,
         }
+        self._options: dict[str, Any] = {
+            "bootstrap_servers": bootstrap_servers,
+            "api_url": api_url,
+            "api_key": api_key,
+            "topic_prefix": topic_prefix,
+            "kafka": kafka,
+            **self._publisher_options,
+        }
         self._api = None if api_url is None else Api(api_url, api_key)
         self._fresh: dict[str, None] = {}
         self._listeners: WeakSet[AsyncGenerator[Any, None]] = WeakSet()
+
+    @classmethod
+    def from_environment(cls, **options: Any) -> Self:
+        """A client as the environment says; ``options`` go before it. See ``rollcall_client.environment``."""
+        return cls(**{**environment.options(os.environ), **options})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What this client was made with: makes another one like it."""
+        return dict(self._options)
 
     @property
     def kafka(self) -> Kafka:
@@ -81,7 +104,7 @@ class Rollcall:
         """Connect; ``async with`` does it. Raises RollcallError where Kafka or the topics are not there."""
         if self._publisher is not None:
             raise RollcallError("this client was started before: make a new one")
-        self._publisher = Publisher(self._kafka, **self._publisher_options)  # type: ignore[arg-type]
+        self._publisher = Publisher(self._kafka, **self._publisher_options)
         await self._publisher.start()
 
     async def close(self) -> None:
@@ -175,6 +198,10 @@ class Rollcall:
         """A batch that was opened elsewhere, to publish results for it. Raises InvalidMessageError."""
         return Batch(self, batch_id)
 
+    def appended(self, batch_id: str) -> Appended | None:
+        """Where the first message of this client about this batch itself is in the log, once it is acknowledged."""
+        return None if self._publisher is None else self._publisher.appended(batch_id)
+
     async def publish(self, message: Message) -> None:
         """Publish a message of ``rollcall_client.messages``; waits only while the buffer is full."""
         if self._publisher is None:
@@ -227,6 +254,37 @@ class Rollcall:
 
         Raises TimeoutError after ``timeout`` seconds, RollcallError where Kafka does not answer.
         """
+
+        def read(record: ConsumerRecord[bytes, bytes]) -> FinalizedEvent | None:
+            event = listening.event_of(record)
+            return event if event is not None and event.revision >= revision else None
+
+        return await self._wait(batch_id, "finalized", read, since=since, timeout_s=timeout)
+
+    async def summary(self, batch_id: str, *, revision: int = 1, timeout: float | None = None) -> Mapping[str, Any]:
+        """The latest summary of a finalized batch, as on ``rollcall.summaries``; ``revision`` is the least wanted.
+
+        Raises TimeoutError after ``timeout`` seconds, RollcallError where Kafka does not answer.
+        """
+
+        def read(record: ConsumerRecord[bytes, bytes]) -> Mapping[str, Any] | None:
+            try:
+                found = json.loads(record.value or b"null")
+                return found if found["revision"] >= revision else None
+            except (ValueError, TypeError, KeyError):
+                return None  # somebody else's message
+
+        return await self._wait(batch_id, "summaries", read, since=None, timeout_s=timeout)
+
+    async def _wait(
+        self,
+        batch_id: str,
+        topic: str,
+        read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
+        *,
+        since: datetime | None,
+        timeout_s: float | None,
+    ) -> T:
         messages.check_batch_id(batch_id)
         if since is not None and since.tzinfo is None:
             raise ConfigurationError(f"since={since} has no zone: use datetime.now(UTC)")
@@ -236,14 +294,15 @@ class Rollcall:
         async def begin() -> Since:
             return since if since is not None else await self._since(batch_id)
 
-        return await listening.wait_for(self._kafka, batch_id, since=begin, revision=revision, timeout_s=timeout)
+        name = self._kafka.topic(topic)
+        return await listening.wait_for(self._kafka, name, batch_id, read=read, since=begin, timeout_s=timeout_s)
 
     async def _since(self, batch_id: str) -> Since:
         """Not later than when the batch's event was, or will be, published."""
         if batch_id in self._fresh and self._publisher is not None:
-            appended = self._publisher.first_appended_ms(batch_id)
-            if appended is not None:
-                return datetime.fromtimestamp(appended / 1000, UTC)
+            appended = self._publisher.appended(batch_id)
+            if appended is not None and appended.at is not None:
+                return appended.at
         if self._api is None:
             return None
         try:

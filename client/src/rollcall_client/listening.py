@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -15,6 +15,8 @@ from rollcall_client.events import FinalizedEvent
 from rollcall_client.kafka import Kafka, home_partition, partitions_of
 
 _log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 Start: TypeAlias = Literal["earliest", "latest"] | datetime
 """Where a group begins that has committed nothing yet."""
@@ -30,6 +32,8 @@ Since: TypeAlias = datetime | NotYet | None
 
 POLL_MS = 500
 COMMIT_EVERY_S = 0.2
+MAX_BODY_S = 3600.0
+DAY_S = 24 * 3600.0
 STARTING_S = 60.0
 STOPPING_S = 30.0
 CLOCKS_DIFFER = timedelta(minutes=5)
@@ -37,13 +41,14 @@ CLOCKS_DIFFER = timedelta(minutes=5)
 
 
 async def records(
-    kafka: Kafka, topic: str, *, group: str | None, start: Start
+    kafka: Kafka, topic: str, *, group: str | None, start: Start, max_body_s: float
 ) -> AsyncGenerator[ConsumerRecord[bytes, bytes], None]:
     """Committed records of a topic as they come; each is committed for the group once the next is asked for.
 
     A commit may wait for ``COMMIT_EVERY_S`` or for what was fetched together, and is done when this is closed. A
     record whose turn didn't end (the caller raised, or left the loop) is not committed. Without a group nothing is,
-    and every caller gets all partitions.
+    and every caller gets all partitions. A caller that doesn't ask for more within ``max_body_s`` loses its partitions
+    to the others of the group.
     """
     if isinstance(start, datetime) and start.tzinfo is None:
         raise ConfigurationError(f"start={start} has no zone: use datetime.now(UTC)")
@@ -51,7 +56,11 @@ async def records(
         raise ConfigurationError(f'start is "earliest", "latest" or a time, not {start!r}')
     if group is not None:
         await _begin_group(kafka, topic, group, start)
-    consumer = kafka.consumer(group_id=group, auto_offset_reset="latest" if start == "latest" else "earliest")
+    consumer = kafka.consumer(
+        group_id=group,
+        auto_offset_reset="latest" if start == "latest" else "earliest",
+        max_poll_interval_ms=int(max_body_s * 1000),
+    )
     ended: dict[TopicPartition, int] = {}
     committed_at = time.monotonic()
     try:
@@ -84,7 +93,7 @@ async def records(
 async def finalized(kafka: Kafka, *, group: str | None, start: Start) -> AsyncGenerator[FinalizedEvent, None]:
     """Finalized events as they come, committed as ``records`` says."""
     topic = kafka.topic("finalized")
-    stream = records(kafka, topic, group=group, start=start)
+    stream = records(kafka, topic, group=group, start=start, max_body_s=MAX_BODY_S)
     try:
         async for record in stream:
             event = event_of(record)
@@ -95,14 +104,19 @@ async def finalized(kafka: Kafka, *, group: str | None, start: Start) -> AsyncGe
 
 
 async def wait_for(
-    kafka: Kafka, batch_id: str, *, since: Callable[[], Awaitable[Since]], revision: int, timeout_s: float | None
-) -> FinalizedEvent:
-    """A batch's latest finalized event, of ``revision`` or above, published before or not.
+    kafka: Kafka,
+    topic: str,
+    batch_id: str,
+    *,
+    read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
+    since: Callable[[], Awaitable[Since]],
+    timeout_s: float | None,
+) -> T:
+    """The latest of what ``read`` gives for a batch's records of a topic, published before or not.
 
-    Reads one partition, the batch's home among those of ``rollcall.finalized``, from what ``since`` gives on, by
-    Kafka's clock. It is asked once the end of the partition is known. Raises TimeoutError.
+    Reads one partition, the batch's home among those of the topic, from what ``since`` gives on, by Kafka's clock. It
+    is asked once the end of the partition is known. Raises TimeoutError.
     """
-    topic = kafka.topic("finalized")
     consumer = kafka.consumer(auto_offset_reset="earliest")
     try:
         async with asyncio.timeout(timeout_s):
@@ -117,7 +131,7 @@ async def wait_for(
                 await consumer.seek_to_beginning(home)
             else:
                 consumer.seek(home, end)
-            return await _latest(consumer, home, end, batch_id, revision)
+            return await _latest(consumer, home, end, batch_id.encode(), read)
     except TimeoutError:
         raise TimeoutError(f"batch {batch_id} was not finalized within {timeout_s:g} s") from None
     finally:
@@ -136,16 +150,19 @@ def event_of(record: ConsumerRecord[bytes, bytes]) -> FinalizedEvent | None:
 
 
 async def _latest(
-    consumer: AIOKafkaConsumer, home: TopicPartition, end: int, batch_id: str, revision: int
-) -> FinalizedEvent:
-    """The last event of the batch before ``end``; where there is none, the first to come."""
-    key = batch_id.encode()
-    found: FinalizedEvent | None = None
+    consumer: AIOKafkaConsumer,
+    home: TopicPartition,
+    end: int,
+    key: bytes,
+    read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
+) -> T:
+    """The last before ``end``; where there is none, the first to come."""
+    found: T | None = None
     while found is None or await consumer.position(home) < end:
         fetched = await consumer.getmany(home, timeout_ms=POLL_MS)
         for record in fetched.get(home, ()):
-            if record.key == key and (event := event_of(record)) is not None and event.revision >= revision:
-                found = event
+            if record.key == key and (wanted := read(record)) is not None:
+                found = wanted
     return found
 
 

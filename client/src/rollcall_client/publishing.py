@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -43,6 +44,14 @@ _FOR_GOOD = (
     InvalidTopicError,
     TopicAuthorizationFailedError,
 )
+
+
+class Appended(NamedTuple):
+    """A place in the log; ``at`` is the broker's clock, None on a topic that keeps the producers' times."""
+
+    partition: int
+    offset: int
+    at: datetime | None
 
 
 @dataclass(slots=True)
@@ -93,16 +102,16 @@ class Publisher:
         self._undelivered: list[tuple[str, str | None]] = []
         self._cause = ""
         self._closed = False
-        self._first_appended_ms: dict[str, int] = {}
+        self._appended: dict[str, Appended] = {}
 
     @property
     def undelivered(self) -> bool:
         """Whether something was given up since the last flush."""
         return bool(self._undelivered)
 
-    def first_appended_ms(self, batch_id: str) -> int | None:
-        """When Kafka took the first message about this batch itself (its own clock); None where that isn't known."""
-        return self._first_appended_ms.get(batch_id)
+    def appended(self, batch_id: str) -> Appended | None:
+        """Where the first message about this batch itself went; None until it is acknowledged."""
+        return self._appended.get(batch_id)
 
     async def start(self) -> None:
         """Connect. Raises RollcallError where no broker answers, ConfigurationError where the topic is missing."""
@@ -214,7 +223,7 @@ class Publisher:
         for number, chunk in enumerate(chunks):
             problem = errors[number] if number < len(errors) else failure
             if problem is None:
-                self._note_append_time(chunk, sent[number].result())
+                self._note_where(chunk, sent[number].result())
                 self._settle(chunk)
             else:
                 again += self._after(problem, chunk)
@@ -256,14 +265,15 @@ class Publisher:
                 mark.done.set()
         self._room.set()
 
-    def _note_append_time(self, chunk: _Chunk, appended: RecordMetadata) -> None:
-        if appended.timestamp < 0:
-            return  # the topic keeps the producers' times
-        for each in chunk.messages:
-            if each.item_id is None and each.batch_id not in self._first_appended_ms:
-                if len(self._first_appended_ms) >= REMEMBERED_BATCHES:
-                    self._first_appended_ms.pop(next(iter(self._first_appended_ms)))
-                self._first_appended_ms[each.batch_id] = appended.timestamp
+    def _note_where(self, chunk: _Chunk, first: RecordMetadata) -> None:
+        if first.offset < 0:
+            return  # the broker took it before, and doesn't know where
+        at = None if first.timestamp < 0 else datetime.fromtimestamp(first.timestamp / 1000, UTC)
+        for number, each in enumerate(chunk.messages):
+            if each.item_id is None and each.batch_id not in self._appended:
+                if len(self._appended) >= REMEMBERED_BATCHES:
+                    self._appended.pop(next(iter(self._appended)))
+                self._appended[each.batch_id] = Appended(chunk.partition, first.offset + number, at)
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer = self._kafka.producer(max_batch_size=MAX_REQUEST_BYTES, compression_type=self._compression)

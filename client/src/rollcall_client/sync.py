@@ -60,6 +60,11 @@ class Batch(_Twin[AsyncBatch]):
         """The batch's id."""
         return self._twin.batch_id
 
+    @property
+    def undelivered(self) -> bool:
+        """Whether messages of this client were given up; the next ``Rollcall.flush`` raises and names them."""
+        return self._twin.undelivered
+
     result = _blocking(AsyncBatch.result)
     succeeded = _blocking(AsyncBatch.succeeded)
     failed = _blocking(AsyncBatch.failed)
@@ -110,6 +115,7 @@ class Rollcall(_Twin[AsyncRollcall]):
     open = _opening(AsyncRollcall.open)
     flush = _blocking(AsyncRollcall.flush)
     wait = _blocking(AsyncRollcall.wait)
+    summary = _blocking(AsyncRollcall.summary)
 
     def batch(self, batch_id: str) -> Batch:
         """A batch that was opened elsewhere, to publish results for it. Raises InvalidMessageError."""

@@ -1,0 +1,172 @@
+"""``rollcall-job``: run a job, or listen for requests to run one."""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rollcall_client.client import Rollcall
+from rollcall_client.errors import ConfigurationError, RollcallError
+from rollcall_client.jobs import logs
+from rollcall_client.jobs.job import jobs_in, load_job
+from rollcall_client.jobs.requests import listen
+from rollcall_client.jobs.results import JobResult
+from rollcall_client.jobs.running import JobStoppedError, run
+
+OK, WENT_WRONG, WRONG_USE = 0, 1, 2
+STOPPED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script: exit code 0 where the run is COMPLETED, 1 where it isn't, 2 for wrong use, 130 stopped."""
+    options = _parser().parse_args(arguments)
+    if options.path is not None:
+        sys.path.insert(0, str(options.path))
+    logs.to_stderr()
+    try:
+        sys.exit(asyncio.run(_run(options) if options.command == "run" else _listen(options)))
+    except JobStoppedError as error:
+        print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(STOPPED)
+    except (ConfigurationError, _UsageError) as error:
+        print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(WRONG_USE)
+    except (RollcallError, TimeoutError) as error:
+        print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(WENT_WRONG)
+
+
+class _UsageError(Exception):
+    pass
+
+
+async def _run(options: argparse.Namespace) -> int:
+    job = load_job(options.job)
+    with _stop_on_signals() as stop:
+        result = await run(
+            job,
+            _items(options.items),
+            rc=None,
+            batch_id=options.batch_id,
+            params=_params(options.param),
+            rerun="all" if options.all else "missing",
+            partitions=options.partitions,
+            partition=_partition(options.partition),
+            worker=options.worker,
+            stop=stop,
+            wait_timeout_s=options.wait,
+        )
+    print(json.dumps(result.payload()) if options.json else _for_people(result))  # noqa: T201
+    return OK if result.status == "COMPLETED" else WENT_WRONG
+
+
+async def _listen(options: argparse.Namespace) -> int:
+    jobs = jobs_in(options.jobs)
+    with _stop_on_signals() as stop:
+        async with Rollcall.from_environment() as client:
+            group = options.group or f"{client.kafka.topic_prefix}jobs.{options.jobs}"
+            print(f"listening for {', '.join(sorted(jobs))}", file=sys.stderr)  # noqa: T201
+            await listen(jobs, client, group=group, stop=stop)
+    return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rollcall-job", description="Run jobs whose every item answers to Rollcall.")
+    parser.add_argument("--path", type=Path, default=Path.cwd(), help="where modules are looked for (default: here)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run_ = commands.add_parser("run", help="run a job and print its result")
+    run_.add_argument("job", help="module:job")
+    run_.add_argument("--items", metavar="FILE", help="items, one a line (JSON, or text); - is stdin")
+    run_.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="passed to the job's items()")
+    run_.add_argument("--batch-id", help="run this batch, or what is left of it")
+    run_.add_argument("--all", action="store_true", help="do all of a batch again, without asking the API what is done")
+    run_.add_argument("--partitions", type=int, default=1, metavar="N", help="processes to spread the items over")
+    run_.add_argument("--partition", metavar="K/N", help="do only the Kth of N shares: the others run elsewhere")
+    run_.add_argument("--worker", help="the name to report under")
+    run_.add_argument("--wait", type=float, default=600.0, metavar="SECONDS", help="for the end, after the last item")
+    run_.add_argument("--json", action="store_true", help="print the result as JSON")
+    listen_ = commands.add_parser("listen", help="run jobs, and retry items, as it is asked for on rollcall.requests")
+    listen_.add_argument("jobs", help="module (all of its jobs), or module:job")
+    listen_.add_argument("--group", help="listeners of one group share the requests")
+    return parser
+
+
+def _items(file: str | None) -> list[Any] | None:
+    if file is None:
+        return None
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    except OSError as error:
+        raise _UsageError(f"the items cannot be read: {error}") from error
+    return [_item(line) for line in text.splitlines() if line.strip()]
+
+
+def _item(line: str) -> Any:
+    if line.lstrip()[0] not in '{["':
+        return line.strip()
+    try:
+        item = json.loads(line)
+    except ValueError:
+        return line.strip()
+    return tuple(item) if isinstance(item, list) else item
+
+
+def _params(given: Sequence[str]) -> dict[str, Any]:
+    params: dict[str, Any] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            raise _UsageError(f"--param is written NAME=VALUE, not {each!r}")
+        params[name] = value
+    return params
+
+
+def _partition(given: str | None) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    which, slash, of = given.partition("/")
+    if not slash or not which.isdecimal() or not of.isdecimal():
+        raise _UsageError(f"--partition is written K/N, like 2/3, not {given!r}")
+    return int(which), int(of)
+
+
+def _for_people(result: JobResult) -> str:
+    lines = [
+        f"{result.job}: {result.status} ({result.outcome}), batch {result.batch_id}",
+        f"processed {result.processed}, created {result.created}, updated {result.updated}, "
+        f"skipped {result.skipped}, failed {result.failed}, missing {result.missing}",
+    ]
+    if not result.ran:
+        lines.append("the batch was finalized before: nothing was done")
+    if result.error:
+        lines.append(result.error)
+    for what, ids in (("failed", result.failed_item_ids), ("missing", result.missing_item_ids)):
+        if ids:
+            lines.append(f"{what}: {', '.join(ids[:20])}{' ...' if len(ids) > 20 else ''}")
+    lines += [f"{name}: {value:g}" for name, value in sorted(result.metrics.items())]
+    lines += [f"{each.worker}: {each.items} items, {each.failed} failed" for each in result.workers]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[asyncio.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second ends the process as usual."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(signum: signal.Signals) -> None:
+        loop.remove_signal_handler(signum)
+        stop.set()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, on_signal, signum)
+    try:
+        yield stop
+    finally:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(signum)

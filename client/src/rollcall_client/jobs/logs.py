@@ -1,0 +1,20 @@
+"""Log lines of programs that are ours (``rollcall-job``, children of a run): to stderr, stdout is for results."""
+
+import sys
+
+import structlog
+
+
+def to_stderr() -> None:
+    """Send log lines to stderr, as text for people on a terminal and as JSON else."""
+    people = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *([] if people else [structlog.processors.format_exc_info]),
+            structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer(default=str),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,170 @@
+"""A run spread over processes of this machine: one draws the items, the others handle them and report.
+
+Each child asks for more through a pipe of its own, so that a quick one gets more, and one that is killed takes nothing
+with it but what it had in hand.
+"""
+
+import asyncio
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import structlog
+from anyio import CapacityLimiter, to_thread
+
+from rollcall_client.client import Rollcall
+from rollcall_client.errors import RollcallError
+from rollcall_client.jobs import logs
+from rollcall_client.jobs.execution import Drawing, Execution, Work
+from rollcall_client.jobs.job import CriticalError, Job
+from rollcall_client.jobs.progress import Callback, Progress
+from rollcall_client.jobs.rates import Rate
+from rollcall_client.messages import error_of
+
+_log = structlog.get_logger(__name__)
+
+ENDING_S = 30.0
+
+
+class More(NamedTuple):
+    """A child asks for items, and says how many it has answered so far."""
+
+    succeeded: int
+    failed: int
+
+
+class Ended(NamedTuple):
+    """A child is through: all that it reported is acknowledged."""
+
+    critical: Mapping[str, Any] | None
+    job_metrics: Mapping[str, float]
+
+
+async def run_in_processes(
+    job: Job,
+    client: Rollcall,
+    batch_id: str,
+    drawing: Drawing,
+    execution: Execution,
+    count: int,
+    worker: str,
+    progress: Progress,
+    tell: Callback,
+) -> None:
+    """Have ``count`` processes handle all that can be drawn; what stopped one stops ``execution``.
+
+    Raises RollcallError where one of them ended before its time: what it had in hand is unanswered then.
+    """
+    context = multiprocessing.get_context("spawn")
+    threads = CapacityLimiter(2 * count)
+    children = []
+    for number in range(1, count + 1):
+        ours, theirs = context.Pipe()
+        arguments = (job, client.options, batch_id, f"{worker}-{number}of{count}", count, theirs)
+        process = context.Process(target=_child, args=arguments, daemon=True, name=f"{job.name}-{number}")
+        try:
+            await to_thread.run_sync(process.start)
+        except Exception as error:
+            raise RollcallError(
+                f"{job.name} cannot be handed to another process ({error}): define it at the top of a module, and give "
+                "Kafka's options by the environment"
+            ) from error
+        theirs.close()
+        children.append((process, ours))
+    answered = [More(0, 0)] * count
+
+    def heard(number: int, more: More) -> None:
+        answered[number] = more
+        progress.succeeded, progress.failed = (sum(each) for each in zip(*answered, strict=True))
+        progress.done = progress.succeeded + progress.failed
+        tell(progress)
+
+    async def feed(number: int, pipe: Connection) -> bool:
+        """Whether the child came to its end."""
+        backlog = job.concurrency * job.chunk_size
+        try:
+            while True:
+                said = await to_thread.run_sync(pipe.recv, abandon_on_cancel=True, limiter=threads)
+                if isinstance(said, Ended):
+                    execution.job_metrics.update(said.job_metrics)
+                    if said.critical is not None:
+                        execution.end_by(CriticalError(said.critical["message"]), said.critical)
+                    return True
+                heard(number, said)
+                chunk = [] if execution.stopped else await drawing.chunk(backlog)
+                await to_thread.run_sync(pipe.send, chunk, abandon_on_cancel=True, limiter=threads)
+        except (EOFError, OSError):
+            return False
+
+    try:
+        ended = await asyncio.gather(*(feed(number, pipe) for number, (_, pipe) in enumerate(children)))
+        for process, _ in children:
+            await to_thread.run_sync(process.join, ENDING_S)
+    finally:
+        for process, pipe in children:
+            pipe.close()
+            if process.is_alive():
+                process.terminate()
+    lost = [process for (process, _), through in zip(children, ended, strict=True) if not through]
+    if lost:
+        codes = ", ".join(f"{process.name} with {process.exitcode}" for process in lost)
+        raise RollcallError(f"processes ended before their time ({codes}); run batch {batch_id} again to do the rest")
+
+
+def _child(job: Job, options: Mapping[str, Any], batch_id: str, worker: str, count: int, pipe: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all: the parent says when to end
+    logs.to_stderr()
+    if job.rate is not None:
+        rate = Rate.of(job.rate) if isinstance(job.rate, str) else job.rate
+        job.rate = replace(rate, count=rate.count / count)
+    asyncio.run(_work(job, options, batch_id, worker, pipe))
+
+
+async def _work(job: Job, options: Mapping[str, Any], batch_id: str, worker: str, pipe: Connection) -> None:
+    progress = Progress()
+    async with Rollcall(**options) as client:
+        execution = Execution(job, client.batch(batch_id), worker=worker, progress=progress, tell=lambda _: None)
+        await job.begin()
+        try:
+            await execution.run(_Received(pipe, execution, progress))
+        finally:
+            await job.end()
+        await client.flush()
+        critical = None if execution.critical is None else error_of(execution.critical)
+        await to_thread.run_sync(pipe.send, More(progress.succeeded, progress.failed))
+        await to_thread.run_sync(pipe.recv)
+        await to_thread.run_sync(pipe.send, Ended(critical, execution.job_metrics))
+
+
+class _Received:
+    """Items as they come through the pipe."""
+
+    def __init__(self, pipe: Connection, execution: Execution, progress: Progress) -> None:
+        self._pipe = pipe
+        self._execution = execution
+        self._progress = progress
+        self._backlog: deque[Work] = deque()
+        self._ended = False
+        self._one_at_a_time = asyncio.Lock()
+
+    async def chunk(self, size: int) -> list[Work]:
+        """The next so many, fewer at the end; none when there are no more."""
+        async with self._one_at_a_time:
+            if not self._backlog and not self._ended:
+                self._backlog.extend(await to_thread.run_sync(self._ask, abandon_on_cancel=True))
+                self._ended = not self._backlog
+            return [self._backlog.popleft() for _ in range(min(size, len(self._backlog)))]
+
+    def _ask(self) -> list[Work]:
+        try:
+            self._pipe.send(More(self._progress.succeeded, self._progress.failed))
+            received: list[Work] = self._pipe.recv()
+            return received
+        except (EOFError, OSError):
+            # Nobody is there any more: come to an end with what is in hand.
+            self._execution.stop()
+            return []

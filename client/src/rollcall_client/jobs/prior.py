@@ -1,0 +1,58 @@
+"""What earlier runs of a batch left to do, as the service's API knows it."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from rollcall_client.api import Api
+from rollcall_client.client import Rollcall
+from rollcall_client.errors import ApiError, ConfigurationError
+from rollcall_client.jobs.execution import Prior
+from rollcall_client.publishing import Appended
+
+DONE = frozenset({"succeeded", "partial", "skipped"})
+CAUGHT_UP_S = 120.0
+ASK_EVERY_S = 0.2
+
+
+async def prior_of(client: Rollcall, batch_id: str) -> Prior | None:
+    """What is done of a batch that this client has just opened (again); None where it is finalized.
+
+    Asked once Rollcall has read that opening: it has then read all that was published before it, too, so that nothing
+    that is in the log is done twice. Raises ApiError.
+    """
+    if client.api is None:
+        raise ConfigurationError("what is done of a batch is asked of Rollcall's API: give api_url")
+    await client.flush()
+    found = await _caught_up(client.api, batch_id, client.appended(batch_id))
+    if found["outcome"] is not None:
+        return None
+    done: set[str] = set()
+    attempts: dict[str, int] = {}
+    async for item in client.api.items(batch_id):
+        if item["status"] in DONE:
+            done.add(item["item_id"])
+        else:
+            attempts[item["item_id"]] = item["attempt"]
+    return Prior(done, attempts)
+
+
+async def _caught_up(api: Api, batch_id: str, appended: Appended | None) -> Mapping[str, Any]:
+    try:
+        async with asyncio.timeout(CAUGHT_UP_S):
+            while True:
+                found = await api.batch(batch_id)
+                if found is not None and (found["outcome"] is not None or _has_read(found, appended)):
+                    return found
+                await asyncio.sleep(ASK_EVERY_S)
+    except TimeoutError:
+        raise ApiError(
+            f"Rollcall has not read what is published of batch {batch_id} within {CAUGHT_UP_S:g} s: do its workers run?"
+        ) from None
+
+
+def _has_read(found: Mapping[str, Any], appended: Appended | None) -> bool:
+    if appended is None:
+        return bool(found["lag"]["records"] == 0)
+    as_of = found["as_of"]
+    return as_of is not None and as_of["partition"] == appended.partition and as_of["offset"] >= appended.offset

@@ -1,0 +1,158 @@
+"""Runs and retries that are asked for on ``rollcall.requests``, taken up by whoever has the job."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import structlog
+
+from rollcall_client import listening
+from rollcall_client.client import Rollcall
+from rollcall_client.errors import ApiError, RollcallError
+from rollcall_client.jobs.execution import Drawing, Execution, Prior
+from rollcall_client.jobs.job import Items, Job
+from rollcall_client.jobs.prior import DONE, prior_of
+from rollcall_client.jobs.progress import Progress
+from rollcall_client.jobs.running import run, worker_name
+from rollcall_client.messages import Message, check_batch_id
+
+_log = structlog.get_logger(__name__)
+
+RUN_REQUESTED = "job.run_requested"
+RETRY_REQUESTED = "batch.retry_requested"
+
+
+async def listen(jobs: Mapping[str, Job], client: Rollcall, *, group: str, stop: asyncio.Event | None = None) -> None:
+    """Take up requests for these jobs, one after the other, until cancelled or ``stop`` is set.
+
+    Listeners of a ``group`` share the requests. A request is committed once it is done with; one that is interrupted
+    comes again, and is then gone on with where the API is known. What goes wrong with one is logged, and the next is
+    taken.
+    """
+    topic = client.kafka.topic("requests")
+    stream = listening.records(client.kafka, topic, group=group, start="earliest", max_body_s=listening.DAY_S)
+    async with aclosing(stream) as requests:
+        while (record := await _unless_stopped(requests, stop)) is not None:
+            headers = dict(record.headers)
+            kind = (
+                (headers.get("ce_type") or b"").decode(errors="replace").removeprefix("rollcall.").removesuffix(".v1")
+            )
+            try:
+                request = json.loads(record.value or b"null")
+                if kind == RUN_REQUESTED:
+                    await _run_requested(jobs, client, request, stop)
+                elif kind == RETRY_REQUESTED:
+                    await _retry_requested(jobs, client, request, stop)
+            except (ValueError, KeyError, TypeError) as error:
+                _log.error("a request that cannot be understood", kind=kind, error=repr(error), offset=record.offset)
+            except Exception as error:
+                if stop is not None and stop.is_set():
+                    return  # it was interrupted: not committed, so it comes again
+                _log.error("a request went wrong", kind=kind, error=str(error), offset=record.offset, exc_info=error)
+
+
+async def _unless_stopped(requests: AsyncIterator[Any], stop: asyncio.Event | None) -> Any:
+    """The next request; None once it is to stop."""
+    coming = asyncio.ensure_future(anext(requests))
+    stopping = asyncio.ensure_future(stop.wait() if stop is not None else asyncio.Event().wait())
+    try:
+        await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return coming.result() if coming.done() and not stopping.done() else None
+    finally:
+        for each in (coming, stopping):
+            each.cancel()
+        await asyncio.wait({coming, stopping})
+
+
+async def _run_requested(
+    jobs: Mapping[str, Job], client: Rollcall, request: Message, stop: asyncio.Event | None
+) -> None:
+    job = jobs.get(request["job"])
+    if job is None:
+        return  # somebody else's
+    run_id, params = request["run_id"], request.get("params") or {}
+    _log.info("run requested", job=job.name, run_id=run_id)
+    await run(
+        job,
+        rc=client,
+        batch_id=check_batch_id(run_id),
+        params=params,
+        metadata={"run_id": run_id},
+        rerun="missing" if client.api is not None else "all",
+        progress=None,
+        stop=stop,
+    )
+
+
+async def _retry_requested(
+    jobs: Mapping[str, Job], client: Rollcall, request: Message, stop: asyncio.Event | None
+) -> None:
+    """Do items again for a new batch, which is open already and has them as its manifest."""
+    batch_id, retry_of, item_ids = request["batch_id"], request["retry_of"], request["item_ids"]
+    job = await _job_of(jobs, client, retry_of)
+    if job is None:
+        return  # somebody else's
+    _log.info("retry requested", job=job.name, batch_id=batch_id, retry_of=retry_of, items=len(item_ids) or "all left")
+    items = job.items_for(item_ids) if item_ids else await _left_of(job, client, retry_of)
+    execution = Execution(
+        job, client.batch(batch_id), worker=worker_name(None), progress=Progress(), tell=lambda _: None
+    )
+    drawing = Drawing(job, items, await _done_of(client, batch_id), lambda _: True)
+    await job.begin()
+    try:
+        await execution.run(drawing)
+    finally:
+        await job.end()
+    await client.flush()
+    if execution.critical is not None:
+        await client.batch(batch_id).abort(execution.critical_details)
+        await client.flush()
+    if drawing.error is not None:
+        raise drawing.error
+    if stop is not None and stop.is_set():
+        raise RollcallError("interrupted")
+
+
+async def _job_of(jobs: Mapping[str, Job], client: Rollcall, batch_id: str) -> Job | None:
+    """The job of ours that a batch was a run of: as its metadata says, or, without the API, by how its id begins."""
+    if client.api is not None:
+        try:
+            found = await client.api.batch(batch_id)
+        except ApiError as error:
+            _log.warning("the API could not be asked whose a batch is: going by its id", error=str(error))
+        else:
+            named = ((found or {}).get("metadata") or {}).get("job")
+            return jobs.get(named) if isinstance(named, str) else None
+    ours = [job for name, job in jobs.items() if batch_id.startswith(f"{name}-")]
+    return max(ours, key=lambda job: len(job.name), default=None)
+
+
+async def _left_of(job: Job, client: Rollcall, batch_id: str) -> Items:
+    """The items of a batch that aren't done: all of the job's where the API can't tell."""
+    if client.api is None:
+        return job.items()
+    found = await client.api.batch(batch_id)
+    params = ((found or {}).get("metadata") or {}).get("params") or {}
+    done = {item["item_id"] async for item in client.api.items(batch_id) if item["status"] in DONE}
+    return _without(job, job.items(**params), done)
+
+
+async def _without(job: Job, items: Items, done: set[str]) -> AsyncIterator[Any]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            if job.item_id(item) not in done:
+                yield item
+    elif isinstance(items, Iterable):
+        for item in items:
+            if job.item_id(item) not in done:
+                yield item
+
+
+async def _done_of(client: Rollcall, batch_id: str) -> Prior:
+    """What of the new batch is done already, by a listener that was interrupted."""
+    if client.api is None:
+        return Prior()
+    found = await prior_of(client, batch_id)
+    return Prior() if found is None else found

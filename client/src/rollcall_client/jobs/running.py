@@ -1,0 +1,312 @@
+"""A run of a job from its opening to its result."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal
+from zlib import crc32
+
+import structlog
+
+from rollcall_client.batch import Batch
+from rollcall_client.client import Rollcall, fresh_id
+from rollcall_client.errors import ConfigurationError, RollcallError
+from rollcall_client.events import FinalizedEvent
+from rollcall_client.jobs.execution import Drawing, Execution, Prior
+from rollcall_client.jobs.job import Items, Job, as_job
+from rollcall_client.jobs.partitions import run_in_processes
+from rollcall_client.jobs.prior import prior_of
+from rollcall_client.jobs.progress import Callback, Progress, Showing, shown
+from rollcall_client.jobs.results import JobResult
+
+_log = structlog.get_logger(__name__)
+
+WAIT_S = 600.0
+DEPENDENCY_WAIT_S = 3600.0
+SUMMARY_WAIT_S = 30.0
+
+Rerun = Literal["missing", "all"]
+
+
+class JobStoppedError(RollcallError):
+    """A run was asked to stop; what ran is reported, and the same batch can be run again."""
+
+
+class DependencyError(RollcallError):
+    """The job to come before ended with another outcome than is accepted, or didn't end in time."""
+
+
+async def run(
+    job: Job | type[Job] | Callable[[Any], Any],
+    items: Items | None = None,
+    *,
+    rc: Rollcall | None = None,
+    batch_id: str | None = None,
+    now: datetime | None = None,
+    params: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    rerun: Rerun = "missing",
+    partitions: int = 1,
+    partition: tuple[int, int] | None = None,
+    worker: str | None = None,
+    progress: Showing = "auto",
+    stop: asyncio.Event | None = None,
+    wait_timeout_s: float = WAIT_S,
+) -> JobResult:
+    """Run a job on all items, and wait for what Rollcall makes of it.
+
+    ``items``: a list (or another collection: then Rollcall knows which are missing), any iterable or asynchronous
+    iterable, drawn as they are needed; by default ``job.items(**params)``. ``rc``: a started client; by default one
+    from the environment (``ROLLCALL_BOOTSTRAP_SERVERS``, ``ROLLCALL_API_URL`` ...).
+
+    With a ``batch_id``, or a job with a ``bucket`` (``now`` says which), this may be a run again: a finalized batch is
+    only reported, of one that isn't, what is missing or failed is done. That asks the service's API; ``rerun="all"``
+    asks nobody and does all of it again.
+
+    ``partitions`` spreads the items over so many processes of this machine, ``partition=(2, 3)`` does the second of
+    three shares here and leaves the others to others, who are to use the same ``batch_id``. ``worker`` is the name
+    under which this process reports. ``stop``, once set, ends the run early.
+
+    Raises JobStoppedError, DependencyError, ConfigurationError, DeliveryError, ApiError, TimeoutError where the batch
+    isn't finalized within ``wait_timeout_s`` of the last item, and what ``items`` raises; the batch then stays open.
+    """
+    chosen = as_job(job)
+    now = now or datetime.now(UTC)
+    _check_shares(partitions, partition)
+    async with _client(rc) as client:
+        await _await_dependency(chosen, client, now)
+        own_id = batch_id or chosen.batch_id_at(now)
+        if partition is not None and own_id is None:
+            raise ConfigurationError(f"{chosen.name}: shares of a run need one batch_id (or a bucket) for all")
+        if own_id is not None and rerun == "missing" and client.api is None:
+            raise ConfigurationError(
+                f"{chosen.name}: what is done of batch {own_id} is asked of Rollcall's API: "
+                'give api_url (ROLLCALL_API_URL), or rerun="all" to do everything again'
+            )
+        started = _Run(
+            job=chosen,
+            client=client,
+            items=chosen.items(**(params or {})) if items is None else items,
+            batch_id=own_id or fresh_id(chosen.name),
+            fresh=own_id is None,
+            rerun=rerun,
+            partitions=partitions,
+            partition=partition,
+            worker=worker or worker_name(partition),
+            progress=progress,
+            stop=stop,
+            wait_timeout_s=wait_timeout_s,
+        )
+        return await started.to_the_end(
+            {"job": chosen.name, **({"params": params} if params else {}), **(metadata or {})}
+        )
+
+
+class _Run:
+    def __init__(
+        self,
+        *,
+        job: Job,
+        client: Rollcall,
+        items: Items,
+        batch_id: str,
+        fresh: bool,
+        rerun: Rerun,
+        partitions: int,
+        partition: tuple[int, int] | None,
+        worker: str,
+        progress: Showing,
+        stop: asyncio.Event | None,
+        wait_timeout_s: float,
+    ) -> None:
+        self._job = job
+        self._client = client
+        self._items = items
+        self._batch_id = batch_id
+        self._fresh = fresh
+        self._rerun = rerun
+        self._partitions = partitions
+        self._partition = partition
+        self._worker = worker
+        self._showing = progress
+        self._stop = stop
+        self._wait_timeout_s = wait_timeout_s
+        self._log = _log.bind(job=job.name, batch_id=batch_id)
+
+    async def to_the_end(self, metadata: Mapping[str, Any]) -> JobResult:
+        ids = self._manifest()
+        batch = await self._client.open(
+            name=self._job.name,
+            items=ids,
+            deadline=self._job.deadline,
+            policy=self._job.policy,
+            metadata=metadata,
+            batch_id=None if self._fresh else self._batch_id,
+        )
+        self._batch_id = batch.batch_id
+        self._log = self._log.bind(batch_id=batch.batch_id)
+        prior: Prior | None = Prior()
+        if not self._fresh and self._rerun == "missing":
+            prior = await prior_of(self._client, batch.batch_id)
+        if prior is None:
+            self._log.info("the batch is finalized: nothing to do")
+            return await self._result(await self._finalized(), {}, False, None, ran=False)
+        self._log.info("job started", items=None if ids is None else len(ids), done_before=len(prior.done))
+        with shown(self._job.name, self._showing) as tell:
+            progress = Progress(total=None if ids is None else self._share_of(ids, prior))
+            execution = Execution(self._job, batch, worker=self._worker, progress=progress, tell=tell)
+            drawing = Drawing(self._job, self._items, prior, self._is_ours)
+            await self._take_back(batch, prior)
+            async with _stopping(execution, self._stop):
+                await self._work(execution, drawing, progress, tell)
+        return await self._conclude(batch, execution, drawing, sealed=ids is not None)
+
+    def _manifest(self) -> list[str] | None:
+        if not isinstance(self._items, Collection):
+            return None
+        return [self._job.item_id(item) for item in self._items]
+
+    def _share_of(self, ids: Collection[str], prior: Prior) -> int:
+        return sum(1 for item_id in ids if self._is_ours(item_id) and item_id not in prior.done)
+
+    def _is_ours(self, item_id: str) -> bool:
+        if self._partition is None:
+            return True
+        number, shares = self._partition
+        return crc32(item_id.encode()) % shares == number - 1
+
+    async def _take_back(self, batch: Batch, prior: Prior) -> None:
+        """Say of what failed before that it is tried again.
+
+        Else the batch would be finalized, with those failures, by the last of the missing items.
+        """
+        for item_id, attempt in prior.attempts.items():
+            if self._is_ours(item_id):
+                await batch.retrying(item_id, attempt=attempt + 1, worker=self._worker)
+
+    async def _work(self, execution: Execution, drawing: Drawing, progress: Progress, tell: Callback) -> None:
+        if self._partitions == 1:
+            async with _begun(self._job):
+                await execution.run(drawing)
+            return
+        await self._client.flush()
+        await run_in_processes(
+            self._job,
+            self._client,
+            self._batch_id,
+            drawing,
+            execution,
+            count=self._partitions,
+            worker=self._worker,
+            progress=progress,
+            tell=tell,
+        )
+
+    async def _conclude(self, batch: Batch, execution: Execution, drawing: Drawing, *, sealed: bool) -> JobResult:
+        await self._client.flush()
+        if execution.critical is not None:
+            self._log.error("job stopped by a critical error", error=str(execution.critical))
+            await batch.abort(execution.critical_details)
+        elif drawing.error is not None:
+            self._log.error("the items could not be drawn, the batch stays open", error=str(drawing.error))
+            raise drawing.error
+        elif execution.stopped:
+            raise JobStoppedError(
+                f"{self._job.name} was stopped; batch {batch.batch_id} stays open: run it again to do the rest"
+            )
+        elif not sealed:
+            await batch.seal(total_items=drawing.drawn)
+        await self._client.flush()
+        metrics, critical = execution.job_metrics, execution.critical
+        counted = execution.item_metrics or self._partitions > 1 or self._partition is not None
+        return await self._result(
+            await self._finalized(), metrics, counted, None if critical is None else str(critical), ran=True
+        )
+
+    async def _finalized(self) -> FinalizedEvent:
+        return await self._client.wait(self._batch_id, timeout=self._wait_timeout_s)
+
+    async def _result(
+        self, event: FinalizedEvent, metrics: Mapping[str, float], counted: bool, error: str | None, *, ran: bool
+    ) -> JobResult:
+        summary = None
+        if counted:
+            try:
+                summary = await self._client.summary(self._batch_id, revision=event.revision, timeout=SUMMARY_WAIT_S)
+            except TimeoutError:
+                self._log.warning("no summary yet: the result is without metrics and shares")
+        result = JobResult.of(self._job.name, event, summary, job_metrics=metrics, error=error, ran=ran)
+        self._log.info("job finished", **result.payload(), outcome=result.outcome, missing=result.missing)
+        return result
+
+
+async def _await_dependency(job: Job, client: Rollcall, now: datetime) -> None:
+    if job.after is None:
+        return
+    before = as_job(job.after)
+    batch_id = before.batch_id_at(now)
+    if batch_id is None:
+        raise ConfigurationError(f"{job.name} is to come after {before.name}, which needs a bucket for that")
+    _log.info("waiting for the job before", job=job.name, after=before.name, batch_id=batch_id)
+    try:
+        event = await client.wait(batch_id, timeout=DEPENDENCY_WAIT_S)
+    except TimeoutError as error:
+        raise DependencyError(f"{job.name} is to come after {before.name}: {error}") from error
+    if event.outcome not in job.after_outcomes:
+        raise DependencyError(
+            f"{job.name} doesn't start: batch {batch_id} of {before.name} ended {event.outcome}, "
+            f"accepted is {', '.join(job.after_outcomes)}"
+        )
+
+
+def _check_shares(partitions: int, partition: tuple[int, int] | None) -> None:
+    if partitions < 1:
+        raise ConfigurationError(f"partitions is from 1, not {partitions}")
+    if partition is not None and not 1 <= partition[0] <= partition[1]:
+        raise ConfigurationError(f"partition is (which, of how many), like (2, 3), not {partition}")
+    if partition is not None and partitions > 1:
+        raise ConfigurationError("give partitions (here) or partition (this one of several machines), not both")
+
+
+def worker_name(partition: tuple[int, int] | None) -> str:
+    """This process's name among those that report into a batch."""
+    here = f"{socket.gethostname()[:100]}-{os.getpid()}"
+    return here if partition is None else f"{here}-{partition[0]}of{partition[1]}"
+
+
+@asynccontextmanager
+async def _client(rc: Rollcall | None) -> AsyncIterator[Rollcall]:
+    if rc is not None:
+        yield rc
+        return
+    async with Rollcall.from_environment() as own:
+        yield own
+
+
+@asynccontextmanager
+async def _begun(job: Job) -> AsyncIterator[None]:
+    await job.begin()
+    try:
+        yield
+    finally:
+        await job.end()
+
+
+@asynccontextmanager
+async def _stopping(execution: Execution, stop: asyncio.Event | None) -> AsyncIterator[None]:
+    if stop is None:
+        yield
+        return
+
+    async def when_set() -> None:
+        await stop.wait()
+        execution.stop()
+
+    watching = asyncio.create_task(when_set())
+    try:
+        yield
+    finally:
+        watching.cancel()

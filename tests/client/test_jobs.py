@@ -1,0 +1,247 @@
+"""Jobs on real servers: every way an item or a run can go, as the finalized event has it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from rollcall_client import ConfigurationError, Rollcall
+from rollcall_client.jobs import (
+    CriticalError,
+    DependencyError,
+    Job,
+    JobResult,
+    JobStoppedError,
+    Progress,
+    current,
+    job,
+    memory,
+    run,
+)
+from rollcall_client.jobs.progress import shown
+
+from tests.client.sample_jobs import InThreads, every_kind, first_step, second_step, stops_at_the_third
+from tests.harness.product import Product
+from tests.harness.topics import drain
+from tests.harness.waiting import eventually
+
+
+async def quietly(job_: Any, items: Any, rc: Rollcall, **options: Any) -> JobResult:
+    return await run(job_, items, rc=rc, progress=None, wait_timeout_s=60, **options)
+
+
+async def results_of(product: Product, batch_id: str) -> dict[str, list[dict[str, Any]]]:
+    """What was published of each item, in order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in await drain(product.settings.bootstrap_servers, product.topics.events):
+        if record.key == batch_id.encode() and (item := json.loads(record.value)).get("item_id"):
+            found.setdefault(item["item_id"], []).append(item)
+    return found
+
+
+async def test_every_item_answers_in_its_own_way(rc: Rollcall, product: Product) -> None:
+    kinds = ["created", "updated", "unchanged", "skipped", "partial", "refused", "broken", "hopeless", "slow", "flaky"]
+    kinds += ["given", "none", "unstorable"]
+    result = await quietly(every_kind, [f"{kind}-{n}" for kind in kinds for n in range(2)], rc)
+    assert result.payload().keys() == {
+        "processed", "created", "updated", "skipped", "failed", "duration_ms", "metrics", "status",
+    }  # fmt: skip
+    assert (result.processed, result.created, result.updated, result.skipped) == (26, 4, 2, 4)
+    assert (result.failed, result.missing, result.status, result.ran) == (8, 0, "PARTIAL", True)
+    assert result.outcome == "completed_with_errors"
+    assert result.error == "8 of 26 failed"
+    assert result.metrics["seen"] >= 14
+    said = await results_of(product, result.batch_id)
+    assert [(each["status"], each["attempt"]) for each in said["flaky-0"]] == [
+        ("retrying", 1), ("retrying", 2), ("succeeded", 3),
+    ]  # fmt: skip
+    assert [each["status"] for each in said["hopeless-1"]] == ["retrying", "retrying", "failed"]
+    assert said["broken-0"][0]["error"]["code"] == "ValueError"
+    assert "cannot do broken-0" in said["broken-0"][0]["error"]["stack_trace"]
+    assert said["slow-0"][0]["error"] == {"code": "ItemTimeoutError", "message": "took longer than 0.5 s"}
+    assert said["refused-0"][0]["error"] == {"message": "not a customer"}
+    assert said["partial-0"][0]["error"]["code"] == "smtp"
+    assert said["given-0"][0]["output"] == {"price": 12}
+    assert said["created-0"][0]["metrics"] == {"bytes": 10}
+    assert "could be kept" in said["unstorable-0"][0]["message"]
+    assert all(each["duration_ms"] >= 0 and each["worker"] for item in said.values() for each in item)
+
+
+async def test_a_critical_error_stops_the_job_and_the_rest_is_named_missing(rc: Rollcall) -> None:
+    result = await quietly(stops_at_the_third, [f"{number:02d}" for number in range(40)], rc)
+    assert (result.status, result.outcome, result.error) == ("FAILED", "failed", "the account is blocked")
+    assert result.failed_item_ids == ["03"]
+    assert result.processed < 10
+    assert result.missing == 40 - result.processed
+    assert "39" in result.missing_item_ids
+
+
+async def test_a_job_without_items_is_completed_at_once(rc: Rollcall) -> None:
+    nothing: Iterable[str]
+    for nothing in ([], iter(())):
+        result = await quietly(every_kind, nothing, rc)
+        assert (result.status, result.processed, result.outcome) == ("COMPLETED", 0, "completed")
+
+
+async def test_a_blocking_function_runs_in_threads_in_chunks(rc: Rollcall) -> None:
+    result = await quietly(InThreads, range(100), rc)
+    assert (result.processed, result.created, result.failed, result.status) == (100, 95, 5, "PARTIAL")
+    assert result.failed_item_ids == ["113", "13", "33", "53", "73", "93"][1:]
+
+
+async def test_items_may_come_from_generators_and_a_source_that_breaks_leaves_the_batch_open(rc: Rollcall) -> None:
+    def generated() -> Iterator[str]:
+        yield from (f"created-{number}" for number in range(1_000))
+
+    async def slowly() -> AsyncIterator[str]:
+        for number in range(50):
+            await asyncio.sleep(0)
+            yield f"updated-{number}"
+
+    def broken() -> Iterator[str]:
+        yield "created-0"
+        raise OSError("the list is gone")
+
+    assert (await quietly(every_kind, generated(), rc)).created == 1_000
+    assert (await quietly(every_kind, slowly(), rc)).updated == 50
+    batch_id = f"broken-{uuid.uuid4().hex[:6]}"
+    with pytest.raises(OSError, match="the list is gone"):
+        await quietly(every_kind, broken(), rc, batch_id=batch_id, rerun="all")
+    again = await quietly(every_kind, ["created-0", "created-1"], rc, batch_id=batch_id, rerun="all")
+    assert (again.created, again.status) == (2, "COMPLETED")
+
+
+async def test_no_more_items_are_handled_or_drawn_at_a_time_than_the_job_says(rc: Rollcall) -> None:
+    running: Counter[str] = Counter()
+    most = 0
+    drawn = 0
+
+    @job(concurrency=5)
+    async def busy(item: int) -> None:
+        nonlocal most
+        running["now"] += 1
+        most = max(most, running["now"])
+        assert drawn - running["done"] <= 5 + 1
+        await asyncio.sleep(0)
+        running["now"] -= 1
+        running["done"] += 1
+
+    def counted() -> Iterator[int]:
+        nonlocal drawn
+        for number in range(200):
+            drawn += 1
+            yield number
+
+    result = await quietly(busy, counted(), rc)
+    assert (result.processed, result.failed) == (200, 0)
+    assert most == 5
+
+
+async def test_a_stopped_job_leaves_its_batch_open_for_the_next_run(rc: Rollcall) -> None:
+    stop = asyncio.Event()
+
+    @job(concurrency=1, name="stopped")
+    async def stopped(item: int) -> None:
+        if item == 10:
+            stop.set()
+
+    batch_id = f"stopped-{uuid.uuid4().hex[:6]}"
+    with pytest.raises(JobStoppedError, match=batch_id):
+        await quietly(stopped, range(30), rc, batch_id=batch_id, rerun="all", stop=stop)
+    stop.clear()
+    assert (await quietly(stopped, range(30), rc, batch_id=batch_id, rerun="all")).processed == 30
+
+
+async def test_a_job_starts_after_another_and_not_where_that_one_failed(rc: Rollcall) -> None:
+    # Buckets give the same ids to all of the run: a time of this test's own.
+    now = datetime(2020, 1, 1, tzinfo=UTC).replace(year=1990 + uuid.uuid4().int % 1000)
+    waiting = asyncio.create_task(quietly(second_step, ["a"], rc, now=now, rerun="all"))
+    first = await quietly(first_step, ["a", "b"], rc, now=now, rerun="all")
+    second = await asyncio.wait_for(waiting, 60)
+    assert first.batch_id == f"first-step-{now:%Y%m%dT%H%M%SZ}"
+    assert (first.status, second.status) == ("COMPLETED", "COMPLETED")
+    later = now.replace(month=2)
+    await quietly(first_step, ["a", "bad"], rc, now=later, rerun="all")
+    with pytest.raises(DependencyError, match="ended completed_with_errors, accepted is completed"):
+        await quietly(second_step, ["a"], rc, now=later, rerun="all")
+
+
+async def test_what_cannot_work_is_said_before_anything_is_published(rc: Rollcall) -> None:
+    with pytest.raises(ConfigurationError, match="api_url"):
+        await quietly(first_step, ["a"], rc)
+    with pytest.raises(ConfigurationError, match="does not say what its items are"):
+        await quietly(every_kind, None, rc)
+    with pytest.raises(ConfigurationError, match="item_id"):
+        await quietly(every_kind, [object()], rc)
+    with pytest.raises(ConfigurationError, match="not both"):
+        await quietly(every_kind, ["a"], rc, partitions=2, partition=(1, 2), batch_id="b")
+    with pytest.raises(ConfigurationError, match="one batch_id"):
+        await quietly(every_kind, ["a"], rc, partition=(1, 2))
+    with pytest.raises(ConfigurationError, match="needs a bucket"):
+        await quietly(job(after=every_kind)(lambda item: None), ["a"], rc)
+    with pytest.raises(ConfigurationError, match="not concurency"):
+        job(concurency=3)(lambda item: None)
+
+
+async def test_no_new_item_starts_above_the_memory_limit(rc: Rollcall, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = 100.0
+    monkeypatch.setattr(memory, "resident_mb", lambda: used)
+    monkeypatch.setattr(memory, "LOOK_EVERY_S", 0.01)
+    handled: list[int] = []
+
+    @job(concurrency=1, memory_limit_mb=200)
+    async def hungry(item: int) -> None:
+        nonlocal used
+        handled.append(item)
+        if item == 5:
+            used = 300.0
+        await asyncio.sleep(0.02)
+
+    running = asyncio.create_task(quietly(hungry, range(20), rc))
+    await eventually(lambda: 5 in handled)
+    await asyncio.sleep(0.3)  # in which all the others would have been handled
+    assert handled == [0, 1, 2, 3, 4, 5]
+    used = 100.0
+    assert (await asyncio.wait_for(running, 60)).processed == 20
+
+    monkeypatch.setattr(memory, "PATIENCE_S", 0.1)
+    used = 300.0
+    result = await quietly(hungry, range(20), rc)
+    assert result.status == "FAILED"
+    assert result.error is not None
+    assert "raise memory_limit_mb" in result.error
+
+
+async def test_progress_is_told_and_its_last_word_is_the_whole(rc: Rollcall) -> None:
+    told: list[tuple[int | None, int, int]] = []
+
+    def tell(progress: Progress) -> None:
+        told.append((progress.total, progress.done, progress.failed))
+
+    await run(every_kind, [f"created-{n}" for n in range(500)] + ["broken-1"], rc=rc, progress=tell, wait_timeout_s=60)
+    assert told[-1] == (501, 501, 1)
+
+
+def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    with shown("name", "auto") as tell:
+        tell(Progress(total=1, done=1, succeeded=1))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_decorated_function_can_still_be_called_and_current_needs_a_job() -> None:
+    @job
+    def doubled(item: int) -> int:
+        """Twice."""
+        return item * 2
+
+    assert (doubled(4), doubled.name, doubled.__doc__) == (8, "doubled", "Twice.")
+    with pytest.raises(LookupError):
+        current()
+    assert issubclass(CriticalError, Exception)
+    assert Job().name == "job"
