@@ -20,6 +20,7 @@ from rollcall.settings import Settings
 from rollcall.supervisor import REFUSED
 from schemas.topics import Topics
 from store import positions
+from store.overdue import Allowed
 from streams import clock, figures, relay
 from streams.anchoring import LogChangedError
 from streams.health import NotReadyError, broker_check, database_check, health
@@ -123,7 +124,8 @@ async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.E
 
 
 async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
-    limits = clock.Limits(summary_timeout_s=settings.summary_timeout_s)
+    allowed = Allowed(settings.slow_after_s, settings.stalled_after_s, settings.never_opened_after_s)
+    limits = clock.Limits(summary_timeout_s=settings.summary_timeout_s, allowed=allowed)
     await clock.run(settings.kafka_connection(), settings.database(), topics, limits, stop, announce)
 
 

@@ -82,7 +82,20 @@ class Settings(BaseSettings):
     ] = 0.5
     summary_timeout_s: Annotated[
         float, Field(gt=0, le=3_600, description="How long one statement of a batch's summary may take, in seconds.")
+    ] = 300.0
+    slow_after_s: Annotated[
+        float,
+        Field(
+            ge=0, description="A batch open for longer, in seconds, raises an alert, unless its policy says otherwise."
+        ),
     ] = 120.0
+    stalled_after_s: Annotated[
+        float,
+        Field(ge=0, description="So does one without a result for so long, although all that was sent is read."),
+    ] = 300.0
+    never_opened_after_s: Annotated[
+        float, Field(ge=0, description="So does one that is known only from results for so long.")
+    ] = 60.0
 
     api_host: Annotated[str, Field(min_length=1, description="The address the HTTP API listens on.")] = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65_535, description="Its port; 0: any free one, which the log names.")] = (

@@ -20,6 +20,7 @@ ERROR_GROUPS = 20
 GROUP_ITEMS = 10
 """Items that an error group names, at most."""
 MAX_LABEL_CHARS = 200
+METRICS_PAGE = 100_000
 NO_ERROR = "no error given"
 
 
@@ -89,11 +90,17 @@ _VARIABLE_PARTS = (
 
 
 def _without_variable_parts(message: str) -> str:
-    """SQL for a text with its variable parts replaced."""
-    for pattern, stands_for in _VARIABLE_PARTS:
+    """SQL for a text with its variable parts replaced; most of them have digits, and most of the time goes there."""
+    without_digits = [part for part in _VARIABLE_PARTS if "\\d" not in part[0]]
+    replaced, replaced_without = _replaced(message, _VARIABLE_PARTS), _replaced(message, without_digits)
+    return f"btrim(CASE WHEN {message} ~ '[0-9]' THEN {replaced} ELSE {replaced_without} END)"
+
+
+def _replaced(message: str, parts: Sequence[tuple[str, str]]) -> str:
+    for pattern, stands_for in parts:
         quoted = pattern.replace("'", "''")
         message = f"regexp_replace({message}, '{quoted}', '{stands_for}', 'g')"
-    return f"btrim({message})"
+    return message
 
 
 # An item's own id may be any text; a short one is more likely to occur in a word.
@@ -120,15 +127,21 @@ SELECT b.batch_id, s.* {_EACH} (
 ) s
 """
 
-# Sums of what the items measured, the first names. At most $2 rows a batch.
+# Sums of what the items behind $3 and up to $4 (null: all of them) measured, the first names. At most $2 rows a batch.
 _METRICS = f"""
 SELECT b.batch_id, s.* {_EACH} (
     SELECT left(m.key, {MAX_LABEL_CHARS}) AS name, sum(m.value::numeric) AS total
     FROM item_results i, json_each_text(i.metrics) m
-    WHERE i.batch_id = b.batch_id AND i.status <> 'retrying' AND i.metrics IS NOT NULL
+    WHERE i.batch_id = b.batch_id AND i.item_id > $3 AND ($4::text IS NULL OR i.item_id <= $4)
+      AND i.status <> 'retrying' AND i.metrics IS NOT NULL
     GROUP BY 1 ORDER BY left(m.key, {MAX_LABEL_CHARS}) COLLATE "C" LIMIT $2
 ) s
 """
+
+# The last of the next $3 items of a batch. At most one row.
+_PAGE_END = (
+    "SELECT item_id FROM item_results WHERE batch_id = $1 AND item_id > $2 ORDER BY item_id OFFSET $3 - 1 LIMIT 1"
+)
 
 # Who did how much, the busiest first. At most $2 rows a batch.
 _WORKERS = f"""
@@ -159,13 +172,12 @@ SELECT b.batch_id, s.* {_EACH} (
 
 async def load(connection: Connection, batch_ids: Sequence[str]) -> dict[str, Statistics]:
     """The statistics of these batches, by id; call it within one snapshot."""
-    metrics: defaultdict[str, list[tuple[str, Decimal]]] = defaultdict(list)
+    metrics: dict[str, list[tuple[str, Decimal]]] = {}
     workers: defaultdict[str, list[WorkerShare]] = defaultdict(list)
     errors: defaultdict[str, list[ErrorCount]] = defaultdict(list)
     rows = await connection.fetch(_DURATIONS, batch_ids)
     if asked := _ids(rows, "has_metrics"):
-        for batch_id, *metric in await connection.fetch(_METRICS, asked, LISTED):
-            metrics[batch_id].append((metric[0], metric[1]))
+        metrics |= await _metrics(connection, asked)
     if asked := _ids(rows, "has_workers"):
         for batch_id, *share in await connection.fetch(_WORKERS, asked, LISTED):
             workers[batch_id].append(WorkerShare(*share))
@@ -174,10 +186,29 @@ async def load(connection: Connection, batch_ids: Sequence[str]) -> dict[str, St
             errors[batch_id].append(ErrorCount(*group))
     return {
         row["batch_id"]: Statistics(
-            _durations(row), metrics[row["batch_id"]], workers[row["batch_id"]], errors[row["batch_id"]]
+            _durations(row), metrics.get(row["batch_id"], []), workers[row["batch_id"]], errors[row["batch_id"]]
         )
         for row in rows
     }
+
+
+async def _metrics(connection: Connection, batch_ids: Sequence[str]) -> dict[str, list[tuple[str, Decimal]]]:
+    """Sums by name, page by page where a batch is large.
+
+    PostgreSQL keeps some 300 bytes of each JSON object it takes apart until the statement ends (tried). Of each page
+    the first names will do: a name among the first of all is among the first of every page that has it.
+    """
+    sums: defaultdict[str, defaultdict[str, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
+    begin, end = "", None
+    while True:
+        # Only a batch that comes alone can be large.
+        if len(batch_ids) == 1:
+            end = await connection.fetchval(_PAGE_END, batch_ids[0], begin, METRICS_PAGE)
+        for batch_id, name, total in await connection.fetch(_METRICS, batch_ids, LISTED, begin, end):
+            sums[batch_id][name] += total
+        if end is None:
+            return {batch_id: sorted(found.items())[:LISTED] for batch_id, found in sums.items()}
+        begin = end
 
 
 def _ids(rows: Sequence[asyncpg.Record], flag: str) -> list[str]:

@@ -19,11 +19,13 @@ from schemas.topics import Topics
 from store import deadlines
 from store.connection import Connection, Database
 from store.deadlines import PassedDeadline
+from store.overdue import Allowed
 from streams.health import health
 from streams.kafka import KafkaConnection
 from streams.leading import Duty, lead
 from streams.retrying import attempts, sleep
 from streams.summarizing import Summarizer
+from streams.watching import Watcher
 
 POLL_S = 0.5
 PAGE = 1_000
@@ -40,11 +42,15 @@ DRAIN_S = 10.0
 log = structlog.get_logger(__name__)
 
 
+_ALLOWED = Allowed()
+
+
 @dataclass(frozen=True)
 class Limits:
     """Seconds."""
 
-    summary_timeout_s: float = 120.0
+    summary_timeout_s: float = 300.0
+    allowed: Allowed = _ALLOWED
 
 
 async def run(
@@ -65,6 +71,7 @@ async def run(
         return [
             Deadlines(kafka, database, topics).run(stop),
             Summarizer(database, topics, timeout_s=limits.summary_timeout_s).run(stop),
+            Watcher(kafka, database, topics, limits.allowed).run(stop),
         ]
 
     await lead("clock", database, topics, stop, ready, duties, drain_s=DRAIN_S)

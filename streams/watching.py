@@ -1,0 +1,91 @@
+"""Watches for batches that are slow, stalled, or were never opened, counting only time in which all was read.
+
+A partition is *read up to* a moment once its position has reached the end that its log had at that moment. Up to then
+nothing is merely unread; behind it nobody knows, so no alert is raised for it. A stopped worker stops this clock.
+"""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from aiokafka import TopicPartition
+
+from handlers.overdue import overdue_event
+from schemas.topics import Topics
+from store import outbox, overdue
+from store.connection import BY_KEY, Connection, Database
+from store.overdue import Allowed
+from streams.kafka import KafkaConnection
+from streams.retrying import attempts, sleep
+
+POLL_S = 5.0
+# Looking takes this share of the time at most.
+SHARE = 0.1
+PAGE = 1_000
+COMMAND_TIMEOUT_S = 60.0
+KAFKA_TIMEOUT_S = 30.0
+
+
+class _End(NamedTuple):
+    """Where a partition's log ended at a moment."""
+
+    at: datetime
+    offset: int
+
+
+class Watcher:
+    """Raises each alert once a batch and generation: its id is deterministic, the outbox takes it once."""
+
+    def __init__(
+        self, kafka: KafkaConnection, database: Database, topics: Topics, allowed: Allowed, *, poll_s: float = POLL_S
+    ) -> None:
+        self._kafka = kafka
+        self._database = database
+        self._topics = topics
+        self._allowed = allowed
+        self._poll_s = poll_s
+        self._ends: dict[int, _End] = {}
+        self._read_up_to: dict[int, datetime] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watch until ``stop`` is set, beginning anew after every failure that may pass."""
+        async for attempt in attempts("watching for slow batches failed, beginning anew", stop):
+            with attempt:
+                connection = await self._database.connect("clock alerts", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY)
+                consumer = self._kafka.consumer(enable_auto_commit=False, isolation_level="read_uncommitted")
+                try:
+                    async with asyncio.timeout(KAFKA_TIMEOUT_S):
+                        await consumer.start()
+                    while not stop.is_set():
+                        began = time.monotonic()
+                        await self._see_what_is_read(connection, consumer)
+                        await self._raise_alerts(connection)
+                        await sleep(stop, max(self._poll_s, (time.monotonic() - began) / SHARE))
+                finally:
+                    connection.terminate()
+                    async with asyncio.timeout(KAFKA_TIMEOUT_S):
+                        await consumer.stop()
+
+    async def _see_what_is_read(self, connection: Connection, consumer: Any) -> None:
+        """Move on, per partition, the moment up to which it is read; then note where its log ends now."""
+        applied = await overdue.applied(connection, self._topics.events)
+        for partition, offset in applied.items():
+            if partition in self._ends and offset >= self._ends[partition].offset:
+                self._read_up_to[partition] = self._ends.pop(partition).at
+        # One end is waited for at a time: a newer one would move away as fast as a busy worker follows.
+        unknown = applied.keys() - self._ends.keys()
+        now = datetime.now(UTC)
+        async with asyncio.timeout(KAFKA_TIMEOUT_S):
+            ends = await consumer.end_offsets([TopicPartition(self._topics.events, each) for each in unknown])
+        self._ends.update({tp.partition: _End(now, offset) for tp, offset in ends.items()})
+
+    async def _raise_alerts(self, connection: Connection) -> None:
+        begin = ""
+        while self._read_up_to:
+            due = await overdue.overdue(connection, self._read_up_to, self._allowed, begin, PAGE)
+            await outbox.insert(connection, [overdue_event(self._topics, each) for each in due])
+            if len(due) < PAGE:
+                break
+            # Its other alerts may be on the next page; these are in the outbox now, so they don't come again.
+            begin = due[-1].batch_id
