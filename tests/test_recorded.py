@@ -1,0 +1,107 @@
+"""What earlier versions have written is read: messages of every released form, and the database of the first version.
+
+Under `tests/recorded/`: `events-*.ndjson`, messages upstream services published; `database-0001.sql`, a dump of the
+first schema with data in it. Never change a recorded file; a new release adds its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handlers import fold
+from handlers.records import Disposition, LifecycleRecord, Registers
+from migrations.run import migrate
+from migrations.version import check
+from rollcall.settings import Settings
+from schemas.published import BatchFinalized
+from store import batches, items
+from store.connection import Connection, Database
+from store.rows import RETRYING
+from streams.decoding import decode
+
+RECORDED = Path(__file__).parent / "recorded"
+MESSAGES = [
+    (path.name, number, line)
+    for path in sorted(RECORDED.glob("events-*.ndjson"))
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+]
+NOW = datetime(2026, 11, 24, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("file", "number", "line"), MESSAGES, ids=[f"{file}:{number}" for file, number, _ in MESSAGES])
+def test_every_recorded_message_is_taken(file: str, number: int, line: str) -> None:
+    record = decode(line.encode(), number, NOW)
+    assert record.batch_id == json.loads(line)["batch_id"]
+
+
+def test_a_message_from_before_a_field_existed_reads_with_its_default() -> None:
+    record = decode(b'{"batch_id":"b","item_id":"x","status":"succeeded"}', 0, NOW)
+    assert not isinstance(record, LifecycleRecord)
+    assert (record.attempt, record.generation, record.effect, record.error_code) == (1, 0, None, None)
+    reopened = decode(b'{"type":"batch.reopened","batch_id":"b"}', 0, NOW)
+    assert isinstance(reopened, LifecycleRecord)
+    assert reopened.body == {"type": "batch.reopened", "batch_id": "b"}
+
+
+@pytest.fixture
+async def migrated(settings: Settings) -> AsyncIterator[tuple[Connection, Database, dict[str, list[Any]]]]:
+    """The recorded first database, migrated; and what it held before."""
+    database = settings.database()
+    dump = (RECORDED / "database-0001.sql").read_text().replace("recorded", database.schema)
+    connection = await database.connect("test")
+    await connection.execute(dump)
+    await connection.execute(f"SET search_path = {database.schema}")
+    before = {
+        table: [dict(row) for row in await connection.fetch(f"SELECT * FROM {table} ORDER BY 1, 2")]
+        for table in ("batches", "item_results", "late_results", "expected_items", "outbox", "batch_status")
+    }
+    await migrate(database.url, database.schema)
+    await connection.close()
+    connection = await database.connect("test")
+    yield connection, database, before
+    await connection.close()
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_database_of_the_first_version_keeps_all_it_held(
+    migrated: tuple[Connection, Database, dict[str, list[Any]]],
+) -> None:
+    connection, database, before = migrated
+    await check(connection, database.schema)
+    for table, rows in before.items():
+        now = [dict(row) for row in await connection.fetch(f"SELECT * FROM {table} ORDER BY 1, 2")]
+        assert [{name: row[name] for name in old} for old, row in zip(rows, now, strict=True)] == rows, table
+    assert len(before["item_results"]) > 30
+    for row in before["outbox"]:
+        BatchFinalized.model_validate_json(row["value"])
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_batch_of_the_first_version_goes_on_living(
+    migrated: tuple[Connection, Database, dict[str, list[Any]]],
+) -> None:
+    connection, _, before = migrated
+    failed = next(row["batch_id"] for row in before["batches"] if row["outcome"] and row["failed"])
+    batch = (await batches.load(connection, [failed]))[failed]
+    assert (batch.generation, batch.reason, batch.reopened_at, batch.failure_seen) == (0, None, None, True)
+    ids = await items.reopenable_ids(connection, failed, some_retrying=True)
+    held = await items.load(connection, [(failed, item_id) for item_id in ids])
+    registers = Registers(
+        held.get(failed, {}), (await items.load_late(connection, [(failed, i) for i in ids])).get(failed, {})
+    )
+    reopened = decode(
+        json.dumps({"type": "batch.reopened", "batch_id": failed}).encode(), 10_000, NOW + timedelta(seconds=1)
+    )
+    assert fold.step(batch, registers, reopened) is Disposition.ACCEPTED
+    assert any(row.status == RETRYING and row.generation == 1 for row in registers.items.values())
+    await items.upsert(connection, [registers.items[item_id] for item_id in registers.changed])
+    await batches.write(connection, [batch])
+    status = await connection.fetchrow("SELECT status, generation FROM batch_status WHERE batch_id = $1", failed)
+    assert status is not None
+    assert tuple(status) == ("processing", 1)
