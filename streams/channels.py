@@ -19,9 +19,11 @@ from schemas.headers import (
     DLT_REASON,
     DLT_TIMESTAMP,
     DLT_TOPIC,
+    TRACEPARENT,
     cloud_event,
     number_of,
     text_of,
+    traceparent_of,
 )
 from schemas.published import Alert
 from schemas.topics import Topics
@@ -80,6 +82,10 @@ class Channel(ABC, Generic[Row]):
         """A row as a record."""
 
     @abstractmethod
+    def traceparents(self, rows: Sequence[Row]) -> list[str]:
+        """The traces that rows carry on."""
+
+    @abstractmethod
     async def mark_published(self, connection: Connection, published: Sequence[Acknowledged[Row]]) -> None:
         """Mark rows that the broker has acknowledged."""
 
@@ -123,6 +129,11 @@ class Events(Channel[OutboxRow]):
         ]
         key = None if row.batch_id is None else row.batch_id.encode()
         return Outgoing(f"{self.topics.prefix}{row.channel}", key, row.value.encode(), headers)
+
+    @override
+    def traceparents(self, rows: Sequence[OutboxRow]) -> list[str]:
+        found = (json.loads(row.headers).get(TRACEPARENT) for row in rows)
+        return [traceparent for traceparent in found if traceparent is not None]
 
     @override
     async def mark_published(self, connection: Connection, published: Sequence[Acknowledged[OutboxRow]]) -> None:
@@ -184,6 +195,12 @@ class DeadLetters(Channel[DeadLetterRow]):
         }
         headers = decoded_headers(row.headers) + [(name, text.encode()) for name, text in about.items()]
         return Outgoing(self.topics.dead_letters, row.key, row.value, headers)
+
+    @override
+    def traceparents(self, rows: Sequence[DeadLetterRow]) -> list[str]:
+        headers = ([(name, value) for name, value in decoded_headers(row.headers) if value is not None] for row in rows)
+        found = (traceparent_of(each) for each in headers)
+        return [traceparent for traceparent in found if traceparent is not None]
 
     @override
     async def mark_published(self, connection: Connection, published: Sequence[Acknowledged[DeadLetterRow]]) -> None:

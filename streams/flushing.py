@@ -29,6 +29,7 @@ from streams.kafka import KafkaConnection
 from streams.metrics import worker_metrics
 from streams.reading import Reading, dead_letter_of
 from streams.retrying import attempts
+from streams.tracing import span
 
 IDLE_TICK_S = 0.25
 COMMIT_TIMEOUT_S = 5.0
@@ -97,7 +98,9 @@ class Flusher:
                 await self._await_work()
                 if self._submitted is not None:
                     try:
-                        await self._flush(self._submitted)
+                        traces = self._submitted.micro_batch.traceparents
+                        with span("micro-batch", traces.values, batches=len(self._submitted.micro_batch.slices)):
+                            await self._flush(self._submitted)
                     finally:
                         self._submitted = None
                         self._idle.set()

@@ -34,6 +34,7 @@ from streams.kafka import KafkaConnection
 from streams.leading import Duty, lead
 from streams.metrics import relay_metrics
 from streams.retrying import attempts
+from streams.tracing import span
 
 READ_BACK_RECORDS = 1_000
 ROUND_BYTES = 4 * 1024 * 1024
@@ -185,6 +186,12 @@ class Publisher(Generic[Row]):
         )
         if not rows:
             return 0
+        with span(f"publish {self._channel.name}", lambda: self._channel.traceparents(rows), records=len(rows)):
+            await self._publish_rows(connection, producer, rows)
+        relay_metrics().note_round(self._channel.name, rows, seconds=time.perf_counter() - started)
+        return len(rows)
+
+    async def _publish_rows(self, connection: Connection, producer: AIOKafkaProducer, rows: Sequence[Row]) -> None:
         sent, refused = await self._send(producer, rows)
         if refused:
             await self._set_aside(connection, rows, refused)
@@ -200,8 +207,6 @@ class Publisher(Generic[Row]):
                 ends[tp] = max(ends.get(tp, 0), offset + 1)
             await self._note_known(connection, ends)
         reach("mark.after")
-        relay_metrics().note_round(self._channel.name, rows, seconds=time.perf_counter() - started)
-        return len(rows)
 
     async def _send(
         self, producer: AIOKafkaProducer, rows: Sequence[Row]
