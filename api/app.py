@@ -1,15 +1,56 @@
-"""The HTTP application: routes, errors and limits put together."""
+"""The HTTP application: routes, errors, limits and headers put together."""
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import batches, documents, operations, problems
+from api import (
+    access,
+    actions,
+    batches,
+    documents,
+    event_streams,
+    history,
+    items,
+    jobs,
+    operations,
+    problems,
+    publishing,
+    sessions,
+)
 from api.context import Context
+from api.problems import Problem
 
 PREFIX = "/api"
 
+_ROUTERS = (
+    batches.router,
+    event_streams.router,
+    history.router,
+    items.router,
+    publishing.router,
+    actions.router,
+    jobs.router,
+    sessions.router,
+)
+
+# Pages load nothing from elsewhere and run no script that is not a file of ours.
+SECURITY_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
 
 def create_app(context: Context) -> FastAPI:
-    """The application over a context that is open for as long as it serves."""
+    """The application over a context that is open for as long as it serves.
+
+    Raises ValueError where a route does not say who may use it.
+    """
     app = FastAPI(
         title="Rollcall",
         description="Tells you when a batch is done, exactly once, and who did not answer.",
@@ -22,6 +63,64 @@ def create_app(context: Context) -> FastAPI:
     )
     app.state.context = context
     problems.add_handlers(app)
-    app.include_router(batches.router, prefix=PREFIX)
+    for router in _ROUTERS:
+        app.include_router(router, prefix=PREFIX)
     app.router.routes.extend([*operations.health_routes(), *documents.routes(context.topics)])
+    app.add_api_route("/metrics", operations.metrics, dependencies=[Depends(access.VIEWER)], include_in_schema=False)
+    app.add_middleware(BodyLimit, limit=context.limits.body_bytes)
+    app.add_middleware(SecurityHeaders)
+    access.check_rules(app.routes)
     return app
+
+
+class SecurityHeaders:
+    """Puts the security headers on every answer; what API and pages say is for nobody's cache."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+class BodyLimit:
+    """Refuses bodies above a size with 413: by what they say of themselves, else by what comes.
+
+    Starlette's own answers in plain text.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        too_large = f"the body is larger than {self._limit} bytes"
+        said = Headers(scope=scope).get("content-length", "")
+        if said.isdigit() and int(said) > self._limit:
+            await Problem(413, too_large).response()(scope, receive, send)
+            return
+        size = 0
+
+        async def receive_bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._limit:
+                raise HTTPException(413, too_large)
+            return message
+
+        await self._app(scope, receive_bounded, send)

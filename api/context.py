@@ -3,19 +3,23 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from api.feed import Feed
+from api.known_keys import KnownKeys
 from schemas.topics import Topics
 from store import reads
 from store.connection import Database
 from streams.kafka import KafkaConnection
 from streams.log_ends import LogEnds
+from streams.reading import Homes
+from streams.sending import Sender
 
-READ_TIMEOUT_S = 15.0
+DATABASE_TIMEOUT_S = 15.0
 """A request's time with the database; beyond it the answer is 503."""
 
 
@@ -35,16 +39,36 @@ class Context:
     """One installation as the API reaches it."""
 
     topics: Topics
-    partitions: int
+    homes: Homes
     auth: Literal["on", "off"]
     limits: Limits
+    secure_cookies: bool
     engine: AsyncEngine
+    kafka: KafkaConnection
+    sender: Sender
     log_ends: LogEnds
+    keys: KnownKeys
+    feed: Feed
+    asking_why: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for a single question. Raises TimeoutError, and what the database raises."""
+        async with asyncio.timeout(DATABASE_TIMEOUT_S), self.engine.connect() as connection:
+            # Each statement is a transaction of its own: no BEGIN and ROLLBACK around it.
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            yield connection
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """A connection on which everything read is of one moment. Raises TimeoutError, and what the database raises."""
-        async with asyncio.timeout(READ_TIMEOUT_S), reads.snapshot(self.engine) as connection:
+        async with asyncio.timeout(DATABASE_TIMEOUT_S), reads.snapshot(self.engine) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction on the API's own tables. Raises TimeoutError, and what the database raises."""
+        async with asyncio.timeout(DATABASE_TIMEOUT_S), self.engine.begin() as connection:
             yield connection
 
 
@@ -57,16 +81,34 @@ async def opened(
     *,
     auth: Literal["on", "off"],
     limits: Limits,
+    secure_cookies: bool = False,
 ) -> AsyncIterator[Context]:
     """The context of a running API. Nothing needs to be reachable for it to open."""
     engine = database.engine("api")
+    homes = Homes(partitions)
+    sender = Sender(kafka, topics, homes)
     log_ends = LogEnds(kafka, topics.events, partitions)
-    looking = asyncio.create_task(log_ends.run(), name="look where the log ends")
+    feed = Feed(engine, topics.events, log_ends, limits.streams)
+    running = [asyncio.create_task(log_ends.run()), asyncio.create_task(feed.run())]
     try:
-        yield Context(topics, partitions, auth, limits, engine, log_ends)
+        yield Context(
+            topics=topics,
+            homes=homes,
+            auth=auth,
+            limits=limits,
+            secure_cookies=secure_cookies,
+            engine=engine,
+            kafka=kafka,
+            sender=sender,
+            log_ends=log_ends,
+            keys=KnownKeys(engine, limits.requests_per_second),
+            feed=feed,
+        )
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await sender.close()
         await engine.dispose()
 
 

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details: one shape for every answer that is none."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from store.failures import is_transient
 
@@ -60,7 +61,7 @@ class Problem(Exception):  # noqa: N818 (named as the RFC does)
         self.errors = errors
         self.headers = headers
 
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """This problem as an answer."""
         details = ProblemDetails(
             title=HTTPStatus(self.status).phrase,
@@ -68,9 +69,9 @@ class Problem(Exception):  # noqa: N818 (named as the RFC does)
             detail=self.detail,
             errors=[FieldProblem(field=field, message=message) for field, message in self.errors] or None,
         )
-        return JSONResponse(
-            details.model_dump(exclude_none=True), self.status, headers=self.headers, media_type=MEDIA_TYPE
-        )
+        # ASCII: what a caller sent may hold half of a surrogate pair, which no UTF-8 can.
+        text = json.dumps(details.model_dump(exclude_none=True))
+        return Response(text, self.status, headers=self.headers, media_type=MEDIA_TYPE)
 
 
 def not_found(what: str) -> Problem:
@@ -120,18 +121,18 @@ def add_handlers(app: FastAPI) -> None:
         app.add_exception_handler(away, _away)
 
 
-async def _problem(_: Request, error: Exception) -> JSONResponse:
+async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return error.response()
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = "there is no such path" if error.status_code == 404 and error.detail == "Not Found" else error.detail
     return Problem(error.status_code, detail, headers=error.headers).response()
 
 
-async def _validation(_: Request, error: Exception) -> JSONResponse:
+async def _validation(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if any(each["type"] == "json_invalid" for each in found):
@@ -140,7 +141,7 @@ async def _validation(_: Request, error: Exception) -> JSONResponse:
     return Problem(422, "; ".join(": ".join(each) for each in errors[:3]), errors=errors).response()
 
 
-async def _away(request: Request, error: Exception) -> JSONResponse:
+async def _away(request: Request, error: Exception) -> Response:
     cause: BaseException = error
     if isinstance(error, DBAPIError) and error.orig is not None:
         cause = error.orig.__cause__ or error.orig
@@ -152,7 +153,7 @@ async def _away(request: Request, error: Exception) -> JSONResponse:
     return unavailable(f"the {server} cannot be reached at the moment").response()
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("answered 500", path=request.url.path, exc_info=error)
     return Problem(500, "an error of ours; the log has it").response()
 

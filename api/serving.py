@@ -49,6 +49,8 @@ async def serve(app: FastAPI, listener: socket.socket, stop: asyncio.Event, read
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        # Event streams end by themselves never.
+        app.state.context.feed.close()
         server.should_exit = True
         await serving
     finally:

@@ -23,6 +23,7 @@ WRONG_USE = 2
 
 # Commands that live in modules of their own: name -> module that holds the Typer application `app`.
 _SUB_COMMANDS = {
+    "api-key": "rollcall.key_commands",
     "batch": "rollcall.batch_commands",
     "doctor": "rollcall.doctor",
     "publish": "rollcall.publish",

@@ -116,6 +116,7 @@ async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.E
             homes.partitions,
             auth=settings.auth,
             limits=limits,
+            secure_cookies=settings.api_secure_cookies,
         ) as context:
             host, port, *_ = listener.getsockname()
             log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")

@@ -105,6 +105,10 @@ class Settings(BaseSettings):
         Literal["on", "off"],
         Field(description="Whether the API asks for a key (`rollcall api-key create`); `off` only on loopback."),
     ] = "on"
+    api_secure_cookies: Annotated[
+        bool,
+        Field(description="Whether browsers send the API's session cookie over TLS only: behind a proxy that ends it."),
+    ] = False
     max_items: Annotated[
         int | None, Field(ge=1, description="Items a batch opened over HTTP may have, at most; no limit without.")
     ] = None

@@ -192,9 +192,9 @@ async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 async def batch(connection: AsyncConnection, events_topic: str, batch_id: str) -> BatchStatus | None:
     """One batch, None where there is none of that id."""
-    found = await connection.execute(_batches(events_topic).where(batch_status.c.batch_id == batch_id))
+    found = await connection.execute(select_batches(events_topic).where(batch_status.c.batch_id == batch_id))
     row = found.one_or_none()
-    return None if row is None else _batch_status(row, events_topic)
+    return None if row is None else status_of(row, events_topic)
 
 
 async def batches(
@@ -203,21 +203,32 @@ async def batches(
     *,
     status: BatchStatusName | None = None,
     name: str | None = None,
+    metadata: Sequence[tuple[str, str | None]] = (),
+    opened_since: datetime | None = None,
     after: str | None = None,
     limit: int = 20,
 ) -> Page[BatchStatus]:
     """The newest batches first, optionally of one status or one name; ``after`` is the id of a batch.
 
+    ``metadata`` are keys that a batch's metadata has to have, each with the text its value is to be, or None: any.
     Raises LookupError where there is no batch ``after``.
     """
     view = batch_status.c
     # Of a batch that was only announced items, no time is known: it comes last.
     known_since = func.coalesce(view.opened_at, view.first_result_at, view.finalized_at)
-    query = _batches(events_topic).order_by(known_since.desc().nulls_last(), view.batch_id.desc()).limit(limit + 1)
+    query = (
+        select_batches(events_topic).order_by(known_since.desc().nulls_last(), view.batch_id.desc()).limit(limit + 1)
+    )
     if status is not None:
         query = query.where(view.status == status)
     if name is not None:
         query = query.where(view.name == name)
+    for key, value in metadata:
+        # json has no `?`; of an object without the key, and of none, the value is null in SQL.
+        found_value = view.metadata[key]
+        query = query.where(found_value.is_not(None) if value is None else found_value.astext == value)
+    if opened_since is not None:
+        query = query.where(known_since >= opened_since)
     if after is not None:
         found = (await connection.execute(select(known_since).where(view.batch_id == after))).one_or_none()
         if found is None:
@@ -228,7 +239,7 @@ async def batches(
         else:
             query = query.where(or_(unknown, tuple_(known_since, view.batch_id) < tuple_(found[0], after)))
     rows = (await connection.execute(query)).all()
-    return _page([_batch_status(row, events_topic) for row in rows], limit, lambda each: each.batch_id)
+    return _page([status_of(row, events_topic) for row in rows], limit, lambda each: each.batch_id)
 
 
 async def items(
@@ -236,10 +247,11 @@ async def items(
     batch_id: str,
     *,
     status: ItemStatus | None = None,
+    item_id: str | None = None,
     after: str | None = None,
     limit: int = 100,
 ) -> Page[ItemResult]:
-    """A batch's items by id, optionally of one status; none where there is no such batch."""
+    """A batch's items by id, optionally of one status, or one of them; none where there is no such batch."""
     item = item_results.c
     query = (
         select(
@@ -263,6 +275,8 @@ async def items(
     if status is not None:
         # Written out, not a parameter: only so can a prepared statement use the partial index of the failed.
         query = query.where(item.status == bindparam("status", status, literal_execute=True))
+    if item_id is not None:
+        query = query.where(item.item_id == item_id)
     if after is not None:
         query = query.where(item.item_id > after)
     rows = (await connection.execute(query)).all()
@@ -291,7 +305,8 @@ async def missing(
     return _page((await connection.scalars(query)).all(), limit, lambda item_id: item_id)
 
 
-def _batches(events_topic: str) -> Select[Any]:
+def select_batches(events_topic: str) -> Select[Any]:
+    """All batches with how far their partition is applied; to be narrowed down."""
     applied = positions.c
     return select(batch_status, applied.next_offset).outerjoin(
         positions, and_(applied.topic == events_topic, applied.partition == batch_status.c.partition)
@@ -302,7 +317,8 @@ def _home(batch_id: str) -> Any:
     return select(batch_status.c.partition).where(batch_status.c.batch_id == batch_id).scalar_subquery()
 
 
-def _batch_status(row: Row[Any], events_topic: str) -> BatchStatus:
+def status_of(row: Row[Any], events_topic: str) -> BatchStatus:
+    """A row of ``select_batches`` as a batch."""
     fields = dict(row._mapping)
     decided, next_offset = fields.pop("decided_offset"), fields["next_offset"]
     offset = decided if decided is not None or next_offset is None else next_offset - 1

@@ -153,21 +153,28 @@ SELECT b.batch_id, s.* {_EACH} (
 ) s
 """
 
+
 # What the failed items have in common, the most frequent first, each with its first items. At most $2 rows a batch.
 # Numbered, not collected: a group of a million must not be held in memory.
-_ERRORS = f"""
+def _errors(among: str = "") -> str:
+    return f"""
 SELECT b.batch_id, s.* {_EACH} (
     SELECT error, max(place) AS items, array_agg(item_id ORDER BY item_id) FILTER (WHERE place <= $3) AS first_items
     FROM (
         SELECT error, item_id, row_number() OVER (PARTITION BY error ORDER BY item_id) AS place
         FROM (
             SELECT item_id, {_ERROR} COLLATE "C" AS error
-            FROM item_results WHERE batch_id = b.batch_id AND status = 'failed'
+            FROM item_results WHERE batch_id = b.batch_id AND status = 'failed' {among}
         ) failed
     ) numbered
     GROUP BY error ORDER BY max(place) DESC, error LIMIT $2
 ) s
 """
+
+
+_ERRORS = _errors()
+# The same of the first $4 failed items: while a batch is open, nobody can wait for all of a million.
+_SAMPLED_ERRORS = _errors("ORDER BY item_id LIMIT $4")
 
 
 async def load(connection: Connection, batch_ids: Sequence[str]) -> dict[str, Statistics]:
@@ -220,3 +227,11 @@ def _durations(row: asyncpg.Record) -> Durations | None:
         return None
     p50, p95, p99 = row["percentiles"]
     return Durations(row["timed"], row["total"], row["shortest"], p50, p95, p99, row["longest"])
+
+
+async def error_groups(
+    connection: Connection, batch_id: str, *, groups: int, named: int, among: int
+) -> list[ErrorCount]:
+    """What the first ``among`` failed items of a batch have in common, the most frequent first."""
+    rows = await connection.fetch(_SAMPLED_ERRORS, [batch_id], groups, named, among)
+    return [ErrorCount(row["error"], row["items"], list(row["first_items"])) for row in rows]

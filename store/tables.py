@@ -39,6 +39,9 @@ def _count(name: str) -> Column[int]:
     return Column(name, Integer, nullable=False, server_default="0")
 
 
+_OPENING = (text("coalesce(opened_at, first_result_at, finalized_at) DESC NULLS LAST"), text("batch_id DESC"))
+"""The newest batches first."""
+
 batches = Table(
     "batches",
     metadata,
@@ -109,11 +112,7 @@ batches = Table(
     CheckConstraint("completed_at IS NULL OR state = 'finalized'", name="completed_is_finalized"),
     CheckConstraint("published_at IS NULL OR revision > 0", name="published_has_a_revision"),
     CheckConstraint("matched <= coalesce(expected, 0)", name="matched_is_expected"),
-    Index(
-        "batches_by_opening",
-        text("coalesce(opened_at, first_result_at, finalized_at) DESC NULLS LAST"),
-        text("batch_id DESC"),
-    ),
+    Index("batches_by_opening", *_OPENING),
     # What the clock looks for. The columns change with a batch's state, not with its counts: those updates stay HOT.
     Index(
         "batches_deadlines",
@@ -122,6 +121,10 @@ batches = Table(
         postgresql_where=text("outcome IS NULL AND deadline_at IS NOT NULL"),
     ),
     Index("batches_open", "batch_id", postgresql_where=text("outcome IS NULL")),
+    # What lists ask for, and what was decided since a place in the log. Neither changes with a batch's counts.
+    Index("batches_by_status", text("coalesce(outcome, state)"), *_OPENING),
+    Index("batches_by_name", "name", *_OPENING, postgresql_where=text("name IS NOT NULL")),
+    Index("batches_by_decision", "partition", "decided_offset", postgresql_where=text("decided_offset IS NOT NULL")),
     # Room on the page for the next counts, so that an update stays HOT.
     postgresql_with={"fillfactor": "70"},
 )
@@ -269,6 +272,63 @@ logs = Table(
     Column("partition_count", Integer, nullable=False, comment="as of the first start: it fixes every batch's home"),
     PrimaryKeyConstraint("topic"),
     CheckConstraint("partition_count > 0", name="partition_count_positive"),
+)
+
+# What follows belongs to the HTTP API. It is no state of the stream: its times are a wall clock's.
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", Text, nullable=False),
+    Column("name", Text, nullable=False, comment="whose it is, for people"),
+    Column("role", Text, nullable=False),
+    Column("hash", LargeBinary, nullable=False, comment="sha256 of the key, which is random and stored nowhere"),
+    Column("created_at", _Time, nullable=False, server_default=text("now()")),
+    Column("revoked_at", _Time),
+    PrimaryKeyConstraint("key_id"),
+    CheckConstraint("role IN ('viewer', 'operator', 'admin')", name="role_known"),
+    Index("api_keys_by_hash", "hash", unique=True),
+)
+
+api_sessions = Table(
+    "api_sessions",
+    metadata,
+    Column("hash", LargeBinary, nullable=False, comment="sha256 of the cookie"),
+    Column("key_id", Text, nullable=False),
+    Column("expires_at", _Time, nullable=False),
+    PrimaryKeyConstraint("hash"),
+    Index("api_sessions_by_end", "expires_at"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", BigInteger, Identity(always=True), nullable=False),
+    Column("at", _Time, nullable=False, server_default=text("now()")),
+    Column("caller", Text, nullable=False, comment="the key's name; anonymous where authentication is off"),
+    Column("key_id", Text),
+    Column("action", Text, nullable=False),
+    Column("batch_id", _Id),
+    Column("items", Integer, comment="how many items it concerned, as far as known"),
+    Column("partition", Integer, comment="where on rollcall.events its last record is"),
+    Column("record_offset", BigInteger, comment="null: no record was acknowledged"),
+    PrimaryKeyConstraint("seq"),
+    Index("audit_by_batch", "batch_id", "seq", postgresql_where=text("batch_id IS NOT NULL")),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("caller", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("request_hash", LargeBinary, nullable=False, comment="sha256 of what was asked"),
+    Column("created_at", _Time, nullable=False, server_default=text("now()")),
+    Column("claimed_at", _Time, comment="somebody is at it; null: nobody any more"),
+    Column("status", Integer, comment="of the answer; null: there is none yet"),
+    Column("location", Text),
+    Column("body", JSON),
+    PrimaryKeyConstraint("caller", "key"),
+    Index("idempotency_keys_by_age", "created_at"),
 )
 
 BATCH_STATUS_VIEW = """

@@ -30,6 +30,10 @@ class LogEnds:
         """The next offset to be written, about a second old; None where Kafka has not said for five."""
         return self._ends.get(partition) if time.monotonic() - self._seen_at < STALE_AFTER_S else None
 
+    def reaches(self, partition: int, end: int) -> None:
+        """Somebody knows better: the log reaches at least to here."""
+        self._ends[partition] = max(end, self._ends.get(partition, 0))
+
     async def run(self) -> None:
         """Keep looking until cancelled; while Kafka is away, try again."""
         while True:

@@ -24,6 +24,11 @@ log = structlog.get_logger(__name__)
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
+def encoded(event: Mapping[str, Any]) -> bytes:
+    """An event as a record's value. Raises ValueError for what JSON or UTF-8 cannot hold."""
+    return _dumps(event).encode()
+
+
 class Place(NamedTuple):
     """Where the broker put a record."""
 
@@ -32,45 +37,36 @@ class Place(NamedTuple):
 
 
 class _Record(NamedTuple):
-    topic: str
-    partition: int | None
+    partition: int
     key: str
     value: bytes
     headers: Sequence[tuple[str, bytes]]
 
 
 class Sender:
-    """Puts events on the log and requests on theirs, acknowledged by all replicas.
+    """Puts events on the log, acknowledged by all replicas.
 
-    Raises KafkaError or TimeoutError: then some may have arrived. Every event and request is one that may be repeated.
+    Raises KafkaError or TimeoutError: then some may have arrived, and sending all again is harmless.
     """
 
     def __init__(self, kafka: KafkaConnection, topics: Topics, homes: Homes) -> None:
         self._kafka = kafka
-        self._topics = topics
+        self._topic = topics.events
         self._homes = homes
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
 
     async def events(self, events: Sequence[Mapping[str, Any]], traceparent: str | None = None) -> list[Place]:
         """Append events to the input log in this order, each on its batch's home; returns where they are."""
-        encoded = [(event["batch_id"], _dumps(event).encode()) for event in events]
-        return await self.encoded_events(encoded, [("traceparent", traceparent.encode())] if traceparent else [])
+        values = [(event["batch_id"], encoded(event)) for event in events]
+        return await self.encoded_events(values, [("traceparent", traceparent.encode())] if traceparent else [])
 
     async def encoded_events(
         self, events: Sequence[tuple[str, bytes]], headers: Sequence[tuple[str, bytes]] = ()
     ) -> list[Place]:
         """The same of (batch id, JSON), sent as it is."""
-        topic, homes = self._topics.events, self._homes
-        return await self._send(
-            [_Record(topic, homes.of(batch_id), batch_id, value, headers) for batch_id, value in events]
-        )
-
-    async def request(self, key: str, value: str, headers: Mapping[str, str]) -> Place:
-        """Ask something of the upstream services, on the requests topic."""
-        encoded = [(name, text.encode()) for name, text in headers.items()]
-        [place] = await self._send([_Record(self._topics.requests, None, key, value.encode(), encoded)])
-        return place
+        homes = self._homes
+        return await self._send([_Record(homes.of(batch_id), batch_id, value, headers) for batch_id, value in events])
 
     async def close(self) -> None:
         """Stop the producer; a later send starts a new one."""
@@ -84,7 +80,7 @@ class Sender:
             try:
                 sent = [
                     await producer.send(
-                        each.topic,
+                        self._topic,
                         each.value,
                         key=each.key.encode(),
                         partition=each.partition,

@@ -28,11 +28,11 @@ class ServedApi:
     context: Context
     app: FastAPI
 
-    async def get(self, path: str, status: int = 200, **params: Any) -> Any:
+    async def get(self, path: str, status: int = 200, /, **params: Any) -> Any:
         """The JSON that `/api/{path}` answers, which has to be of this status."""
         return await self.json("GET", path, status, params=params)
 
-    async def post(self, path: str, body: Any = None, status: int = 200, **headers: str) -> Any:
+    async def post(self, path: str, body: Any = None, status: int = 200, /, **headers: str) -> Any:
         """The JSON that a POST to `/api/{path}` answers, which has to be of this status."""
         return await self.json("POST", path, status, json=body, headers=headers)
 

@@ -13,7 +13,9 @@ START = datetime(2026, 11, 22, 10, 0, 0, 123_000, tzinfo=UTC)
 
 
 class StoredRows:
-    """Rows of a schema, by hand."""
+    """Rows of a schema, by hand; ``start`` is when all begins."""
+
+    start = START
 
     def __init__(self, settings: Settings, connection: Connection) -> None:
         self.settings = settings

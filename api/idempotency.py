@@ -1,0 +1,83 @@
+"""Idempotency-Key: the same request under the same key has one effect and one answer."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Header
+from starlette.responses import JSONResponse
+
+from api.access import Caller
+from api.context import Context
+from api.problems import Problem
+from store import access
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Repeated with the same body, the request has no second effect and the same answer, for a day.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is answered, now and under the same key again."""
+
+    status: int
+    body: dict[str, Any]
+    location: str | None = None
+
+    def response(self) -> JSONResponse:
+        """As HTTP."""
+        return JSONResponse(self.body, self.status, headers={"Location": self.location} if self.location else None)
+
+
+def new_id(caller: Caller, key: str | None, prefix: str = "") -> str:
+    """An id for what is created: any, or always the same under the same key."""
+    name = f"{caller.key_id or caller.name}\n{key}"
+    return prefix + str(uuid.uuid4() if key is None else uuid.uuid5(uuid.NAMESPACE_OID, name))
+
+
+async def once(
+    here: Context,
+    caller: Caller,
+    key: str | None,
+    request: object,
+    act: Callable[[bool], Awaitable[Answer]],
+) -> Answer:
+    """The answer to a request (route and body, as JSON); ``act`` makes it, and is given whether one has begun before.
+
+    An answer is kept once it is there. What failed before anything was sent is forgotten; what failed behind that is
+    left to the next attempt, which has to be harmless. Raises 409 while another one is at it, and 422 where the key was
+    used for another request.
+    """
+    if key is None:
+        return await act(False)
+    owner = caller.key_id or caller.name
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).digest()
+    async with here.writing() as connection:
+        claim = await access.claim(connection, owner, key, digest)
+    if not claim.same_request:
+        raise Problem(422, "this Idempotency-Key was used for another request")
+    if not claim.mine and claim.status is None:
+        raise Problem(409, "a request with this Idempotency-Key is being worked on", headers={"Retry-After": "1"})
+    if claim.status is not None:
+        return Answer(claim.status, claim.body, claim.location)
+    try:
+        answer = await act(claim.before)
+    except BaseException as error:
+        forget = isinstance(error, Problem) and error.status < 500 and not claim.before
+        async with here.writing() as connection:
+            await access.release(connection, owner, key, forget=forget)
+        raise
+    async with here.writing() as connection:
+        await access.keep_answer(connection, owner, key, answer.status, answer.location, answer.body)
+    return answer

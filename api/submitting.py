@@ -1,0 +1,119 @@
+"""Submitting over HTTP: the API is one more publisher. What it takes goes to the log, and the workers decide.
+
+Every event is decoded before it is sent, by the very rules by which a worker will: what the API accepts is no dead
+letter for its form. What only the batch's state can say (a sealed batch takes no more ids) the worker says, as a dead
+letter; whoever waits for the record to be applied gets that as the answer.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.access import Caller
+from api.context import Context
+from api.problems import Problem, invalid, unavailable
+from schemas.dead_letters import Reason, Refused
+from store import access, details, reads
+from streams.decoding import decode
+from streams.sending import Place, encoded
+
+APPLY_TIMEOUT_S = 5.0
+"""How long an answer waits for a worker to have read what was sent."""
+_LOOK_FIRST_S, _LOOK_AT_MOST_EVERY_S = 0.01, 0.1
+
+
+def checked(event: Mapping[str, Any], where: str = "") -> Mapping[str, Any]:
+    """An event as a worker would take it. Raises 413 or 422; ``where`` begins the name of the field."""
+    now = datetime.now(UTC)
+    try:
+        decode(encoded(event), 0, now)
+    except Refused as refusal:
+        if refusal.reason is Reason.TOO_LARGE:
+            raise Problem(413, where + refusal.message) from None
+        field, colon, message = refusal.message.partition(": ")
+        if colon and not field.startswith("cannot"):
+            raise invalid(where + field, message) from None
+        raise invalid(where.rstrip(".") or "body", refusal.message) from None
+    except ValueError as error:
+        raise invalid(where.rstrip(".") or "body", f"cannot be sent as JSON: {error}") from None
+    return event
+
+
+def check_item_count(here: Context, count: int, field: str) -> None:
+    """Raise 422 where a batch would have more items than are allowed."""
+    limit = here.limits.items_per_batch
+    if limit is not None and count > limit:
+        raise invalid(field, f"{count} items; at most {limit} are allowed here (ROLLCALL_MAX_ITEMS)")
+
+
+async def may_exist(here: Context, batch_id: str) -> reads.BatchStatus | None:
+    """A batch, or None where it may well be in what is not read yet. Raises 404 where it is not."""
+    async with here.reading() as connection:
+        found = None if "\0" in batch_id else await reads.batch(connection, here.topics.events, batch_id)
+        if found is not None:
+            return found
+        home = here.homes.of(batch_id) if batch_id else 0
+        applied = await details.next_offset(connection, here.topics.events, home)
+    end = here.log_ends.of(home)
+    # The end is up to a second old: who opened the batch a moment ago, and did not wait, is told to try again.
+    if end is not None and applied >= end:
+        raise Problem(404, f'there is no batch "{batch_id}"')
+    return None
+
+
+async def submit(
+    here: Context,
+    caller: Caller,
+    action: str,
+    batch_id: str,
+    items: int | None,
+    events: Sequence[Mapping[str, Any]],
+    traceparent: str | None = None,
+) -> list[Place]:
+    """Write down who does what, and send it. Raises 413 and 503."""
+    async with here.writing() as connection:
+        entry = await access.record_action(
+            connection, caller=caller.name, key_id=caller.key_id, action=action, batch_id=batch_id, items=items
+        )
+    try:
+        places = await here.sender.events(events, traceparent)
+    except MessageSizeTooLargeError:
+        raise Problem(413, "the event is larger than the topic takes") from None
+    except (KafkaError, OSError, TimeoutError) as error:
+        raise unavailable(
+            "the broker did not acknowledge it in time; it may have arrived, and sending it again is harmless"
+        ) from error
+    for place in places:
+        here.log_ends.reaches(place.partition, place.offset + 1)
+    async with here.writing() as connection:
+        await access.record_place(connection, entry, places[-1].partition, places[-1].offset)
+    return places
+
+
+async def applied(here: Context, places: Sequence[Place]) -> bool:
+    """Wait, for a few seconds at most, until a worker has applied these records of one batch.
+
+    Raises 409 where it refused one of them, for what the batch's state is. False: workers are down or behind, or the
+    database is away; what was sent is in the log all the same.
+    """
+    topic, last = here.topics.events, places[-1]
+    deadline, pause = time.monotonic() + APPLY_TIMEOUT_S, _LOOK_FIRST_S
+    while time.monotonic() < deadline:
+        try:
+            async with here.reading() as connection:
+                if await details.next_offset(connection, topic, last.partition) > last.offset:
+                    offsets = [place.offset for place in places]
+                    refusal = await details.refusal(connection, topic, last.partition, offsets)
+                    if refusal is not None:
+                        raise Problem(409, refusal)
+                    return True
+        except (SQLAlchemyError, OSError):
+            pass
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LOOK_AT_MOST_EVERY_S)
+    return False

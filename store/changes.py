@@ -1,0 +1,64 @@
+"""What changed since a place in the log: the marker is the stored positions themselves.
+
+A worker moves its positions in the transaction that writes what it read. So one snapshot of positions and batches is
+consistent, and "decided at or behind this place, and before that one" names every finalization exactly once, without
+a column, a trigger or a lock of its own on the hot path.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Integer, and_, column, select, values
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import BigInteger
+
+from store.reads import BatchStatus, batch_status, select_batches, status_of
+from store.tables import batches, positions
+
+Cursor = Mapping[int, int]
+"""Partition to the next offset; one that is absent stands at 0."""
+
+
+async def cursor(connection: AsyncConnection, events_topic: str) -> dict[int, int]:
+    """How far the log is applied in this snapshot."""
+    found = await connection.execute(
+        select(positions.c.partition, positions.c.next_offset).where(positions.c.topic == events_topic)
+    )
+    return {row.partition: row.next_offset for row in found}
+
+
+async def finalized_between(
+    connection: AsyncConnection, events_topic: str, after: Cursor, until: Cursor, *, limit: int
+) -> Sequence[BatchStatus]:
+    """Batches whose present end was decided at or behind ``after`` and before ``until``; by partition and offset."""
+    moved = [
+        (partition, after.get(partition, 0), end) for partition, end in until.items() if end > after.get(partition, 0)
+    ]
+    if not moved:
+        return []
+    spans = values(
+        column("partition", Integer), column("first", BigInteger), column("behind", BigInteger), name="spans"
+    ).data(moved)
+    decided = (
+        select(batches.c.batch_id)
+        .join(
+            spans,
+            and_(
+                batches.c.partition == spans.c.partition,
+                batches.c.decided_offset >= spans.c.first,
+                batches.c.decided_offset < spans.c.behind,
+            ),
+        )
+        .order_by(batches.c.partition, batches.c.decided_offset)
+        .limit(limit)
+    )
+    ids = (await connection.scalars(decided)).all()
+    found = {each.batch_id: each for each in await some(connection, events_topic, ids)}
+    return [found[batch_id] for batch_id in ids]
+
+
+async def some(connection: AsyncConnection, events_topic: str, batch_ids: Sequence[str]) -> Sequence[BatchStatus]:
+    """The known ones of these batches."""
+    if not batch_ids:
+        return []
+    query = select_batches(events_topic).where(batch_status.c.batch_id.in_(batch_ids))
+    return [status_of(row, events_topic) for row in await connection.execute(query)]

@@ -1,0 +1,205 @@
+"""What the HTTP API shows of one batch beside ``store.reads``: an item, its failures, its history, all its results."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from store.reads import ItemStatus
+from store.tables import batches, dead_letters, expected_items, item_results, late_results, outbox, positions, summaries
+
+RESULTS_PAGE = 2_000
+MAX_HISTORY = 200
+"""Events of each kind in a history, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemDetail:
+    """All that is known of an item; ``status`` is None where it is expected and has not answered.
+
+    ``offset`` is that of the record that decided, on the batch's home ``partition``; ``late_status`` what a result said
+    that came after the batch was finalized.
+    """
+
+    item_id: str
+    expected: bool
+    status: str | None
+    attempt: int | None
+    generation: int | None
+    effect: str | None
+    duration_ms: float | None
+    message: str | None
+    error_code: str | None
+    error_message: str | None
+    stack_trace: str | None
+    output: Any
+    metrics: dict[str, float] | None
+    worker: str | None
+    occurred_at: datetime | None
+    received_at: datetime | None
+    partition: int
+    offset: int | None
+    late_status: str | None
+    late_offset: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEvent:
+    """Something that happened to a batch, as the outbox, the dead letters or the batch's own row have it."""
+
+    at: datetime | None
+    kind: str
+    value: dict[str, Any]
+    partition: int | None
+    offset: int | None
+
+
+_RESULT = (
+    item_results.c.item_id,
+    item_results.c.status,
+    item_results.c.attempt,
+    item_results.c.effect,
+    item_results.c.duration_ms,
+    item_results.c.message,
+    item_results.c.error_code,
+    item_results.c.error_message,
+    item_results.c.stack_trace,
+    item_results.c.output,
+    item_results.c.metrics,
+    item_results.c.worker,
+    item_results.c.occurred_at,
+    item_results.c.received_at,
+    item_results.c.version.label("offset"),
+)
+RESULT_COLUMNS = tuple(column.name for column in _RESULT)
+"""The columns of a download, in their order."""
+
+
+async def item(connection: AsyncConnection, batch_id: str, item_id: str) -> ItemDetail | None:
+    """An item of a batch; None where it neither is expected nor has answered."""
+    result, late, expected = item_results.c, late_results.c, expected_items.c
+    query = (
+        select(
+            expected.item_id.is_not(None).label("expected"),
+            result.status,
+            result.attempt,
+            result.generation,
+            result.effect,
+            result.duration_ms,
+            result.message,
+            result.error_code,
+            result.error_message,
+            result.stack_trace,
+            result.output,
+            result.metrics,
+            result.worker,
+            result.occurred_at,
+            result.received_at,
+            batches.c.partition,
+            result.version.label("offset"),
+            late.status.label("late_status"),
+            late.version.label("late_offset"),
+        )
+        .select_from(batches)
+        .outerjoin(item_results, and_(result.batch_id == batch_id, result.item_id == item_id))
+        .outerjoin(late_results, and_(late.batch_id == batch_id, late.item_id == item_id))
+        .outerjoin(expected_items, and_(expected.batch_id == batch_id, expected.item_id == item_id))
+        .where(batches.c.batch_id == batch_id)
+    )
+    row = (await connection.execute(query)).one_or_none()
+    if row is None or (row.status is None and not row.expected and row.late_status is None):
+        return None
+    return ItemDetail(item_id=item_id, **row._mapping)
+
+
+async def results(
+    engine: AsyncEngine, batch_id: str, *, status: ItemStatus | None = None
+) -> AsyncIterator[Sequence[Any]]:
+    """All results of a batch by item id, a page of rows at a time, each page read as it is then.
+
+    No transaction is open between pages: a slow reader must not keep the database from cleaning up.
+    """
+    item = item_results.c
+    query = select(*_RESULT).where(item.batch_id == batch_id).order_by(item.item_id).limit(RESULTS_PAGE)
+    if status is not None:
+        query = query.where(item.status == status)
+    after = ""
+    while True:
+        async with engine.connect() as connection:
+            rows = (await connection.execute(query.where(item.item_id > after))).all()
+        if rows:
+            yield rows
+        if len(rows) < RESULTS_PAGE:
+            return
+        after = rows[-1].item_id
+
+
+async def summary(connection: AsyncConnection, batch_id: str) -> tuple[str, Any] | None:
+    """(state, summary) of a finalized batch; the summary is None while there is none."""
+    found = await connection.execute(
+        select(summaries.c.state, summaries.c.summary).where(summaries.c.batch_id == batch_id)
+    )
+    row = found.one_or_none()
+    return None if row is None else (row.state, row.summary)
+
+
+async def job_metrics(connection: AsyncConnection, batch_ids: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Batch id to the sums of its items' metrics, where there is a summary."""
+    found = await connection.execute(
+        select(summaries.c.batch_id, summaries.c.summary["metrics"]).where(
+            summaries.c.batch_id.in_(batch_ids), summaries.c.summary.is_not(None)
+        )
+    )
+    return {row[0]: row[1] or {} for row in found}
+
+
+async def outbox_events(connection: AsyncConnection, batch_id: str) -> Sequence[HistoryEvent]:
+    """What went out about a batch, as far as the outbox still has it; partition and offset are those on its topic."""
+    event = outbox.c
+    found = await connection.execute(
+        select(event.published_at, event.channel, event.value, event.published_partition, event.published_offset)
+        .where(event.batch_id == batch_id, event.value.is_not(None))
+        .order_by(event.seq)
+        .limit(MAX_HISTORY)
+    )
+    return [HistoryEvent(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in found]
+
+
+async def dead_letters_of(connection: AsyncConnection, batch_id: str) -> Sequence[HistoryEvent]:
+    """Records of a batch that could not be taken, the first ones first."""
+    letter = dead_letters.c
+    found = await connection.execute(
+        select(letter.appended_at, letter.reason, letter.message, letter.topic, letter.partition, letter.record_offset)
+        .where(letter.batch_id == batch_id)
+        .order_by(letter.seq)
+        .limit(MAX_HISTORY)
+    )
+    return [
+        HistoryEvent(row[0], "dead_letter", {"reason": row[1], "message": row[2], "topic": row[3]}, row[4], row[5])
+        for row in found
+    ]
+
+
+async def next_offset(connection: AsyncConnection, topic: str, partition: int) -> int:
+    """Everything before it is applied."""
+    position = positions.c
+    found = await connection.scalar(
+        select(position.next_offset).where(position.topic == topic, position.partition == partition)
+    )
+    return found or 0
+
+
+async def refusal(connection: AsyncConnection, topic: str, partition: int, offsets: Sequence[int]) -> str | None:
+    """Why the first of these records was refused that was; None where all were taken, as far as they are applied."""
+    letter = dead_letters.c
+    message: str | None = await connection.scalar(
+        select(letter.message)
+        .where(letter.topic == topic, letter.partition == partition, letter.record_offset.in_(offsets))
+        .order_by(letter.record_offset)
+        .limit(1)
+    )
+    return message

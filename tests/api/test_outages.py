@@ -1,0 +1,70 @@
+"""The database or the broker away: 503 with Retry-After, and all well again when they are back."""
+
+from urllib.parse import urlsplit
+
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from streams.topics import ensure_topics
+from tests.faults.proxy import Proxy
+from tests.harness.api import ServedApi, serving
+from tests.harness.stored import StoredRows
+from tests.harness.waiting import eventually
+
+READS = ("batches", "batches/b", "batches/b/items", "batches/b/missing", "jobs/j/runs", "audit", "batches/b/events")
+
+
+async def test_while_the_database_is_away_the_answer_is_503_and_then_it_goes_on(
+    migrated: Settings, rows: StoredRows
+) -> None:
+    await rows.batch("b")
+    address = urlsplit(migrated.database_url.replace("+asyncpg", ""))
+    proxy = Proxy(lambda: address.port)
+    await proxy.start()
+    try:
+        through = migrated.database_url.replace(f":{address.port}", f":{proxy.port}")
+        async with serving(migrated.model_copy(update={"database_url": through})) as api:
+            await api.get("batches/b")
+            proxy.refuse()
+            proxy.cut()
+            for path in READS:
+                await assert_unavailable(api, "GET", path)
+            await assert_unavailable(api, "POST", "batches")
+            await assert_unavailable(api, "POST", "jobs/j/runs")
+            proxy.heal()
+
+            async def well() -> bool:
+                return (await api.client.get("/api/batches/b")).status_code == 200
+
+            await eventually(well)
+    finally:
+        await proxy.stop()
+
+
+async def test_while_the_broker_is_away_reading_works_and_submitting_is_503(
+    migrated: Settings, rows: StoredRows
+) -> None:
+    await rows.batch("b", total_items=1)
+    async with serving(migrated.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})) as api:
+        assert (await api.get("batches/b"))["lag"] == {"records": None, "lagging": None}
+        why = await api.get("batches/b/why")
+        assert why["log_problem"]
+        await assert_unavailable(api, "POST", "batches")
+        await assert_unavailable(api, "POST", "batches/b/cancel")
+
+
+async def test_what_the_broker_did_not_take_can_be_submitted_again_under_its_key(
+    migrated: Settings, unique: str
+) -> None:
+    await ensure_topics(migrated.kafka_connection(), Topics(migrated.topic_prefix))
+    key = {"Idempotency-Key": unique}
+    async with serving(migrated.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})) as api:
+        await api.post("batches", {"total_items": 1}, 503, **key)
+    async with serving(migrated) as api:
+        assert (await api.post("batches", {"total_items": 1}, 202, **key))["total_items"] == 1
+
+
+async def assert_unavailable(api: ServedApi, method: str, path: str) -> None:
+    response = await api.client.request(method, f"/api/{path}", json={} if method == "POST" else None)
+    assert response.status_code == 503, f"{method} {path}: {response.text}"
+    assert int(response.headers["retry-after"]) > 0
+    assert response.headers["content-type"] == "application/problem+json"

@@ -1,0 +1,125 @@
+"""On a large database the API reads what it shows, and no more: the plans of every statement it sends."""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from bench import api_data
+from migrations.run import migrate
+from rollcall.settings import Settings
+from tests.harness.api import ServedApi, serving
+from tests.harness.event_stream import listening
+from tests.harness.servers import Servers
+from tests.harness.stored import StoredRows, stored_rows
+
+BATCHES = 10_000
+LARGE = {"batches", "item_results", "expected_items"}
+
+Statement = tuple[str, Any]
+
+PATHS = [
+    "batches",
+    "batches?limit=100&cursor=batch-0005000",
+    "batches?status=processing",
+    "batches?status=completed_with_errors&cursor=batch-0005003",
+    "batches?status=cancelled",
+    "batches?name=job 3",
+    "batches?opened_since=2026-02-01T00:00:00Z",
+    "batches/batch-0005000",
+    "batches/big/items",
+    "batches/big/items?status=failed&cursor=item-0050000",
+    "batches/big/items?cursor=item-0090000",
+    "batches/big/items/item-0050000",
+    "batches/big/missing",
+    "batches/batch-0000107/missing",
+    "batches/big/failures",
+    "batches/big/timeline",
+    "batches/big/why",
+    "batches/big/results?status=failed",
+    "jobs/job 3/runs",
+]
+
+
+@pytest.fixture(scope="module")
+async def filled(servers: Servers) -> AsyncIterator[StoredRows]:
+    """10,000 batches and about 1,000,000 items."""
+    unique = f"t{uuid.uuid4().hex[:7]}"
+    settings = Settings(
+        bootstrap_servers=servers.bootstrap_servers,
+        database_url=servers.database_url,
+        topic_prefix=f"{unique}.",
+        database_schema=unique,
+        auth="off",
+    )
+    await migrate(settings.database_url, settings.database_schema)
+    async with stored_rows(settings) as rows:
+        await rows.connection.execute("INSERT INTO logs VALUES ($1, 12)", f"{unique}.events")
+        assert await api_data.fill(rows.connection, BATCHES) > 900_000
+        yield rows
+        await rows.connection.execute(f'DROP SCHEMA "{unique}" CASCADE')
+
+
+@pytest.fixture(scope="module")
+async def large(filled: StoredRows) -> AsyncIterator[ServedApi]:
+    async with serving(filled.settings) as api:
+        yield api
+
+
+@contextmanager
+def sent(api: ServedApi) -> Iterator[list[Statement]]:
+    """The statements that the API sends meanwhile, with their parameters."""
+    statements: list[Statement] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    engine = api.context.engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield statements
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_no_statement_scans_a_large_table(large: ServedApi, filled: StoredRows, path: str) -> None:
+    with sent(large) as statements:
+        response = await large.client.get(f"/api/{path}")
+    assert response.status_code == 200, response.text
+    assert statements
+    await assert_good_plans(filled, statements)
+
+
+async def test_event_streams_scan_no_large_table(large: ServedApi, filled: StoredRows) -> None:
+    with sent(large) as statements:
+        for path, last_id in (("/api/events", "3-9800"), ("/api/batches/big/events", None)):
+            async with listening(large.url, path, last_event_id=last_id) as listener:
+                await listener.until("ready")
+    assert any("spans" in statement for statement, _ in statements), "what was missed was looked for"
+    await assert_good_plans(filled, statements)
+
+
+async def assert_good_plans(filled: StoredRows, statements: list[Statement]) -> None:
+    for statement, parameters in {each[0]: each for each in statements}.values():
+        for options in ("FORMAT JSON", "FORMAT JSON, GENERIC_PLAN"):
+            generic = "GENERIC_PLAN" in options
+            plan = await filled.connection.fetchval(
+                f"EXPLAIN ({options}) {statement}", *(() if generic else tuple(parameters or ()))
+            )
+            scanned = {node["Relation Name"] for node in nodes(json.loads(plan)[0]["Plan"]) if is_scan(node)}
+            assert not scanned & LARGE, f"{options}: {scanned} scanned by\n{statement}\n{plan}"
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for inner in plan.get("Plans", ()):
+        yield from nodes(inner)
+
+
+def is_scan(node: dict[str, Any]) -> bool:
+    return bool(node["Node Type"] == "Seq Scan")

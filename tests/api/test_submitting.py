@@ -1,0 +1,311 @@
+"""What is submitted over HTTP goes through the stream: a real worker and a real relay decide what becomes of it."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from streams.topics import ensure_topics
+from tests.harness.api import ServedApi, serving
+from tests.harness.product import Product, running
+from tests.harness.servers import Servers
+from tests.harness.stored import StoredRows, stored_rows
+from tests.harness.topics import drain
+from tests.harness.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+async def product(servers: Servers) -> AsyncIterator[Product]:
+    """One worker and one relay for all tests of this module."""
+    unique = f"t{uuid.uuid4().hex[:7]}"
+    settings = Settings(
+        bootstrap_servers=servers.bootstrap_servers,
+        database_url=servers.database_url,
+        topic_prefix=f"{unique}.",
+        database_schema=unique,
+        auth="off",
+    )
+    async with running(settings) as product:
+        yield product
+
+
+@pytest.fixture(scope="module")
+async def live(product: Product) -> AsyncIterator[ServedApi]:
+    """The API beside that worker and relay."""
+    async with serving(product.settings) as served:
+        yield served
+
+
+@pytest.fixture
+def batch_id(unique: str) -> str:
+    return f"batch {unique}"
+
+
+async def status_of(api: ServedApi, batch_id: str, *statuses: str) -> Any:
+    """The batch, once it is of one of these statuses."""
+
+    async def is_it() -> Any:
+        found = await api.get(f"batches/{batch_id}")
+        assert found["status"] in statuses, found["status"]
+        return found
+
+    return await eventually(is_it)
+
+
+async def test_a_batch_submitted_over_http_completes_by_its_results(live: ServedApi, batch_id: str) -> None:
+    response = await live.client.post(
+        "/api/batches",
+        json={"batch_id": batch_id, "item_ids": ["a", "b"], "name": "import", "metadata": {"team": "blue"}},
+    )
+    assert (response.status_code, response.headers["location"]) == (201, f"/api/batches/{batch_id.replace(' ', '%20')}")
+    assert response.json() == {"batch_id": batch_id, "status": "pending", "state": "pending", "total_items": 2}
+    found = (await live.client.get(response.headers["location"])).json()
+    assert (found["status"], found["total"], found["metadata"]) == ("pending", 2, {"team": "blue"})
+
+    results = [{"item_id": "a", "status": "succeeded"}, {"item_id": "b", "status": "failed", "error": {"message": "x"}}]
+    sent = await live.post(f"batches/{batch_id}/results", {"results": results}, 202)
+    found = await status_of(live, batch_id, "completed_with_errors")
+    assert (found["succeeded"], found["failed"]) == (1, 1)
+    assert found["as_of"] == {
+        "topic": live.context.topics.events,
+        "partition": sent["partition"],
+        "offset": sent["offset"],
+    }
+
+
+async def test_an_id_is_given_to_a_batch_that_has_none(live: ServedApi) -> None:
+    opened = await live.post("batches", {}, 201)
+    assert opened["total_items"] is None
+    assert (await live.get(f"batches/{opened['batch_id']}"))["sealed"] is False
+
+
+async def test_the_same_idempotency_key_has_one_effect_and_one_answer(live: ServedApi, unique: str) -> None:
+    key = {"Idempotency-Key": unique}
+    answers = await asyncio.gather(
+        *(live.client.post("/api/batches", json={"total_items": 3}, headers=key) for _ in range(5))
+    )
+    assert {each.status_code for each in answers} <= {201, 409}
+    [batch_id] = {each.json()["batch_id"] for each in answers if each.status_code == 201}
+    again = await live.client.post("/api/batches", json={"total_items": 3}, headers=key)
+    assert (again.status_code, again.json()["batch_id"]) == (201, batch_id)
+    assert again.headers["location"] == f"/api/batches/{batch_id}"
+    other = await live.post("batches", {"total_items": 4}, 422, **key)
+    assert other["detail"] == "this Idempotency-Key was used for another request"
+    audited = (await live.get("audit", batch_id=batch_id))["actions"]
+    assert [each["action"] for each in audited] == ["open"]
+
+
+async def test_a_failed_attempt_under_an_idempotency_key_can_be_repeated(live: ServedApi, unique: str) -> None:
+    key = {"Idempotency-Key": unique}
+    refused = await live.post("batches", {"total_items": 3, "item_ids": ["a"]}, 422, **key)
+    assert refused["errors"][0]["field"] == "item_ids"
+    await live.post("batches", {"total_items": 3}, 201, **key)
+
+
+async def test_a_batch_is_not_opened_twice(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id, "total_items": 3}, 201)
+    twice = await live.post("batches", {"batch_id": batch_id, "total_items": 4}, 409)
+    assert twice["detail"] == f'there is a batch "{batch_id}" already'
+    assert (await live.get(f"batches/{batch_id}"))["total"] == 3
+
+
+async def test_a_long_manifest_is_cut_and_arrives_whole(live: ServedApi, batch_id: str) -> None:
+    ids = [f"item {number:06} {'x' * 60}" for number in range(25_000)]
+    opened = await live.post("batches", {"batch_id": batch_id, "item_ids": ids}, 201)
+    assert opened["total_items"] == 25_000
+    found = await live.get(f"batches/{batch_id}")
+    assert (found["total"], found["missing"], found["sealed"]) == (25_000, 25_000, True)
+
+
+async def test_an_open_ended_batch_takes_more_items_until_it_is_sealed(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id, "item_ids": ["a"], "sealed": False}, 201)
+    added = await live.post(f"batches/{batch_id}/items", {"item_ids": ["b", "c"]}, 202)
+    assert (added["items"], added["applied"]) == (2, True)
+    sealed = await live.post(f"batches/{batch_id}/seal")
+    assert (sealed["batch"]["sealed"], sealed["batch"]["total"]) == (True, 3)
+    refused = await live.post(f"batches/{batch_id}/items", {"item_ids": ["d"]}, 409)
+    assert refused["detail"] == "the batch is sealed: nothing can be added"
+
+
+async def test_what_the_state_forbids_is_answered_with_the_workers_own_words(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id}, 201)
+    refused = await live.post(f"batches/{batch_id}/seal", None, 409)
+    assert "total" in refused["detail"]
+    await live.post(f"batches/{batch_id}/seal", {"total_items": 0})
+    await status_of(live, batch_id, "completed")
+
+
+async def test_ending_a_batch_says_how_many_items_it_touched_and_is_kept_with_who(
+    live: ServedApi, batch_id: str
+) -> None:
+    for action, body, status in (
+        ("cancel", {"reason": "not needed"}, "cancelled"),
+        ("abort", {"error": {"message": "disk full"}}, "failed"),
+        ("finalize", None, "failed"),
+    ):
+        name = f"{batch_id} {action}"
+        await live.post("batches", {"batch_id": name, "item_ids": ["a", "b"]}, 201)
+        acted = await live.post(f"batches/{name}/{action}", body)
+        assert (acted["action"], acted["items"], acted["applied"]) == (action, 2, True)
+        assert acted["batch"]["status"] == status
+        [done, _] = (await live.get("audit", batch_id=name))["actions"]
+        assert (done["caller"], done["action"], done["items"]) == ("anonymous", action, 2)
+        assert (done["partition"], done["offset"]) == (acted["partition"], acted["offset"])
+        events = (await live.get(f"batches/{name}/timeline"))["events"]
+        [told] = [each for each in events if each["what"] == "action" and each["detail"].startswith(action)]
+        assert (told["caller"], told["offset"]) == ("anonymous", acted["offset"])
+        await live.post(f"batches/{name}/cancel", None, 409)
+
+
+async def test_a_reopened_batch_ends_in_another_revision(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id, "item_ids": ["a", "b"]}, 201)
+    await live.post(f"batches/{batch_id}/reopen", None, 409)
+    results = [{"item_id": "a", "status": "succeeded"}, {"item_id": "b", "status": "failed"}]
+    await live.post(f"batches/{batch_id}/results", {"results": results}, 202)
+    await status_of(live, batch_id, "completed_with_errors")
+    reopened = await live.post(f"batches/{batch_id}/reopen")
+    assert (reopened["items"], reopened["batch"]["state"]) == (1, "processing")
+    fixed = {"results": [{"item_id": "b", "status": "succeeded", "attempt": 2}]}
+    await live.post(f"batches/{batch_id}/results", fixed, 202)
+    assert (await status_of(live, batch_id, "completed"))["revision"] == 2
+
+
+async def test_a_retry_is_a_new_batch_of_what_failed_or_is_missing(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id, "item_ids": ["a", "b", "c", "d"], "name": "import"}, 201)
+    results = [
+        {"item_id": "a", "status": "succeeded"},
+        {"item_id": "b", "status": "failed"},
+        {"item_id": "c", "status": "partial", "error": {"message": "no mail"}},
+    ]
+    await live.post(f"batches/{batch_id}/results", {"results": results}, 202)
+    await live.post(f"batches/{batch_id}/finalize")
+    key = {"Idempotency-Key": f"retry {batch_id}"}
+    first = await live.post(f"batches/{batch_id}/retry", None, 201, **key)
+    assert (first["retry_of"], first["items"], first["applied"]) == (batch_id, 2, True)
+    assert await live.post(f"batches/{batch_id}/retry", None, 201, **key) == first
+    found = await live.get(f"batches/{first['batch_id']}")
+    assert (found["retry_of"], found["name"], found["total"]) == (batch_id, "import", 2)
+    assert (await live.get(f"batches/{first['batch_id']}/missing"))["item_ids"] == ["b", "d"]
+
+    partial = await live.post(f"batches/{batch_id}/retry", {"status": ["partial"]}, 201)
+    assert (await live.get(f"batches/{partial['batch_id']}/missing"))["item_ids"] == ["c"]
+    refused = await live.post(f"batches/{partial['batch_id']}/retry", {"status": ["failed"]}, 409)
+    assert refused["detail"] == "no item of the batch is failed"
+
+
+async def test_a_run_of_a_job_is_asked_for_once_and_its_runs_are_listed(
+    live: ServedApi, product: Product, unique: str
+) -> None:
+    asked = [
+        await live.post(f"jobs/{unique}/runs", {"params": {"day": 1}}, 202, **{"Idempotency-Key": unique})
+        for _ in range(2)
+    ]
+    assert asked[0] == asked[1] == {"job": unique, "run_id": asked[0]["run_id"]}
+
+    async def requests() -> list[Any]:
+        records = await drain(product.settings.bootstrap_servers, product.topics.requests)
+        mine = [json.loads(record.value) for record in records if unique.encode() in record.value]
+        assert mine
+        return mine
+
+    assert await eventually(requests) == [{"job": unique, "params": {"day": 1}, "run_id": asked[0]["run_id"]}]
+
+    await live.post("batches", {"batch_id": f"{unique}-run", "total_items": 3, "name": unique}, 201)
+    results = [
+        {"item_id": "a", "status": "succeeded", "effect": "created"},
+        {"item_id": "b", "status": "succeeded", "effect": "unchanged"},
+        {"item_id": "c", "status": "skipped"},
+    ]
+    await live.post(f"batches/{unique}-run/results", {"results": results}, 202)
+    await status_of(live, f"{unique}-run", "completed")
+    [run] = (await live.get(f"jobs/{unique}/runs"))["runs"]
+    assert (run["batch_id"], run["status"], run["processed"]) == (f"{unique}-run", "completed", 3)
+    assert (run["created"], run["updated"], run["skipped"], run["failed"]) == (1, 0, 2, 0)
+    assert run["duration_ms"] >= 0
+
+
+async def test_a_bad_result_refuses_the_call_and_names_its_index(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id, "total_items": 3}, 201)
+    good = {"item_id": "a", "status": "succeeded"}
+    for bad, field in (
+        ({"item_id": "b", "status": "done"}, "results.1.status"),
+        ({"item_id": "", "status": "failed"}, "results.1.item_id"),
+        ({"item_id": "b", "status": "failed", "attempt": "2"}, "results.1.attempt"),
+        ({"item_id": "b", "status": "failed", "misspelt": 1}, "results.1.misspelt"),
+        ({"item_id": "b", "status": "failed", "output": "\0"}, "results.1"),
+        ({"item_id": "b", "status": "failed", "occurred_at": "2026-02-30T00:00:00Z"}, "results.1"),
+    ):
+        refused = await live.post(f"batches/{batch_id}/results", {"results": [good, bad]}, 422)
+        assert refused["errors"][0]["field"] == field, refused
+    large = {**good, "output": "x" * 70_000}
+    refused = await live.post(f"batches/{batch_id}/results", {"results": [large]}, 413)
+    assert refused["detail"].startswith("results.0.output: ")
+    many = [{"item_id": str(number), "status": "succeeded"} for number in range(1_001)]
+    await live.post(f"batches/{batch_id}/results", {"results": many}, 422)
+    assert (await live.get(f"batches/{batch_id}"))["answered"] == 0
+
+
+async def test_json_that_is_none_is_refused_as_malformed(live: ServedApi) -> None:
+    for body in (b"{", b"", b'{"total_items": 1', b"\xff", b"[" * 5_000):
+        response = await live.client.post("/api/batches", content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code in (400, 422), body
+        assert response.headers["content-type"] == "application/problem+json"
+    for body in (b'{"metadata": {"n": 1e999}}', b'{"metadata": {"n": NaN}}', b'{"name": "\\ud800"}'):
+        response = await live.client.post("/api/batches", content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code in (400, 422), body
+
+
+async def test_sizes_are_limited(product: Product, unique: str) -> None:
+    async with serving(product.settings, body_bytes=2_000, items_per_batch=5) as small:
+        refused = await small.post("batches", {"name": "x" * 3_000}, 413)
+        assert refused["status"] == 413
+
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(100):
+                yield b" " * 100
+
+        response = await small.client.post(
+            "/api/batches", content=endless(), headers={"Content-Type": "application/json"}
+        )
+        assert response.status_code == 413
+        refused = await small.post("batches", {"total_items": 6}, 422)
+        assert "ROLLCALL_MAX_ITEMS" in refused["detail"]
+        await small.post("batches", {"item_ids": list("abcdef")}, 422)
+        await small.post("batches", {"batch_id": unique, "item_ids": list("abcd"), "sealed": False}, 201)
+        await small.post(f"batches/{unique}/items", {"item_ids": ["e", "f"]}, 422)
+        await small.post(f"batches/{unique}/items", {"item_ids": ["e"]}, 202)
+
+
+async def test_results_for_a_batch_that_nobody_knows_are_not_taken(live: ServedApi, unique: str) -> None:
+    body = {"results": [{"item_id": "a", "status": "succeeded"}]}
+    await eventually(lambda: live.context.log_ends.of(0) is not None)
+    refused = await live.post(f"batches/{unique}-nobody/results", body, 404)
+    assert refused["detail"] == f'there is no batch "{unique}-nobody"'
+    for action in ("seal", "cancel", "finalize", "reopen", "retry"):
+        await live.post(f"batches/{unique}-nobody/{action}", None, 404)
+
+
+async def test_without_a_worker_it_is_taken_and_said_to_be_pending(migrated: Settings, unique: str) -> None:
+    topics = Topics(migrated.topic_prefix)
+    await ensure_topics(migrated.kafka_connection(), topics)
+    async with serving(migrated) as api, stored_rows(migrated) as stored:
+        opened = await api.post("batches", {"batch_id": unique, "total_items": 1}, 202)
+        assert opened["status"] == "pending"
+        # It is not known yet, but may well be in what is not read: its results are taken too.
+        sent = {"results": [{"item_id": "a", "status": "succeeded"}]}
+        await api.post(f"batches/{unique}/results", sent, 202)
+        assert await _audited(stored) == ["open", "results"]
+    records = await drain(migrated.bootstrap_servers, topics.events)
+    assert [json.loads(record.value).get("type", "item.result") for record in records] == [
+        "batch.opened",
+        "item.result",
+    ]
+
+
+async def _audited(stored: StoredRows) -> list[str]:
+    return [row[0] for row in await stored.connection.fetch("SELECT action FROM audit ORDER BY seq")]
