@@ -215,7 +215,11 @@ dead_letters = Table(
     Column("published_partition", Integer),
     Column("published_offset", BigInteger),
     Column("refused", Text, comment="why the broker refused it for good"),
+    Column("redriven_at", _Time, comment="when an operator sent it to the log again"),
+    Column("discarded_at", _Time, comment="when an operator gave it up"),
+    Column("discard_reason", Text, comment="why"),
     PrimaryKeyConstraint("topic", "partition", "record_offset"),
+    CheckConstraint("(discarded_at IS NULL) = (discard_reason IS NULL)", name="discarded_for_a_reason"),
     Index("dead_letters_unpublished", "seq", postgresql_where=text("published_at IS NULL AND refused IS NULL")),
     Index("dead_letters_by_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     # What cannot be parsed names no batch, but its key most likely does. A hash: keys may be of any length.
@@ -243,6 +247,7 @@ positions = Table(
         server_default=text("'{}'"),
         comment="source partition -> highest original offset taken by forwarding",
     ),
+    Column("first_offset", BigInteger, comment="where reading began; null: before this was noted"),
     PrimaryKeyConstraint("topic", "partition"),
     postgresql_with={"fillfactor": "50"},
 )
@@ -263,6 +268,14 @@ summaries = Table(
     CheckConstraint("state IN ('pending', 'ready', 'failed')", name="state_known"),
     CheckConstraint("state <> 'ready' OR summary IS NOT NULL", name="ready_is_there"),
     Index("summaries_pending", "requested_at", "batch_id", postgresql_where=text("state = 'pending'")),
+)
+
+# Batches that a replay which began in the midst of the log has not seen from their beginning.
+incomplete_history = Table(
+    "incomplete_history",
+    metadata,
+    Column("batch_id", _Id, nullable=False),
+    PrimaryKeyConstraint("batch_id"),
 )
 
 logs = Table(
