@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rollcall import history_commands
 from rollcall.settings import Settings, load_settings
 from store.reads import BatchStatusName, ItemStatus
 
@@ -179,6 +180,10 @@ def why(
         return _Answer(as_object, lambda: views.show_why(found), exit_code=int(found.facts.batch is None))
 
     _answer(ask, as_json)
+
+
+app.command("as-of")(history_commands.as_of)
+app.command()(history_commands.explain)
 
 
 def _answer(ask: Callable[[AsyncConnection, Settings], Awaitable[_Answer]], as_json: bool) -> None:
