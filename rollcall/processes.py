@@ -3,6 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -121,7 +122,12 @@ async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.E
 
 async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
     allowed = Allowed(settings.slow_after_s, settings.stalled_after_s, settings.never_opened_after_s)
-    limits = clock.Limits(summary_timeout_s=settings.summary_timeout_s, allowed=allowed)
+    limits = clock.Limits(
+        summary_timeout_s=settings.summary_timeout_s,
+        allowed=allowed,
+        events_kept=timedelta(days=settings.outbox_kept_days),
+        dead_letters_kept=timedelta(days=settings.dead_letters_kept_days),
+    )
     await clock.run(settings.kafka_connection(), settings.database(), topics, limits, stop, announce)
 
 
