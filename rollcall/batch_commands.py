@@ -1,64 +1,40 @@
-"""`rollcall batch ...`: ask the database about batches, their items, and who has not answered."""
+"""`rollcall batch show|list|items|missing|why|summary`: ask about batches, their items, and who has not answered."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rollcall import history_commands
-from rollcall.settings import Settings, load_settings
+from rollcall.batch_asking import Answer, AsJson, BatchId, answer, known, possible, topics_of, unknown
+from rollcall.settings import Settings
 from store.reads import BatchStatusName, ItemStatus
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from schemas.topics import Topics
-    from store.reads import BatchStatus, Page
+    from store.reads import Page
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Ask about batches: their status and counts, their items, and who has not answered.",
-    epilog='With --json every command prints one JSON object; "next", where not null, is what --after takes.',
-)
+app = typer.Typer()
 
 MAX_LIMIT = 100_000
 
-BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; times in RFC 3339.")]
 Limit = Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="How many at most.")]
-
-
-class UnknownBatchError(LookupError):
-    """There is no such batch; the message is one line."""
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a command found: the object for --json, and how to show it to people."""
-
-    as_json: dict[str, Any]
-    show: Callable[[], None]
-    exit_code: int = 0
 
 
 @app.command()
 def show(batch_id: BatchId, as_json: AsJson = False) -> None:
     """One batch: status, counts, times, and the place in the log they stand on."""
 
-    async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+    async def ask(connection: AsyncConnection, settings: Settings) -> Answer:
         from rollcall import batch_views as views
 
-        found = await _known(connection, settings, batch_id)
-        return _Answer(asdict(found), lambda: views.show_batch(found))
+        found = await known(connection, settings, batch_id)
+        return Answer(asdict(found), lambda: views.show_batch(found))
 
-    _answer(ask, as_json)
+    answer(ask, as_json)
 
 
 @app.command("list")
@@ -75,20 +51,20 @@ def list_batches(
 ) -> None:
     """The newest batches first. As JSON: {"batches": [...], "next"}."""
 
-    async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+    async def ask(connection: AsyncConnection, settings: Settings) -> Answer:
         from rollcall import batch_views as views
         from store import reads
 
         try:
             page = await reads.batches(
-                connection, _topics(settings).events, status=status, name=name, after=after, limit=limit
+                connection, topics_of(settings).events, status=status, name=name, after=after, limit=limit
             )
         except LookupError:
-            raise _unknown(after or "") from None
+            raise unknown(after or "") from None
         as_object = {"batches": [asdict(each) for each in page.rows], "next": page.next}
-        return _Answer(as_object, lambda: views.show_batches(page))
+        return Answer(as_object, lambda: views.show_batches(page))
 
-    _answer(ask, as_json)
+    answer(ask, as_json)
 
 
 @app.command()
@@ -99,20 +75,23 @@ def items(
     after: Annotated[
         str | None, typer.Option(metavar="ITEM", help="Go on behind this item.", show_default=False)
     ] = None,
+    stack_traces: Annotated[bool, typer.Option("--stack-traces", help="With the stack traces of errors.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """What is known of a batch's items, by id. As JSON: {"batch_id", "items": [...], "next"}."""
 
-    async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+    async def ask(connection: AsyncConnection, settings: Settings) -> Answer:
         from rollcall import batch_views as views
         from store import reads
 
-        await _known(connection, settings, batch_id)
-        page = await reads.items(connection, batch_id, status=status, after=after, limit=limit)
+        await known(connection, settings, batch_id)
+        page = await reads.items(
+            connection, batch_id, status=status, after=after, limit=limit, stack_traces=stack_traces
+        )
         as_object = {"batch_id": batch_id, "items": [asdict(each) for each in page.rows], "next": page.next}
-        return _Answer(as_object, lambda: views.show_items(page))
+        return Answer(as_object, lambda: views.show_items(page, stack_traces=stack_traces))
 
-    _answer(ask, as_json)
+    answer(ask, as_json)
 
 
 @app.command()
@@ -130,11 +109,11 @@ def missing(
     them.
     """
 
-    async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+    async def ask(connection: AsyncConnection, settings: Settings) -> Answer:
         from rollcall import batch_views as views
         from store import reads
 
-        found = await _known(connection, settings, batch_id)
+        found = await known(connection, settings, batch_id)
         page: Page[str] | None = None
         if await reads.has_manifest(connection, batch_id):
             page = await reads.missing(connection, batch_id, after=after, limit=limit)
@@ -146,9 +125,9 @@ def missing(
             "item_ids": list(page.rows) if page is not None else None if found.missing else [],
             "next": page and page.next,
         }
-        return _Answer(as_object, lambda: views.show_missing(found, page))
+        return Answer(as_object, lambda: views.show_missing(found, page))
 
-    _answer(ask, as_json)
+    answer(ask, as_json)
 
 
 @app.command()
@@ -162,7 +141,7 @@ def why(
     Exit code 1 where nothing was applied of such a batch.
     """
 
-    async def ask(connection: AsyncConnection, settings: Settings) -> _Answer:
+    async def ask(connection: AsyncConnection, settings: Settings) -> Answer:
         from rollcall import batch_views as views
         from rollcall.reaching import failure
         from streams.why import why
@@ -170,84 +149,40 @@ def why(
         found = await why(
             connection,
             settings.kafka_connection(),
-            _topics(settings),
-            _possible(batch_id),
+            topics_of(settings),
+            possible(batch_id),
             now=datetime.now(UTC),
             limit=limit,
             say=lambda error: failure(error, settings, "Kafka") or str(error),
         )
         as_object = {**asdict(found.facts), "findings": [asdict(each) for each in found.findings]}
-        return _Answer(as_object, lambda: views.show_why(found), exit_code=int(found.facts.batch is None))
+        return Answer(as_object, lambda: views.show_why(found), exit_code=int(found.facts.batch is None))
 
-    _answer(ask, as_json)
-
-
-app.command("as-of")(history_commands.as_of)
-app.command()(history_commands.explain)
+    answer(ask, as_json)
 
 
-def _answer(ask: Callable[[AsyncConnection, Settings], Awaitable[_Answer]], as_json: bool) -> None:
-    from rollcall.rendering import print_json, reader_may_leave
+@app.command()
+def summary(batch_id: BatchId, as_json: AsJson = False) -> None:
+    """Statistics of a finalized batch: durations, rates, metrics, workers, groups of errors.
 
-    settings = load_settings()
-    answer = asyncio.run(_asked(ask, settings))
-    with reader_may_leave():
-        if as_json:
-            print_json(answer.as_json)
-        else:
-            answer.show()
-    if answer.exit_code:
-        raise typer.Exit(answer.exit_code)
+    They are computed after it ended, on their own; exit code 1 where there are none yet. As JSON: {"batch_id",
+    "summary_state", "problem", "summary"}.
+    """
 
+    async def ask(connection: AsyncConnection, settings: Settings) -> Answer:
+        from rollcall import batch_views as views
+        from store import diagnosis
 
-async def _asked(ask: Callable[[AsyncConnection, Settings], Awaitable[_Answer]], settings: Settings) -> _Answer:
-    from rollcall.reaching import naming
+        found = await known(connection, settings, batch_id)
+        summary = await diagnosis.summary(connection, batch_id)
+        state = found.summary_state
+        as_object = {
+            "batch_id": batch_id,
+            "summary_state": state,
+            "problem": summary.problem if summary else None,
+            "summary": summary.summary if summary else None,
+        }
+        there = summary is not None and summary.summary is not None
+        return Answer(as_object, lambda: views.show_summary(found, summary), exit_code=int(not there))
 
-    with naming(settings, "PostgreSQL"):
-        async with _snapshot(settings) as connection:
-            return await ask(connection, settings)
-
-
-@asynccontextmanager
-async def _snapshot(settings: Settings) -> AsyncIterator[AsyncConnection]:
-    from migrations.version import check
-    from store import reads
-
-    database = settings.database()
-    engine = database.engine("batch")
-    try:
-        async with reads.snapshot(engine) as connection:
-            raw = await connection.get_raw_connection()
-            assert raw.driver_connection is not None
-            await check(raw.driver_connection, database.schema)
-            yield connection
-    finally:
-        await engine.dispose()
-
-
-async def _known(connection: AsyncConnection, settings: Settings, batch_id: str) -> BatchStatus:
-    from store import reads
-
-    found = await reads.batch(connection, _topics(settings).events, _possible(batch_id))
-    if found is None:
-        raise _unknown(batch_id)
-    return found
-
-
-def _unknown(batch_id: str) -> UnknownBatchError:
-    from rollcall.rendering import showable
-
-    return UnknownBatchError(f'there is no batch "{showable(batch_id)}"')
-
-
-def _possible(batch_id: str) -> str:
-    # PostgreSQL has no U+0000 in text; neither can a batch have it in its id.
-    if "\0" in batch_id:
-        raise _unknown(batch_id)
-    return batch_id
-
-
-def _topics(settings: Settings) -> Topics:
-    from schemas.topics import Topics
-
-    return Topics(settings.topic_prefix)
+    answer(ask, as_json)

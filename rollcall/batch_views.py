@@ -18,6 +18,7 @@ from rollcall.rendering import (
     progress_bar,
     showable,
 )
+from store.diagnosis import Summary
 from store.reads import BatchStatus, ItemResult, Page
 from streams.why import Why
 
@@ -46,10 +47,14 @@ def show_batch(batch: BatchStatus) -> None:
             ("errors", batch.error_summary),
             ("writes", _counted(writes) if any(writes.values()) else None),
             ("records", _counted(records) if any(records.values()) else None),
+            ("reason", batch.reason),
+            ("error", _critical(batch.error)),
+            ("summary", batch.summary_state),
             ("retry of", batch.retry_of),
             ("metadata", json.dumps(batch.metadata, ensure_ascii=False) if batch.metadata else None),
             ("deadline", at(batch.deadline_at)),
             ("opened", at(batch.opened_at)),
+            ("reopened", at(batch.reopened_at)),
             ("first result", at(batch.first_result_at)),
             ("last result", at(batch.last_result_at)),
             ("completed", at(batch.completed_at)),
@@ -59,6 +64,12 @@ def show_batch(batch: BatchStatus) -> None:
             ("as of", f"{as_of.topic}, partition {as_of.partition}, offset {as_of.offset}" if as_of else None),
         ]
     )
+
+
+def _critical(error: dict[str, Any] | None) -> str | None:
+    if error is None:
+        return None
+    return f"{error['code']}: {error['message']}" if error.get("code") else str(error["message"])
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -98,7 +109,7 @@ def show_batches(page: Page[BatchStatus]) -> None:
     _say_how_to_go_on(page)
 
 
-def show_items(page: Page[ItemResult]) -> None:
+def show_items(page: Page[ItemResult], *, stack_traces: bool = False) -> None:
     """A table of a batch's items."""
     if not page.rows:
         note("no item found")
@@ -126,7 +137,17 @@ def show_items(page: Page[ItemResult]) -> None:
             for each in page.rows
         ],
     )
+    if stack_traces:
+        _show_stack_traces(page)
     _say_how_to_go_on(page)
+
+
+def _show_stack_traces(page: Page[ItemResult]) -> None:
+    for item in page.rows:
+        if item.stack_trace is not None:
+            print_line(f"\n{showable(item.item_id)}")
+            for line in item.stack_trace.splitlines():
+                print_line(f"    {showable(line)}")
 
 
 def _error(item: ItemResult) -> str | None:
@@ -165,3 +186,63 @@ def show_why(found: Why) -> None:
     print_line(f"{showable(found.facts.batch_id)}")
     for finding in found.findings:
         print_line(f"- {showable(finding.text)}")
+
+
+def show_summary(batch: BatchStatus, found: Summary | None) -> None:
+    """A batch's summary; where there is none, why."""
+    if found is None or found.summary is None:
+        print_line(_no_summary(batch, found))
+        return
+    summary = found.summary
+    if found.state != "ready":
+        note(f"this is the one before: the summary is {found.state}" + (f", {found.problem}" if found.problem else ""))
+    durations = summary["item_duration_ms"]
+    print_fields(
+        [
+            ("batch", batch.batch_id),
+            ("outcome", f"{summary['outcome']}, revision {summary['revision']}"),
+            ("took", lasted(summary["duration_ms"])),
+            ("success rate", _percent(summary["success_rate"])),
+            ("failure rate", _percent(summary["failure_rate"])),
+            ("items/s", None if summary["items_per_second"] is None else f"{summary['items_per_second']:,.1f}"),
+            ("items", _counted(summary["item_counts"])),
+            ("writes", _counted(summary["write_counts"])),
+            ("item took", durations and ", ".join(f"{name} {lasted(value)}" for name, value in durations.items())),
+            *((f"sum of {name}", f"{value:,}") for name, value in summary["metrics"].items()),
+        ]
+    )
+    if summary["workers"]:
+        print_line()
+        print_table(
+            [
+                ColumnStyle("worker", "folded"),
+                ColumnStyle("items", right=True),
+                ColumnStyle("failed", right=True),
+                ColumnStyle("mean", right=True),
+            ],
+            [
+                (each["worker"], f"{each['items']:,}", f"{each['failed']:,}", lasted(each.get("mean_duration_ms")))
+                for each in summary["workers"]
+            ],
+        )
+    if summary["error_groups"]:
+        print_line()
+        print_table(
+            [ColumnStyle("failed", right=True), ColumnStyle("error", "folded"), ColumnStyle("items", "cut")],
+            [(f"{each['count']:,}", each["error"], ", ".join(each["item_ids"])) for each in summary["error_groups"]],
+        )
+
+
+def _no_summary(batch: BatchStatus, found: Summary | None) -> str:
+    if batch.outcome is None:
+        return f"it is {batch.status}: a summary is made of what is finalized"
+    if found is None:
+        return "it has no summary; `rollcall batch finalize` asks for one"
+    if found.state == "failed":
+        return f"its summary could not be computed: {found.problem}; `rollcall batch finalize` tries again"
+    tried = f" ({found.attempts} attempts failed: {found.problem})" if found.attempts else ""
+    return f"its summary is not computed yet{tried}: is a clock running?"
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f}%"

@@ -24,14 +24,10 @@ WRONG_USE = 2
 # Commands that live in modules of their own: name -> module that holds the Typer application `app`.
 _SUB_COMMANDS = {
     "api-key": "rollcall.key_commands",
-    "batch": "rollcall.batch_commands",
-    "dead-letters": "rollcall.dead_letter_commands",
+    "batch": "rollcall.batch",
     "doctor": "rollcall.doctor",
-    "promote": "rollcall.promote_commands",
     "publish": "rollcall.publish",
-    "replay": "rollcall.replay_commands",
     "tail": "rollcall.tail",
-    "verify": "rollcall.verify_commands",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import and_, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from store.tables import batches, dead_letters, expected_items, item_results, logs, outbox, positions
+from store.tables import batches, dead_letters, expected_items, item_results, logs, outbox, positions, summaries
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,16 @@ class OutboxEvent:
 
     published_at: datetime | None
     refused: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A batch's summary as published, None while there is none; ``problem`` is why the last attempt failed."""
+
+    state: str
+    attempts: int
+    problem: str | None
+    summary: dict[str, Any] | None
 
 
 async def partition_count(connection: AsyncConnection, topic: str) -> int | None:
@@ -102,6 +112,31 @@ async def finalized_event(connection: AsyncConnection, batch_id: str, revision: 
     )
     row = found.one_or_none()
     return None if row is None else OutboxEvent(*row)
+
+
+async def summary(connection: AsyncConnection, batch_id: str) -> Summary | None:
+    """What became of a batch's summary; None where none was ever asked for."""
+    asked = summaries.c
+    found = await connection.execute(
+        select(asked.state, asked.attempts, asked.problem, asked.summary).where(asked.batch_id == batch_id)
+    )
+    row = found.one_or_none()
+    return None if row is None else Summary(*row)
+
+
+async def dead_letter_at(
+    connection: AsyncConnection, topic: str, partition: int, offsets: Sequence[int]
+) -> DeadLetter | None:
+    """The first of these records that could not be taken; None where all were, as far as they are applied."""
+    letter = dead_letters.c
+    found = await connection.execute(
+        select(letter.topic, letter.partition, letter.record_offset, letter.appended_at, letter.reason, letter.message)
+        .where(letter.topic == topic, letter.partition == partition, letter.record_offset.in_(offsets))
+        .order_by(letter.record_offset)
+        .limit(1)
+    )
+    row = found.one_or_none()
+    return None if row is None else DeadLetter(*row)
 
 
 def _names(batch_id: str) -> Any:

@@ -172,6 +172,8 @@ class ItemResult:
     received_at: datetime
     partition: int
     offset: int
+    stack_trace: str | None = None
+    """Only where asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +252,7 @@ async def items(
     item_id: str | None = None,
     after: str | None = None,
     limit: int = 100,
+    stack_traces: bool = False,
 ) -> Page[ItemResult]:
     """A batch's items by id, optionally of one status, or one of them; none where there is no such batch."""
     item = item_results.c
@@ -272,6 +275,8 @@ async def items(
         .order_by(item.item_id)
         .limit(limit + 1)
     )
+    if stack_traces:
+        query = query.add_columns(item.stack_trace)
     if status is not None:
         # Written out, not a parameter: only so can a prepared statement use the partial index of the failed.
         query = query.where(item.status == bindparam("status", status, literal_execute=True))

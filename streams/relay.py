@@ -200,13 +200,12 @@ class Publisher(Generic[Row]):
         now = datetime.now(UTC)
         published = [Acknowledged(row, tp.partition, offset, now) for row, (tp, offset) in zip(rows, sent, strict=True)]
         reach("mark.before")
-        ends: dict[TopicPartition, int] = {}
-        for tp, offset in sent:
-            ends[tp] = max(ends.get(tp, 0), offset + 1)
         async with connection.transaction():
-            # Positions first, as workers do: a promotion locks the tables in that order.
-            await self._note_known(connection, ends)
             await self._channel.mark_published(connection, published)
+            ends: dict[TopicPartition, int] = {}
+            for tp, offset in sent:
+                ends[tp] = max(ends.get(tp, 0), offset + 1)
+            await self._note_known(connection, ends)
         reach("mark.after")
 
     async def _send(

@@ -18,6 +18,14 @@ from migrations.run import migrate
 from rollcall.rendering import ColumnStyle, column_widths, showable
 from rollcall.settings import Settings
 from rollcall.supervisor import REFUSED
+from schemas.published import (
+    BatchSummarized,
+    DurationStatistics,
+    ErrorGroup,
+    ItemCounts,
+    WorkerStatistics,
+    WriteCounts,
+)
 from schemas.topics import Topics
 from store import reads
 from tests.harness.commands import argv, environment, rollcall
@@ -133,6 +141,60 @@ async def test_where_only_a_total_is_known_the_missing_are_counted(database: Sto
     [line] = await lines(database.settings, "missing", "b")
     assert line.startswith("4 of 5 items are missing")
     assert "no manifest" in line
+
+
+async def test_stack_traces_are_shown_where_asked_for(database: StoredRows) -> None:
+    await database.batch("b", state="processing", first_result_at=START)
+    await database.item("b", "i", "failed", error_message="boom", stack_trace="Traceback\n  at \x1b[31mline 1")
+    without = await asked(database.settings, "items", "b")
+    assert [each["stack_trace"] for each in without["items"]] == [None]
+    *_, first, second = await lines(database.settings, "items", "b", "--status", "failed", "--stack-traces")
+    assert (first, second) == ("    Traceback", r"      at \x1b[31mline 1")
+
+
+async def test_a_batch_that_was_ended_by_hand_shows_why_and_has_no_summary_yet(database: StoredRows) -> None:
+    await database.finalized(
+        "b",
+        outcome="failed",
+        finalized_by="aborted",
+        reason="wrong file",
+        error='{"code": "DISK", "message": "disk full"}',
+        reopened_at=START,
+    )
+    shown = "\n".join(await lines(database.settings, "show", "b"))
+    for expected in ("wrong file", "DISK: disk full", "reopened"):
+        assert expected in shown
+    none = await rollcall(database.settings, "batch", "summary", "b")
+    assert (none.exit_code, none.stdout) == (1, "it has no summary; `rollcall batch finalize` asks for one\n")
+
+
+async def test_a_summary_is_shown_with_its_workers_and_errors(database: StoredRows) -> None:
+    await database.finalized("b", outcome="completed_with_errors", total_items=3, succeeded=1, failed=2)
+    summary = BatchSummarized(
+        batch_id="b",
+        revision=1,
+        outcome="completed_with_errors",
+        item_counts=ItemCounts(total=3, succeeded=1, partial=0, failed=2, skipped=0, missing=0, unexpected=0),
+        write_counts=WriteCounts(created=1, updated=0, unchanged=0),
+        duration_ms=61_000,
+        item_duration_ms=DurationStatistics(min=1, mean=2.5, p50=2, p95=4, p99=4, max=4),
+        success_rate=1 / 3,
+        failure_rate=2 / 3,
+        items_per_second=0.05,
+        metrics={"bytes": 1200.5},
+        workers=[WorkerStatistics(worker="w7", items=3, failed=2, duration_ms=7.5, mean_duration_ms=2.5)],
+        error_groups=[ErrorGroup(error="no answer from <address>", count=2, item_ids=["x", "y"])],
+    )
+    await database.connection.execute(
+        "INSERT INTO summaries (batch_id, revision, state, requested_at, requested_offset, summary)"
+        " VALUES ('b', 1, 'ready', now(), 0, $1)",
+        summary.model_dump_json(),
+    )
+    shown = "\n".join(await lines(database.settings, "summary", "b"))
+    for expected in ("66.7%", "1 min 01 s", "p95 4 ms", "1,200.5", "w7", "no answer from <address>", "x, y"):
+        assert expected in shown
+    found = await asked(database.settings, "summary", "b")
+    assert (found["summary_state"], found["summary"]) == ("ready", summary.model_dump())
 
 
 @pytest.mark.parametrize("command", ["show", "items", "missing"])
