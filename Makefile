@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup demo test test-lives test-faults test-soak check bench wheel
+.PHONY: help setup demo test test-lives test-faults test-soak check bench bench-api wheel
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ check: $(READY) ## Lint, formatting, types, layers, lock file
 
 bench: $(READY) ## Measure the pipeline beside raw Kafka and PostgreSQL
 	$(BIN)/python -m bench $(ARGS)
+
+bench-api: $(READY) ## Measure the HTTP API beside a bare route, on 100,000 batches and 10,000,000 items
+	$(BIN)/python -m bench.api $(ARGS)
 
 wheel: $(READY) ## Build the wheels of the service and the client into dist/
 	$(UV) build --wheel --all-packages --out-dir dist --python $(BIN)/python

@@ -30,8 +30,17 @@ def listening(host: str, port: int) -> socket.socket:
         ) from None
 
 
-async def serve(app: FastAPI, listener: socket.socket, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-    """Answer requests until ``stop`` is set, then let those in flight end."""
+async def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+    stopping: Callable[[], None] = lambda: None,
+) -> None:
+    """Answer requests until ``stop`` is set, then let those in flight end.
+
+    ``stopping`` is called in between: to end what has no end of its own.
+    """
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -49,8 +58,7 @@ async def serve(app: FastAPI, listener: socket.socket, stop: asyncio.Event, read
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({serving, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        # Event streams end by themselves never.
-        app.state.context.feed.close()
+        stopping()
         server.should_exit = True
         await serving
     finally:

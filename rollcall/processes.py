@@ -122,7 +122,7 @@ async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.E
             log.info("listening", url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
             if settings.auth == "off":
                 log.warning("authentication is off (ROLLCALL_AUTH=off): whoever is on this machine may do anything")
-            await serve(create_app(context), listener, stop, announce)
+            await serve(create_app(context), listener, stop, announce, context.feed.close)
 
 
 async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:

@@ -58,7 +58,7 @@ async def serving(settings: Settings, *, partitions: int = PARTITIONS, **limits:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with context as opened_context, httpx.AsyncClient(base_url=url, timeout=30) as client:
             app = create_app(opened_context)
-            task = asyncio.create_task(serve(app, listener, stop, ready.set))
+            task = asyncio.create_task(serve(app, listener, stop, ready.set, opened_context.feed.close))
             try:
                 await eventually(lambda: ready.is_set() or task.done(), message="the API listens")
                 yield ServedApi(url, client, opened_context, app)
