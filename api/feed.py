@@ -21,6 +21,7 @@ from api.presenting import shown
 from api.problems import unavailable
 from store import changes, reads
 from store.reads import BatchStatus
+from streams.health import health
 from streams.log_ends import LogEnds
 
 LOOK_EVERY_S = 0.5
@@ -38,6 +39,7 @@ NEWEST = 50
 log = structlog.get_logger(__name__)
 
 Cursor = dict[int, int]
+_LOOP = "feed"
 _State = tuple[BatchStatus, bool | None]
 
 
@@ -126,12 +128,21 @@ class Feed:
 
     async def run(self) -> None:
         """Keep looking while anybody listens, until cancelled; while the database is away, try again."""
+        try:
+            await self._run()
+        finally:
+            health.end(_LOOP)
+
+    async def _run(self) -> None:
         while True:
+            health.beat(_LOOP)
             if not self._listeners:
                 # What happens while nobody listens is read by nobody.
                 self._cursor, self._seen = None, {}
                 self._wake.clear()
+                health.wait(_LOOP)
                 await self._wake.wait()
+                health.beat(_LOOP)
             try:
                 async with asyncio.timeout(LOOK_TIMEOUT_S), reads.snapshot(self._engine) as connection:
                     more = await self._look(connection)

@@ -13,7 +13,7 @@ from api.batches import Limit, known
 from api.context import Context, Here
 from api.models import Summary, Text, Timeline, TimelineEvent
 from api.problems import documented, not_found
-from store import access, details, reads
+from store import access, details, diagnosis, reads
 from store.access import AuditEntry
 from store.details import HistoryEvent
 from store.diagnosis import DeadLetter, OutboxEvent
@@ -74,7 +74,7 @@ async def get_timeline(batch_id: str, here: Here) -> Timeline:
     async with here.snapshot() as connection:
         found = await known(connection, here, batch_id)
         went_out = await details.outbox_events(connection, batch_id)
-        refused = await details.dead_letters_of(connection, batch_id)
+        _, refused = await diagnosis.dead_letters_of(connection, batch_id, limit=details.MAX_HISTORY)
         actions = await access.actions(connection, batch_id=batch_id)
     events = [
         *_own(found),
@@ -194,10 +194,9 @@ def _gone_out(event: HistoryEvent, here: Context) -> TimelineEvent:
     return _event("summarized", event.at, f"revision {value['revision']}", **place)
 
 
-def _refused(event: HistoryEvent) -> TimelineEvent:
-    value = event.value
-    detail = f"{value['reason']}: {value['message']}"
-    return _event("dead_letter", event.at, detail, topic=value["topic"], partition=event.partition, offset=event.offset)
+def _refused(letter: DeadLetter) -> TimelineEvent:
+    place = {"topic": letter.topic, "partition": letter.partition, "offset": letter.offset}
+    return _event("dead_letter", letter.appended_at, f"{letter.reason}: {letter.message}", **place)
 
 
 def _acted(action: AuditEntry, here: Context) -> TimelineEvent:

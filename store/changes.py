@@ -7,7 +7,7 @@ a column, a trigger or a lock of its own on the hot path.
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Integer, and_, column, select, values
+from sqlalchemy import Integer, column, select, true, values
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger
 
@@ -38,20 +38,26 @@ async def finalized_between(
     spans = values(
         column("partition", Integer), column("first", BigInteger), column("behind", BigInteger), name="spans"
     ).data(moved)
+    batch = batches.c
+    # One stretch of the index for each partition.
     decided = (
-        select(batches.c.batch_id)
-        .join(
-            spans,
-            and_(
-                batches.c.partition == spans.c.partition,
-                batches.c.decided_offset >= spans.c.first,
-                batches.c.decided_offset < spans.c.behind,
-            ),
+        select(batch.batch_id, batch.decided_offset)
+        .where(
+            batch.partition == spans.c.partition,
+            batch.decided_offset >= spans.c.first,
+            batch.decided_offset < spans.c.behind,
         )
-        .order_by(batches.c.partition, batches.c.decided_offset)
+        .order_by(batch.decided_offset)
+        .limit(limit)
+        .lateral("decided")
+    )
+    in_order = (
+        select(decided.c.batch_id)
+        .select_from(spans.join(decided, true()))
+        .order_by(spans.c.partition, decided.c.decided_offset)
         .limit(limit)
     )
-    ids = (await connection.scalars(decided)).all()
+    ids = (await connection.scalars(in_order)).all()
     found = {each.batch_id: each for each in await some(connection, events_topic, ids)}
     return [found[batch_id] for batch_id in ids]
 

@@ -49,7 +49,7 @@ class ItemDetail:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEvent:
-    """Something that happened to a batch, as the outbox, the dead letters or the batch's own row have it."""
+    """Something that went out about a batch; ``kind`` is the outbox's channel."""
 
     at: datetime | None
     kind: str
@@ -167,21 +167,6 @@ async def outbox_events(connection: AsyncConnection, batch_id: str) -> Sequence[
         .limit(MAX_HISTORY)
     )
     return [HistoryEvent(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in found]
-
-
-async def dead_letters_of(connection: AsyncConnection, batch_id: str) -> Sequence[HistoryEvent]:
-    """Records of a batch that could not be taken, the first ones first."""
-    letter = dead_letters.c
-    found = await connection.execute(
-        select(letter.appended_at, letter.reason, letter.message, letter.topic, letter.partition, letter.record_offset)
-        .where(letter.batch_id == batch_id)
-        .order_by(letter.seq)
-        .limit(MAX_HISTORY)
-    )
-    return [
-        HistoryEvent(row[0], "dead_letter", {"reason": row[1], "message": row[2], "topic": row[3]}, row[4], row[5])
-        for row in found
-    ]
 
 
 async def next_offset(connection: AsyncConnection, topic: str, partition: int) -> int:

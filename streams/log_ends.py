@@ -8,11 +8,13 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
+from streams.health import health
 from streams.kafka import KafkaConnection
 
 LOOK_EVERY_S = 1.0
 LOOK_TIMEOUT_S = 10.0
 STALE_AFTER_S = 5.0
+_LOOP = "log ends"
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +38,14 @@ class LogEnds:
 
     async def run(self) -> None:
         """Keep looking until cancelled; while Kafka is away, try again."""
+        try:
+            await self._run()
+        finally:
+            health.end(_LOOP)
+
+    async def _run(self) -> None:
         while True:
+            health.beat(_LOOP)
             consumer = self._kafka.consumer(enable_auto_commit=False, isolation_level="read_uncommitted")
             try:
                 async with asyncio.timeout(LOOK_TIMEOUT_S):
@@ -56,4 +65,5 @@ class LogEnds:
                 ends = await consumer.end_offsets(self._partitions)
             self._ends = {partition.partition: end for partition, end in ends.items()}
             self._seen_at = time.monotonic()
+            health.beat(_LOOP)
             await asyncio.sleep(LOOK_EVERY_S)
