@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup demo test test-lives test-faults test-soak check bench bench-api wheel
+.PHONY: help setup demo test test-lives test-faults test-soak check bench bench-api bench-client wheel
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -56,6 +56,9 @@ bench: $(READY) ## Measure the pipeline beside raw Kafka and PostgreSQL
 
 bench-api: $(READY) ## Measure the HTTP API beside a bare route, on 100,000 batches and 10,000,000 items
 	$(BIN)/python -m bench.api $(ARGS)
+
+bench-client: $(READY) ## Measure a job of the client beside a bare aiokafka producer
+	$(BIN)/python -m bench.client $(ARGS)
 
 wheel: $(READY) ## Build the wheels of the service and the client into dist/
 	$(UV) build --wheel --all-packages --out-dir dist --python $(BIN)/python

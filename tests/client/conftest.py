@@ -1,4 +1,4 @@
-"""One Rollcall for all of the client's tests: a worker and a relay on the run's servers."""
+"""One Rollcall for all of the client's tests: a worker, a relay, a clock and an API on the run's servers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from rollcall_client import Rollcall
 
 from rollcall.settings import Settings
+from tests.harness.api import serving
 from tests.harness.product import Product, running
 from tests.harness.servers import Servers
 
@@ -24,7 +25,23 @@ async def product(servers: Servers) -> AsyncIterator[Product]:
         database_schema=name,
     )
     async with running(settings) as product:
+        await product.start_clock()
         yield product
+
+
+@pytest.fixture(scope="session")
+async def api_url(product: Product) -> AsyncIterator[str]:
+    """Its HTTP API."""
+    async with serving(product.settings.model_copy(update={"auth": "off"})) as served:
+        yield served.url
+
+
+@pytest.fixture
+async def asking(product: Product, api_url: str) -> AsyncIterator[Rollcall]:
+    """A client that can ask the API."""
+    settings = product.settings
+    async with Rollcall(settings.bootstrap_servers, api_url, topic_prefix=settings.topic_prefix) as client:
+        yield client
 
 
 @pytest.fixture

@@ -40,24 +40,16 @@ class Api:
         return await self._get(f"/batches/{quote(batch_id, safe='')}", {})
 
     async def items(self, batch_id: str) -> AsyncIterator[Mapping[str, Any]]:
-        """Every item of which there is a result, in order of its id."""
-        async for item in self._pages(f"/batches/{quote(batch_id, safe='')}/items"):
-            yield item
-
-    async def missing(self, batch_id: str) -> AsyncIterator[str]:
-        """The ids on the manifest that are unanswered."""
-        async for item in self._pages(f"/batches/{quote(batch_id, safe='')}/missing"):
-            yield item if isinstance(item, str) else item["item_id"]
-
-    async def _pages(self, path: str) -> AsyncIterator[Any]:
+        """Every item of which there is a result, by id: {``item_id``, ``status``, ``attempt`` ...}."""
         cursor: str | None = None
         while True:
-            page = await self._get(path, {"limit": str(PAGE), **({} if cursor is None else {"cursor": cursor})})
+            query = {"limit": str(PAGE)} if cursor is None else {"limit": str(PAGE), "cursor": cursor}
+            page = await self._get(f"/batches/{quote(batch_id, safe='')}/items", query)
             if page is None:
                 return
-            for each in page["items"]:
-                yield each
-            cursor = page.get("next_cursor")
+            for item in page["items"]:
+                yield item
+            cursor = page["next"]
             if cursor is None:
                 return
 

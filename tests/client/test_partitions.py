@@ -1,0 +1,118 @@
+"""One batch, several processes: counted from the stream, whatever becomes of a process."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import sysconfig
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+from rollcall_client import Rollcall, RollcallError
+from rollcall_client.jobs import JobResult, run
+
+from tests.client.sample_jobs import Recorded, stops_at_the_third
+from tests.harness.product import Product
+from tests.harness.waiting import eventually
+
+ROLLCALL_JOB = str(Path(sysconfig.get_path("scripts")) / "rollcall-job")
+
+
+async def in_processes(rc: Rollcall, log: Path, partitions: int, **params: str) -> JobResult:
+    return await run(
+        Recorded,
+        rc=rc,
+        batch_id=f"recorded-{uuid.uuid4().hex[:8]}",
+        rerun="all",
+        partitions=partitions,
+        params={"log": str(log), **params},
+        worker="here",
+        progress=None,
+        wait_timeout_s=60,
+    )
+
+
+async def test_processes_share_a_run_and_each_ones_part_is_in_the_result(rc: Rollcall, tmp_path: Path) -> None:
+    result = await in_processes(rc, tmp_path / "log", 3, count="300", fail="0007,0008")
+    lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(item_id for item_id, _ in lines) == [f"{n:04d}" for n in range(300) if n not in (7, 8)]
+    assert (result.processed, result.created, result.failed, result.status) == (300, 298, 2, "PARTIAL")
+    assert {each.worker for each in result.workers} == {f"here-{number}of3" for number in (1, 2, 3)}
+    assert sum(each.items for each in result.workers) == 300
+    assert sum(each.failed for each in result.workers) == 2
+    for each in result.workers:
+        assert each.duration_ms > 0
+        done = sum(worker == each.worker for _, worker in lines)
+        assert done == each.items - each.failed
+
+
+async def test_a_killed_process_is_said_and_the_batch_stays_open(rc: Rollcall, tmp_path: Path) -> None:
+    with pytest.raises(RollcallError, match=r"before their time.*-9"):
+        await in_processes(rc, tmp_path / "log", 2, count="100", kill_at="50")
+    assert multiprocessing.active_children() == []
+
+
+async def test_a_critical_error_in_one_process_stops_all(rc: Rollcall) -> None:
+    result = await run(
+        stops_at_the_third,
+        (f"{number:02d}" for number in range(2_000)),
+        rc=rc,
+        partitions=2,
+        progress=None,
+        wait_timeout_s=60,
+    )
+    assert (result.status, result.outcome, result.error) == ("FAILED", "failed", "the account is blocked")
+    assert result.failed_item_ids == ["03"]
+    assert result.processed < 2_000
+
+
+async def test_shares_on_several_machines_end_in_one_result(product: Product, tmp_path: Path) -> None:
+    settings = product.settings
+    batch_id = f"shares-{uuid.uuid4().hex[:8]}"
+    log = tmp_path / "log"
+
+    async def machine(number: int) -> JobResult:
+        async with Rollcall(settings.bootstrap_servers, topic_prefix=settings.topic_prefix) as rc:
+            return await run(
+                Recorded,
+                rc=rc,
+                batch_id=batch_id,
+                rerun="all",
+                partition=(number, 2),
+                params={"log": str(log), "count": "120"},
+                worker=f"machine-{number}",
+                progress=None,
+                wait_timeout_s=60,
+            )
+
+    one, two = await asyncio.gather(machine(1), machine(2))
+    assert (one.processed, one.status) == (120, "COMPLETED")
+    assert one == two
+    assert {each.worker for each in one.workers} == {"machine-1", "machine-2"}
+    assert len(log.read_text().splitlines()) == 120
+
+
+async def test_children_end_with_their_parent(product: Product, tmp_path: Path) -> None:
+    settings = product.settings
+    parent = await asyncio.create_subprocess_exec(
+        *(
+            ROLLCALL_JOB,
+            "run",
+            "tests.client.sample_jobs:Recorded",
+            "--all",
+            "--batch-id",
+            f"orphans-{uuid.uuid4().hex[:8]}",
+        ),
+        *("--param", f"log={tmp_path / 'log'}", "--param", "count=1000000", "--partitions", "2"),
+        env=os.environ
+        | {"ROLLCALL_BOOTSTRAP_SERVERS": settings.bootstrap_servers, "ROLLCALL_TOPIC_PREFIX": settings.topic_prefix},
+    )
+    await eventually(lambda: (tmp_path / "log").exists(), 60)
+    children = psutil.Process(parent.pid).children(recursive=True)
+    assert len(children) >= 2
+    parent.kill()
+    await parent.wait()
+    await eventually(lambda: not any(child.is_running() for child in children), 60)

@@ -1,0 +1,140 @@
+"""Running a batch again: only what is missing or failed, and nothing once it is finalized."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sysconfig
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rollcall_client import ApiError, Rollcall
+from rollcall_client.jobs import JobResult, run
+
+from tests.client.sample_jobs import Recorded, every_kind
+from tests.harness.commands import Done
+from tests.harness.product import Product
+
+ROLLCALL_JOB = str(Path(sysconfig.get_path("scripts")) / "rollcall-job")
+
+
+def environment(product: Product, api_url: str | None = None) -> dict[str, str]:
+    settings = product.settings
+    ours = {"ROLLCALL_BOOTSTRAP_SERVERS": settings.bootstrap_servers, "ROLLCALL_TOPIC_PREFIX": settings.topic_prefix}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("ROLLCALL_")}
+    return {**inherited, **ours, **({} if api_url is None else {"ROLLCALL_API_URL": api_url})}
+
+
+async def rollcall_job(product: Product, api_url: str | None, *arguments: str) -> Done:
+    process = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, *arguments),
+        env=environment(product, api_url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode is not None
+    return Done(process.returncode, stdout.decode(), stderr.decode())
+
+
+def done_items(log: Path) -> Counter[str]:
+    return Counter(line.split()[0] for line in log.read_text().splitlines())
+
+
+async def again(asking: Rollcall, batch_id: str, log: Path, **params: str) -> JobResult:
+    return await run(
+        Recorded,
+        rc=asking,
+        batch_id=batch_id,
+        params={"log": str(log), **params},
+        progress=None,
+        wait_timeout_s=60,
+    )
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["generated items", "listed items"])
+async def test_a_killed_job_run_again_does_what_is_left_and_every_item_counts_once(
+    product: Product, api_url: str, tmp_path: Path, listed: bool
+) -> None:
+    batch_id, log = f"killed-{uuid.uuid4().hex[:8]}", tmp_path / "log"
+    command = ["run", "tests.client.sample_jobs:Recorded", "--batch-id", batch_id, "--json"]
+    if listed:
+        rows = [f'["{n:04d}", "{log}", {str(n == 250).lower()}, false]' for n in range(600)]
+        (tmp_path / "killing").write_text("\n".join(rows))
+        (tmp_path / "items").write_text("\n".join(rows).replace("true", "false"))
+        killing, whole = ["--items", str(tmp_path / "killing")], ["--items", str(tmp_path / "items")]
+    else:
+        whole = ["--param", f"log={log}", "--param", "count=600"]
+        killing = [*whole, "--param", "kill_at=250"]
+    killed = await rollcall_job(product, api_url, *command, *killing)
+    assert killed.exit_code == -signal.SIGKILL, killed.stderr
+    before = done_items(log)
+    assert 250 <= len(before) < 600
+    finished = await rollcall_job(product, api_url, *command, *whole)
+    assert finished.exit_code == 0, finished.stderr
+    assert '"processed": 600' in finished.stdout
+    assert '"created": 600' in finished.stdout
+    after = done_items(log)
+    assert len(after) == 600
+    repeated = [item_id for item_id, times in after.items() if times > 1]
+    # What was done and not yet acknowledged when it was killed: nothing held it up for the second before.
+    assert len(repeated) <= 4, repeated
+    once_more = await rollcall_job(product, api_url, *command, *whole)
+    assert once_more.exit_code == 0
+    assert done_items(log) == after, "the batch is finalized: nothing to do"
+
+
+async def test_what_failed_is_tried_again_before_the_batch_ends(asking: Rollcall, tmp_path: Path) -> None:
+    batch_id, log = f"again-{uuid.uuid4().hex[:8]}", tmp_path / "log"
+    batch = await asking.open(batch_id=batch_id)
+    await batch.succeeded("0000")
+    await batch.failed("0001", "for now", attempt=3)
+    await batch.retrying("0002", "for now", attempt=2)
+    await batch.partial("0003", "no mail")
+    result = await again(asking, batch_id, log, count="6")
+    assert (result.processed, result.failed, result.status, result.ran) == (6, 0, "COMPLETED", True)
+    assert done_items(log) == Counter(["0001", "0002", "0004", "0005"])
+    reported = await again(asking, batch_id, log, count="6")
+    assert (reported.ran, reported.processed, reported.status) == (False, 6, "COMPLETED")
+    assert sum(done_items(log).values()) == 4
+
+
+async def test_a_run_again_needs_an_api_that_answers(product: Product) -> None:
+    settings = product.settings
+    async with Rollcall(settings.bootstrap_servers, "http://127.0.0.1:1", topic_prefix=settings.topic_prefix) as rc:
+        with pytest.raises(ApiError, match=r"127\.0\.0\.1:1 does not answer"):
+            await run(every_kind, ["a"], rc=rc, batch_id=f"b-{uuid.uuid4().hex[:6]}", progress=None)
+
+
+async def test_waiting_asks_the_api_where_to_begin(asking: Rollcall, rc: Rollcall) -> None:
+    batch = await rc.open(total_items=0)
+    event = await batch.wait(timeout=60)
+    assert (await asking.wait(batch.batch_id, timeout=60)).ce_id == event.ce_id
+    begin = await asking._since(batch.batch_id)
+    assert begin == event.opened_at
+    unknown = f"unknown-{uuid.uuid4().hex[:6]}"
+    waiting = asyncio.create_task(asking.wait(unknown, timeout=60))
+    await asyncio.sleep(0.5)
+    await rc.open(total_items=0, batch_id=unknown)
+    await rc.flush()
+    assert (await waiting).batch_id == unknown
+
+
+async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:
+    for arguments, says in (
+        (["run", "tests.client.nowhere:x"], "tests.client.nowhere"),
+        (["run", "tests.client.sample_jobs:nothing"], "has no nothing"),
+        (["run", "json"], "module:job"),
+        (["listen", "json"], "no job in json"),
+        (["run", "tests.client.sample_jobs:every_kind"], "does not say what its items are"),
+        (["run", "tests.client.sample_jobs:every_kind", "--items", "/nowhere"], "cannot be read"),
+        (["run", "tests.client.sample_jobs:every_kind", "--partition", "x"], "K/N"),
+        (["run", "tests.client.sample_jobs:Recorded"], "ROLLCALL_API_URL"),
+    ):
+        done = await rollcall_job(product, None, *arguments)
+        assert done.exit_code == 2, done
+        assert says in done.stderr.splitlines()[-1], done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
