@@ -41,7 +41,9 @@ class Prices(Job):
     _pool: "asyncpg.Pool[Any]"
 
     async def begin(self) -> None:
-        self._pool = await asyncpg.create_pool(os.environ["PRICES_DATABASE_URL"], max_size=4, command_timeout=10)
+        self._pool = await asyncpg.create_pool(
+            os.environ["PRICES_DATABASE_URL"], min_size=1, max_size=4, command_timeout=10
+        )
         await self._pool.execute(TABLE)
 
     async def end(self) -> None:
