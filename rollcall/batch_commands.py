@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rollcall import history_commands
 from rollcall.batch_asking import Answer, AsJson, BatchId, answer, known, possible, topics_of, unknown
 from rollcall.settings import Settings
 from store.reads import BatchStatusName, ItemStatus
@@ -186,3 +187,7 @@ def summary(batch_id: BatchId, as_json: AsJson = False) -> None:
         return Answer(as_object, lambda: views.show_summary(found, summary), exit_code=int(not there))
 
     answer(ask, as_json)
+
+
+app.command("as-of")(history_commands.as_of)
+app.command()(history_commands.explain)

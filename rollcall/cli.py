@@ -25,9 +25,13 @@ WRONG_USE = 2
 _SUB_COMMANDS = {
     "api-key": "rollcall.key_commands",
     "batch": "rollcall.batch",
+    "dead-letters": "rollcall.dead_letter_commands",
     "doctor": "rollcall.doctor",
+    "promote": "rollcall.promote_commands",
     "publish": "rollcall.publish",
+    "replay": "rollcall.replay_commands",
     "tail": "rollcall.tail",
+    "verify": "rollcall.verify_commands",
 }
 
 

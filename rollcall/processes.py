@@ -1,9 +1,9 @@
 """Assembles one role's process: event loop, signals, start-up checks, and the role itself."""
 
 import asyncio
-import gc
 import signal
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -13,6 +13,7 @@ import uvloop
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exponential_jitter
 
 from migrations.version import WrongSchemaError, check
+from rollcall.garbage import collect_seldom
 from rollcall.operations import serving
 from rollcall.reaching import ServerError, naming
 from rollcall.readiness import announce
@@ -34,8 +35,6 @@ log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 13.0
 """From the first signal to the end; a supervisor kills after 15 s."""
-
-GC_THRESHOLDS = (100_000, 20, 50)
 
 FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError, positions.ForeignLogError)
 """What no restart mends; the message says what does."""
@@ -72,11 +71,7 @@ async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | 
         batch_timeout_ms=settings.batch_timeout_ms,
         failure_rate_limit=settings.failure_rate_limit,
     )
-    # What was imported stays: no later collection needs to walk over it. And records come by the thousand and go
-    # without leaving cycles: looking for some at every 700 objects costs a tenth of the time.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    collect_seldom()
     health.checks["assignment"] = intake.check_assigned
     await intake.run(stop, announce)
 
@@ -127,7 +122,12 @@ async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.E
 
 async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
     allowed = Allowed(settings.slow_after_s, settings.stalled_after_s, settings.never_opened_after_s)
-    limits = clock.Limits(summary_timeout_s=settings.summary_timeout_s, allowed=allowed)
+    limits = clock.Limits(
+        summary_timeout_s=settings.summary_timeout_s,
+        allowed=allowed,
+        events_kept=timedelta(days=settings.outbox_kept_days),
+        dead_letters_kept=timedelta(days=settings.dead_letters_kept_days),
+    )
     await clock.run(settings.kafka_connection(), settings.database(), topics, limits, stop, announce)
 
 

@@ -96,6 +96,13 @@ class Settings(BaseSettings):
     never_opened_after_s: Annotated[
         float, Field(ge=0, description="So does one that is known only from results for so long.")
     ] = 60.0
+    outbox_kept_days: Annotated[
+        float, Field(ge=0, le=36_500, description="Days that published events stay in the table `outbox`.")
+    ] = 7.0
+    dead_letters_kept_days: Annotated[
+        float,
+        Field(ge=0, le=36_500, description="Days that published dead letters stay in the table `dead_letters`."),
+    ] = 30.0
 
     api_host: Annotated[str, Field(min_length=1, description="The address the HTTP API listens on.")] = "127.0.0.1"
     api_port: Annotated[int, Field(ge=0, le=65_535, description="Its port; 0: any free one, which the log names.")] = (

@@ -17,6 +17,12 @@ FORWARDED_TIMESTAMP = "rollcall_forwarded_timestamp"
 FORWARDED_LOG = "rollcall_forwarded_log"
 FORWARDED = frozenset({FORWARDED_PARTITION, FORWARDED_OFFSET, FORWARDED_TIMESTAMP, FORWARDED_LOG})
 
+# On a dead letter that an operator has sent to the log again: where it was first read.
+REDRIVEN_PARTITION = "rollcall_redriven_partition"
+REDRIVEN_OFFSET = "rollcall_redriven_offset"
+REDRIVEN_LOG = "rollcall_redriven_log"
+REDRIVEN = frozenset({REDRIVEN_PARTITION, REDRIVEN_OFFSET, REDRIVEN_LOG})
+
 # Anybody can write headers: what is none of our numbers must not reach int(), which refuses 5,000 digits.
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -66,6 +72,14 @@ def forwarded_from(headers: Iterable[tuple[str, bytes]], log: str) -> tuple[int,
     if (text_of(headers, FORWARDED_LOG) or "") != log:
         return None
     partition, offset = number_of(headers, FORWARDED_PARTITION), number_of(headers, FORWARDED_OFFSET)
+    return None if partition is None or offset is None else (partition, offset)
+
+
+def redriven_from(headers: Iterable[tuple[str, bytes]], log: str) -> tuple[int, int] | None:
+    """(partition, offset) at which a redriven record of this log was first read; None where it is none of it."""
+    if text_of(headers, REDRIVEN_LOG) != log:
+        return None
+    partition, offset = number_of(headers, REDRIVEN_PARTITION), number_of(headers, REDRIVEN_OFFSET)
     return None if partition is None or offset is None else (partition, offset)
 
 

@@ -19,10 +19,12 @@ ON CONFLICT (id) DO UPDATE SET value = EXCLUDED.value, headers = EXCLUDED.header
 RETURNING batch_id, revision, published_at
 """
 
+# One already known was redriven and refused again, or its topic had it before the database: why is known better now.
 _INSERT_DEAD_LETTERS = f"""
 INSERT INTO dead_letters ({column_list(DeadLetterRow._fields)})
 SELECT {column_list(DeadLetterRow._fields)} FROM {unnest(dead_letters, DeadLetterRow._fields)}
-ON CONFLICT (topic, partition, record_offset) DO NOTHING
+ON CONFLICT (topic, partition, record_offset)
+DO UPDATE SET reason = EXCLUDED.reason, message = EXCLUDED.message, batch_id = EXCLUDED.batch_id, redriven_at = NULL
 """
 
 # What is to be published, in order. Not "seq above the last one": rows commit out of order.
@@ -127,7 +129,8 @@ async def insert(connection: Connection, events: Sequence[OutboxRow]) -> list[tu
 async def insert_dead_letters(connection: Connection, letters: Sequence[DeadLetterRow]) -> None:
     """Put records that can't be taken aside, in the order given."""
     if letters:
-        await connection.execute(_INSERT_DEAD_LETTERS, *transposed(letters, len(DeadLetterRow._fields)))
+        distinct = {letter[:3]: letter for letter in letters}.values()
+        await connection.execute(_INSERT_DEAD_LETTERS, *transposed(distinct, len(DeadLetterRow._fields)))
 
 
 async def unpublished(connection: Connection, limit: int, max_bytes: int) -> list[tuple[OutboxRow, bool]]:

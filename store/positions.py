@@ -6,7 +6,7 @@ worker changes no row and rolls back.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from asyncpg import Record
 
@@ -21,10 +21,22 @@ FROM positions WHERE topic = $1 AND partition = ANY($2::int4[])
 
 # A partition is read for the first time; whoever comes first, wins.
 _CREATE = """
-INSERT INTO positions (topic, partition, next_offset)
-SELECT $1, v.partition, v.next_offset FROM unnest($2::int4[], $3::int8[]) AS v(partition, next_offset)
+INSERT INTO positions (topic, partition, next_offset, first_offset)
+SELECT $1, v.partition, v.next_offset, v.next_offset FROM unnest($2::int4[], $3::int8[]) AS v(partition, next_offset)
 ORDER BY v.partition
 ON CONFLICT DO NOTHING
+"""
+
+# Where reading of each partition began; unknown of those that were begun before this was noted.
+_FIRST_OFFSETS = """
+SELECT partition, first_offset FROM positions
+WHERE topic = $1 AND partition = ANY($2::int4[]) AND first_offset IS NOT NULL
+"""
+
+# All positions of a topic, in the schema named.
+_ALL = """
+SELECT partition, next_offset, last_offset, last_timestamp, last_checksum, taken
+FROM "{schema}".positions WHERE topic = $1 ORDER BY partition
 """
 
 # Locks the rows that still stand where expected, in order of partition. Fewer rows than asked for: a lost race.
@@ -71,7 +83,20 @@ class ForeignLogError(Exception):
 
 async def load(connection: Connection, topic: str, partitions: Sequence[int]) -> dict[int, Position]:
     """The known positions among these partitions."""
-    rows = await connection.fetch(_LOAD, topic, partitions)
+    return _positions(await connection.fetch(_LOAD, topic, partitions))
+
+
+async def load_all(connection: Connection, schema: str, topic: str) -> dict[int, Position]:
+    """All positions of a topic that a schema knows, whatever the search path."""
+    return _positions(await connection.fetch(_ALL.format(schema=schema), topic))
+
+
+async def first_offsets(connection: Connection, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+    """Where reading of these partitions began, as far as known."""
+    return {row[0]: row[1] for row in await connection.fetch(_FIRST_OFFSETS, topic, partitions)}
+
+
+def _positions(rows: Iterable[Record]) -> dict[int, Position]:
     return {row[0]: Position(row[0], row[1], row[2], row[3], row[4], _offsets(row[5])) for row in rows}
 
 

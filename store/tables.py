@@ -34,6 +34,9 @@ metadata = MetaData(
 _Id = Text(collation="C")
 _Time = DateTime(timezone=True)
 
+# Rows that are written, change a few times and rest, or go: vacuum by their number, not by the size of what rests.
+_VACUUMED_OFTEN = {"autovacuum_vacuum_scale_factor": "0.01", "autovacuum_vacuum_threshold": "5000"}
+
 
 def _count(name: str) -> Column[int]:
     return Column(name, Integer, nullable=False, server_default="0")
@@ -126,7 +129,7 @@ batches = Table(
     Index("batches_by_name", "name", *_OPENING, postgresql_where=text("name IS NOT NULL")),
     Index("batches_by_decision", "partition", "decided_offset", postgresql_where=text("decided_offset IS NOT NULL")),
     # Room on the page for the next counts, so that an update stays HOT.
-    postgresql_with={"fillfactor": "70"},
+    postgresql_with={"fillfactor": "70", **_VACUUMED_OFTEN},
 )
 
 
@@ -195,6 +198,9 @@ outbox = Table(
     CheckConstraint("value IS NOT NULL OR published_at IS NOT NULL", name="unpublished_has_a_value"),
     Index("outbox_revisions", "batch_id", "revision", postgresql_where=text("channel = 'finalized'")),
     Index("outbox_unpublished", "seq", postgresql_where=text("published_at IS NULL AND refused IS NULL")),
+    # What trimming looks for, and which mark is the newest.
+    Index("outbox_published", "published_at", postgresql_where=text("published_at IS NOT NULL AND value IS NOT NULL")),
+    postgresql_with=_VACUUMED_OFTEN,
 )
 
 dead_letters = Table(
@@ -215,7 +221,11 @@ dead_letters = Table(
     Column("published_partition", Integer),
     Column("published_offset", BigInteger),
     Column("refused", Text, comment="why the broker refused it for good"),
+    Column("redriven_at", _Time, comment="when an operator sent it to the log again"),
+    Column("discarded_at", _Time, comment="when an operator gave it up"),
+    Column("discard_reason", Text, comment="why"),
     PrimaryKeyConstraint("topic", "partition", "record_offset"),
+    CheckConstraint("(discarded_at IS NULL) = (discard_reason IS NULL)", name="discarded_for_a_reason"),
     Index("dead_letters_unpublished", "seq", postgresql_where=text("published_at IS NULL AND refused IS NULL")),
     Index("dead_letters_by_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     # What cannot be parsed names no batch, but its key most likely does. A hash: keys may be of any length.
@@ -225,6 +235,8 @@ dead_letters = Table(
         postgresql_using="hash",
         postgresql_where=text("batch_id IS NULL AND key IS NOT NULL"),
     ),
+    Index("dead_letters_published", "published_at", postgresql_where=text("published_at IS NOT NULL")),
+    postgresql_with=_VACUUMED_OFTEN,
 )
 
 positions = Table(
@@ -243,6 +255,7 @@ positions = Table(
         server_default=text("'{}'"),
         comment="source partition -> highest original offset taken by forwarding",
     ),
+    Column("first_offset", BigInteger, comment="where reading began; null: before this was noted"),
     PrimaryKeyConstraint("topic", "partition"),
     postgresql_with={"fillfactor": "50"},
 )
@@ -263,6 +276,15 @@ summaries = Table(
     CheckConstraint("state IN ('pending', 'ready', 'failed')", name="state_known"),
     CheckConstraint("state <> 'ready' OR summary IS NOT NULL", name="ready_is_there"),
     Index("summaries_pending", "requested_at", "batch_id", postgresql_where=text("state = 'pending'")),
+    postgresql_with=_VACUUMED_OFTEN,
+)
+
+# Batches that a replay which began in the midst of the log has not seen from their beginning.
+incomplete_history = Table(
+    "incomplete_history",
+    metadata,
+    Column("batch_id", _Id, nullable=False),
+    PrimaryKeyConstraint("batch_id"),
 )
 
 logs = Table(

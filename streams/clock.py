@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from aiokafka import AIOKafkaProducer
@@ -25,6 +25,7 @@ from streams.kafka import KafkaConnection
 from streams.leading import Duty, lead
 from streams.retrying import attempts, sleep
 from streams.summarizing import Summarizer
+from streams.trimming import Trimmer
 from streams.watching import Watcher
 
 POLL_S = 0.5
@@ -47,10 +48,12 @@ _ALLOWED = Allowed()
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds."""
+    """How long a statement of a summary, and an open batch, may take; how long is kept what was published."""
 
     summary_timeout_s: float = 300.0
     allowed: Allowed = _ALLOWED
+    events_kept: timedelta = timedelta(days=7)
+    dead_letters_kept: timedelta = timedelta(days=30)
 
 
 async def run(
@@ -72,6 +75,7 @@ async def run(
             Deadlines(kafka, database, topics).run(stop),
             Summarizer(database, topics, timeout_s=limits.summary_timeout_s).run(stop),
             Watcher(kafka, database, topics, limits.allowed).run(stop),
+            Trimmer(database, events_kept=limits.events_kept, dead_letters_kept=limits.dead_letters_kept).run(stop),
         ]
 
     await lead("clock", database, topics, stop, ready, duties, drain_s=DRAIN_S)

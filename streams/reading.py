@@ -13,11 +13,20 @@ from operator import attrgetter
 from aiokafka import ConsumerRecord
 
 from handlers.microbatch import MicroBatch
+from handlers.records import Record
 from handlers.slices import Slice
 from schemas.dead_letters import Refused
-from schemas.headers import FORWARDED, FORWARDED_TIMESTAMP, forwarded_from, number_of, traceparent_of
+from schemas.headers import (
+    FORWARDED,
+    FORWARDED_TIMESTAMP,
+    REDRIVEN,
+    forwarded_from,
+    number_of,
+    redriven_from,
+    traceparent_of,
+)
 from schemas.topics import Topics, home_partition
-from store.rows import DeadLetterRow, Position
+from store.rows import DeadLetterRow, ItemRow, Position
 from streams.anchoring import checksum
 from streams.decoding import decode
 from streams.forwarding import Forward
@@ -60,17 +69,22 @@ class Reading:
     micro_batch: MicroBatch
     records: dict[int, Records]
     forwards: list[Forward] = field(default_factory=list)
+    redriven: dict[tuple[int, int], ConsumerRecord[bytes, bytes]] = field(default_factory=dict)
 
 
 def new_reading(topics: Topics, homes: Homes, failure_rate_limit: float = 0.5) -> Reading:
     """An empty reading, to be filled with ``take``."""
     records: dict[int, Records] = {}
+    redriven: dict[tuple[int, int], ConsumerRecord[bytes, bytes]] = {}
 
     def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
-        index = bisect_left(records[partition], offset, key=attrgetter("offset"))
-        return dead_letter_of(records[partition][index], refusal, homes.log_id)
+        record = redriven.get((partition, offset))
+        if record is None:
+            record = records[partition][bisect_left(records[partition], offset, key=attrgetter("offset"))]
+        return dead_letter_of(record, refusal, homes.log_id)
 
-    return Reading(MicroBatch(topics, [], {}, [], {}, dead_letter, failure_rate_limit), records)
+    micro_batch = MicroBatch(topics, [], {}, [], {}, dead_letter, failure_rate_limit)
+    return Reading(micro_batch, records, redriven=redriven)
 
 
 async def take(reading: Reading, records: Records, expected: Position, next_offset: int, homes: Homes) -> Position:
@@ -102,6 +116,9 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
         except Refused as refusal:
             micro_batch.dead_letters.append(dead_letter_of(record, refusal, homes.log_id))
             continue
+        if record.headers and (origin := redriven_from(record.headers, homes.log_id)) is not None:
+            decoded = _at_its_place(decoded, record, origin)
+            reading.redriven[partition, decoded.version] = record
         batch_id = decoded[0]
         if (part := slices.get(batch_id)) is not None and part.partition == partition:
             part.records.append(decoded)
@@ -115,13 +132,27 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
     return position
 
 
+def _at_its_place(decoded: Record, record: ConsumerRecord[bytes, bytes], origin: tuple[int, int]) -> Record:
+    """A redriven result with the version it had, so that it never beats a newer one.
+
+    Versions compare on one partition only, and none is later than the record that claims it.
+    """
+    partition, offset = origin
+    if isinstance(decoded, ItemRow) and partition == record.partition and offset < record.offset:
+        return decoded._replace(version=offset)
+    return decoded
+
+
 def dead_letter_of(record: ConsumerRecord[bytes, bytes], refusal: Refused, log_id: str) -> DeadLetterRow:
-    """The dead letter of a record; of a forwarded one, as it was where it was first read."""
+    """The dead letter of a record; of a forwarded or redriven one, as it was where it was first read."""
     partition, offset, timestamp, headers = record.partition, record.offset, record.timestamp, record.headers
     if (source := forwarded_from(headers, log_id)) is not None:
         partition, offset = source
         timestamp = number_of(headers, FORWARDED_TIMESTAMP) or timestamp
         headers = [header for header in headers if header[0] not in FORWARDED]
+    if (origin := redriven_from(headers, log_id)) is not None:
+        partition, offset = origin
+        headers = [header for header in headers if header[0] not in REDRIVEN]
     return DeadLetterRow(
         record.topic,
         partition,

@@ -200,12 +200,13 @@ class Publisher(Generic[Row]):
         now = datetime.now(UTC)
         published = [Acknowledged(row, tp.partition, offset, now) for row, (tp, offset) in zip(rows, sent, strict=True)]
         reach("mark.before")
+        ends: dict[TopicPartition, int] = {}
+        for tp, offset in sent:
+            ends[tp] = max(ends.get(tp, 0), offset + 1)
         async with connection.transaction():
-            await self._channel.mark_published(connection, published)
-            ends: dict[TopicPartition, int] = {}
-            for tp, offset in sent:
-                ends[tp] = max(ends.get(tp, 0), offset + 1)
+            # Positions first, as workers do: a promotion locks the tables in that order.
             await self._note_known(connection, ends)
+            await self._channel.mark_published(connection, published)
         reach("mark.after")
 
     async def _send(

@@ -141,6 +141,22 @@ def upgrade() -> None:
         ["requested_at", "batch_id"],
         postgresql_where=sa.text("state = 'pending'"),
     )
+    op.create_index(
+        "outbox_published",
+        "outbox",
+        ["published_at"],
+        postgresql_where=sa.text("published_at IS NOT NULL AND value IS NOT NULL"),
+    )
+    op.create_index(
+        "dead_letters_published",
+        "dead_letters",
+        ["published_at"],
+        postgresql_where=sa.text("published_at IS NOT NULL"),
+    )
+    for table in ("batches", "outbox", "dead_letters", "summaries"):
+        op.execute(
+            f"ALTER TABLE {table} SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 5000)"
+        )
     op.execute("DROP VIEW batch_status")
     op.execute(BATCH_STATUS_VIEW)
 
@@ -148,6 +164,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP VIEW batch_status")
     op.drop_table("summaries")
+    for table in ("batches", "outbox", "dead_letters"):
+        op.execute(f"ALTER TABLE {table} RESET (autovacuum_vacuum_scale_factor, autovacuum_vacuum_threshold)")
+    op.drop_index("dead_letters_published", table_name="dead_letters")
+    op.drop_index("outbox_published", table_name="outbox")
     op.drop_index("batches_open", table_name="batches")
     op.drop_index("batches_deadlines", table_name="batches")
     for column in ("threshold_exceeded", "failure_seen", "error", "reason", "reopened_at"):

@@ -1,0 +1,240 @@
+"""`rollcall promote`: makes a shadow the live schema while everything runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rollcall.replay_commands import Processes
+from rollcall.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from rollcall.replaying import Live
+    from store.connection import Connection
+    from store.promotion import Changed
+    from streams.replay import Replay
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+CLOSE = 20_000
+"""Records behind the workers at which a single process takes up the pursuit."""
+ROUNDS = 20
+TAKE_OVER_TIMEOUT_S = 25.0
+"""What writers may be kept waiting for, at most; their own commands time out after 30 s."""
+LOCK_TIMEOUT_MS = 2_000
+LOCK_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """How it went: the old schema's new name, the pause in seconds, and what is not as it was."""
+
+    old: str
+    pause_s: float
+    changed: list[Changed]
+    dropped: list[str]
+    carried: int
+    corrected: int
+
+
+@app.command()
+def promote(
+    schema: Annotated[str, typer.Argument(help="The shadow, made by `rollcall replay`.", show_default=False)],
+    emit_changes: Annotated[
+        bool,
+        typer.Option(
+            "--emit-changes", help="Publish a new revision of batches whose outcome is not what was published."
+        ),
+    ] = False,
+    processes: Processes = 2,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+) -> None:
+    """Make a shadow the live schema: it catches up with the workers, then takes over in one transaction.
+
+    Workers, relay and API go on in it by themselves. The old schema stays, under another name, until you drop it.
+    """
+    from rollcall.logs import configure_logging
+    from rollcall.reaching import naming
+
+    settings = load_settings()
+    configure_logging("warning", settings.log_format, role="promote")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter("there is no terminal to ask on: say --yes")
+        typer.confirm(f'Make "{schema}" the live schema "{settings.database_schema}"?', abort=True)
+    with naming(settings):
+        promoted = asyncio.run(_promote(settings, schema, emit_changes, processes))
+    _conclude(settings, schema, promoted, emit_changes)
+
+
+async def _promote(settings: Settings, schema: str, emit_changes: bool, processes: int) -> Promoted:
+    from rollcall.replaying import ReplayError, shadow_database
+    from store.positions import LostRaceError
+    from streams.applying import connect_to_apply
+
+    async with AsyncExitStack() as stack:
+        connection = await settings.database().connect("promote", lock_timeout=str(LOCK_TIMEOUT_MS))
+        stack.callback(connection.terminate)
+        live = await _checked(settings, connection, schema)
+        await _catch_up(settings, live, schema, processes)
+        folding = await connect_to_apply(shadow_database(settings, schema), "promote")
+        stack.callback(folding.terminate)
+        from rollcall.replaying import replaying
+
+        replay = await stack.enter_async_context(replaying(settings, schema, live.homes, connection=folding))
+        try:
+            await _pursue(settings, connection, live, replay)
+            return await _take_over(settings, connection, live, schema, replay, emit_changes)
+        except LostRaceError:
+            raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
+
+
+async def _checked(settings: Settings, connection: Connection, schema: str) -> Live:
+    """The live schema's place in the log, and that the shadow can follow it there."""
+    from migrations.version import check
+    from rollcall.replaying import ReplayError, look, shadow_database
+    from store import positions, shadows
+
+    await check(connection, settings.database_schema)
+    found = await shadows.find(connection, schema)
+    if found is None:
+        raise ReplayError(f'there is no schema "{schema}": make it with `rollcall replay --into {schema}`')
+    if found.of != settings.database_schema or found.batch_id is not None:
+        of = f'batch "{found.batch_id}" alone' if found.batch_id else f'"{found.of}"'
+        raise ReplayError(f'"{schema}" is a shadow of {of}: it cannot become "{settings.database_schema}"')
+    if not await shadows.reserve(connection, schema):
+        raise ReplayError(f'another `rollcall promote` is at work on "{schema}": wait for its end')
+    live = await look(settings, connection)
+    shadow = await shadow_database(settings, schema).connect("promote")
+    try:
+        await check(shadow, schema)
+        missing = live.positions.keys() - (await positions.load_all(shadow, schema, live.topics.events)).keys()
+        await positions.create(shadow, live.topics.events, {each: live.span.starts[each] for each in missing})
+        stands = await positions.load_all(shadow, schema, live.topics.events)
+    finally:
+        await shadow.close()
+    for partition, position in stands.items():
+        if position.next_offset > (live.positions[partition].next_offset if partition in live.positions else 0):
+            raise ReplayError(
+                f'"{schema}" is ahead of the workers on partition {partition} (it was replayed to beyond what they have'
+                " applied): wait until they have passed it, or replay anew"
+            )
+    return live
+
+
+async def _catch_up(settings: Settings, live: Live, schema: str, processes: int) -> None:
+    """Most of the way, in as many processes as asked for."""
+    from rollcall.replay_progress import shown
+    from rollcall.replaying import fold_in_processes
+
+    ends = {partition: position.next_offset for partition, position in live.positions.items()}
+    await shown(fold_in_processes(settings, live, schema, ends, processes=processes))
+
+
+async def _pursue(settings: Settings, connection: Connection, live: Live, replay: Replay) -> None:
+    """Fold what the workers have applied meanwhile, until little is left to be folded while they wait."""
+    behind: dict[int, int] = {}
+    for _ in range(ROUNDS):
+        ends = await _live_ends(settings, connection, live)
+        await replay.fold_to(ends)
+        if behind and sum(ends.values()) - sum(behind.values()) < CLOSE:
+            return
+        behind = ends
+
+
+async def _live_ends(settings: Settings, connection: Connection, live: Live) -> dict[int, int]:
+    from store import positions
+
+    stored = await positions.load_all(connection, settings.database_schema, live.topics.events)
+    return {partition: position.next_offset for partition, position in stored.items()}
+
+
+async def _take_over(
+    settings: Settings, connection: Connection, live: Live, schema: str, replay: Replay, emit_changes: bool
+) -> Promoted:
+    """The pause: lock, fold the rest, copy what is not in the log, rename. Nothing has changed unless it commits."""
+    from rollcall.replaying import ReplayError
+    from store.promotion import Promotion
+
+    promotion = Promotion(connection, settings.database_schema, schema)
+    await promotion.take_marks()
+    started = await _locked(connection, promotion)
+    try:
+        async with asyncio.timeout(TAKE_OVER_TIMEOUT_S):
+            await replay.fold_to(await _live_ends(settings, connection, live))
+            await _check_same_place(settings, connection, live, schema)
+            changed, dropped, carried = await promotion.take_over(live.topics.events, emit_changes=emit_changes)
+            corrections = [each for each in changed if emit_changes and each.needs_correction]
+            old = await promotion.rename(datetime.now(UTC))
+            await connection.execute("COMMIT")
+            pause = time.monotonic() - started
+    except TimeoutError:
+        raise ReplayError(
+            f"taking over took longer than {TAKE_OVER_TIMEOUT_S:g} s, so it was given up; nothing has changed."
+            " Try again when less is going on"
+        ) from None
+    return Promoted(old, pause, changed, dropped, carried, len(corrections))
+
+
+async def _locked(connection: Connection, promotion: object) -> float:
+    """Begin the transaction and lock; gives way to writers that hold what it wants. Returns when the pause began."""
+    import asyncpg
+
+    from rollcall.replaying import ReplayError
+    from store.promotion import Promotion
+
+    assert isinstance(promotion, Promotion)
+    for attempt in range(LOCK_ATTEMPTS):
+        await connection.execute("BEGIN")
+        started = time.monotonic()
+        try:
+            await promotion.lock()
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+            await connection.execute("ROLLBACK")
+            await asyncio.sleep(0.2 * (attempt + 1))
+        else:
+            return started
+    raise ReplayError("writers hold their locks for too long; nothing has changed. Try again when less is going on")
+
+
+async def _check_same_place(settings: Settings, connection: Connection, live: Live, schema: str) -> None:
+    """Both must be the state of the very same records."""
+    from rollcall.replaying import ReplayError
+    from store import positions
+
+    theirs = await positions.load_all(connection, settings.database_schema, live.topics.events)
+    ours = await positions.load_all(connection, schema, live.topics.events)
+    for partition, position in theirs.items():
+        here = ours[partition]
+        same = here.next_offset == position.next_offset and (here.last_offset is None or here[2:5] == position[2:5])
+        if not same:
+            raise ReplayError(
+                f"partition {partition}: the live schema has applied the log up to {position.last_offset}, the shadow"
+                f" up to {here.last_offset}: run `rollcall verify` to see why; nothing has changed"
+            )
+
+
+def _conclude(settings: Settings, schema: str, promoted: Promoted, emit_changes: bool) -> None:
+    say = sys.stdout.write
+    live = settings.database_schema
+    say(f'"{schema}" is "{live}" now; writers were kept waiting for {promoted.pause_s * 1000:,.0f} ms\n')
+    say(f'the old one is "{promoted.old}"; drop it when you no longer need it\n')
+    if promoted.carried:
+        say(f"{promoted.carried:,} batches that began before the replay were carried over as they were\n")
+    if promoted.dropped:
+        say(f"{len(promoted.dropped):,} batches that the log does not know are in the old one only\n")
+    for each in promoted.changed[:20]:
+        say(
+            f"{each.batch_id}: was {each.old_outcome or 'open'} (revision {each.old_revision}), is"
+            f" {each.new_outcome or 'open'} (revision {each.new_revision})\n"
+        )
+    if promoted.changed:
+        told = f"{promoted.corrected:,} corrections were sent" if emit_changes else "nothing of it was published"
+        say(f"{len(promoted.changed):,} batches have another outcome or revision than before; {told}\n")

@@ -1,0 +1,117 @@
+"""Statements for operators on ``dead_letters``: look at them, note that one was sent again, or give it up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from store.connection import Connection
+
+Status = Literal["open", "redriven", "discarded"]
+
+
+class Key(NamedTuple):
+    """Where a dead letter's record was first read."""
+
+    topic: str
+    partition: int
+    record_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record that could not be taken, and what became of it. ``headers`` are JSON, see ``streams.reading``."""
+
+    key: Key
+    seq: int
+    appended_at: datetime
+    reason: str
+    message: str
+    batch_id: str | None
+    record_key: bytes | None
+    value: bytes | None
+    headers: str
+    published_at: datetime | None
+    redriven_at: datetime | None
+    discarded_at: datetime | None
+    discard_reason: str | None
+
+    @property
+    def status(self) -> Status:
+        """What became of it: ``open`` until somebody does something."""
+        if self.discarded_at is not None:
+            return "discarded"
+        return "open" if self.redriven_at is None else "redriven"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which dead letters are meant; None: whichever."""
+
+    status: Status | None = "open"
+    reason: str | None = None
+    batch_id: str | None = None
+
+
+_COLUMNS = (
+    "topic, partition, record_offset, seq, appended_at, reason, message, batch_id, key, value, headers,"
+    " published_at, redriven_at, discarded_at, discard_reason"
+)
+
+_CHOSEN = """
+($1::text IS NULL OR $1 = CASE WHEN discarded_at IS NOT NULL THEN 'discarded'
+                               WHEN redriven_at IS NOT NULL THEN 'redriven' ELSE 'open' END)
+AND ($2::text IS NULL OR reason = $2) AND ($3::text IS NULL OR batch_id = $3)
+"""
+
+# A page, oldest first, behind a sequence number.
+_LIST = f"SELECT {_COLUMNS} FROM dead_letters WHERE {_CHOSEN} AND seq > $4 ORDER BY seq LIMIT $5"
+
+_COUNT = f"SELECT count(*) FROM dead_letters WHERE {_CHOSEN}"
+
+# At most one row.
+_ONE = f"SELECT {_COLUMNS} FROM dead_letters WHERE topic = $1 AND partition = $2 AND record_offset = $3"
+
+_KEYS = "unnest($1::text[], $2::int4[], $3::int8[]) AS v(topic, partition, record_offset)"
+
+# The log has them again.
+_NOTE_REDRIVEN = f"""
+UPDATE dead_letters d SET redriven_at = now(), discarded_at = NULL, discard_reason = NULL FROM {_KEYS}
+WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.record_offset
+"""
+
+_DISCARD = f"""
+UPDATE dead_letters d SET discarded_at = now(), discard_reason = $4 FROM {_KEYS}
+WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.record_offset
+"""
+
+
+async def page(connection: Connection, chosen: Chosen, *, after: int = -1, limit: int) -> list[DeadLetter]:
+    """The next ones in the order in which they were found."""
+    rows = await connection.fetch(_LIST, chosen.status, chosen.reason, chosen.batch_id, after, limit)
+    return [DeadLetter(Key(*row[:3]), *row[3:]) for row in rows]
+
+
+async def count(connection: Connection, chosen: Chosen) -> int:
+    """How many there are."""
+    return int(await connection.fetchval(_COUNT, chosen.status, chosen.reason, chosen.batch_id))
+
+
+async def find(connection: Connection, key: Key) -> DeadLetter | None:
+    """The dead letter of that record; None where there is none."""
+    row = await connection.fetchrow(_ONE, *key)
+    return None if row is None else DeadLetter(Key(*tuple(row)[:3]), *tuple(row)[3:])
+
+
+async def note_redriven(connection: Connection, keys: Sequence[Key]) -> None:
+    """Note that the log has these again."""
+    await connection.execute(_NOTE_REDRIVEN, *_columns(keys))
+
+
+async def discard(connection: Connection, keys: Sequence[Key], why: str) -> None:
+    """Give these up, for a reason."""
+    await connection.execute(_DISCARD, *_columns(keys), why)
+
+
+def _columns(keys: Sequence[Key]) -> tuple[list[str], list[int], list[int]]:
+    return [key.topic for key in keys], [key.partition for key in keys], [key.record_offset for key in keys]

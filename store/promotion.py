@@ -1,0 +1,250 @@
+"""Statements that make a shadow the live schema, all in one transaction: what stays of the old one, then two renamings.
+
+Every writer's first statement touches a table that this transaction has locked: it waits, and when the names have
+changed hands PostgreSQL looks its table up anew. So nobody writes into the old schema behind what was copied from it,
+and no micro-batch is half in one and half in the other (its first statement locks its rows of ``positions``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from store import tables
+from store.connection import Connection
+from store.statements import column_list
+
+# In the order in which a micro-batch touches them, so that nobody waits for us while we wait for them.
+_LOCKED = (
+    *("positions", "batches", "expected_items", "item_results", "late_results", "summaries", "outbox"),
+    *("dead_letters", "incomplete_history"),
+)
+
+# Made from the log; every other table (keys, what was done by whom) is nowhere else and moves over.
+DERIVED = frozenset({*_LOCKED, "logs", "alembic_version"})
+
+_OTHERS = """
+SELECT c.relname, EXISTS (
+    SELECT FROM pg_class s WHERE s.relname = c.relname AND s.relnamespace = to_regnamespace(quote_ident($2))
+) AS is_in_shadow
+FROM pg_class c WHERE c.relnamespace = to_regnamespace(quote_ident($1)) AND c.relkind IN ('r', 'p')
+ORDER BY c.relname
+"""
+
+_OUTBOX = column_list(column.name for column in tables.outbox.columns if column.name != "seq")
+_MARKS = ("published_at", "published_partition", "published_offset", "refused")
+_LETTER_MARKS = (*_MARKS, "redriven_at", "discarded_at", "discard_reason")
+
+
+def _take_marks(table: str, keys: Sequence[str], marks: Sequence[str]) -> str:
+    same = " AND ".join(f"s.{key} = l.{key}" for key in keys)
+    return f"""
+UPDATE {{shadow}}.{table} s SET {", ".join(f"{mark} = l.{mark}" for mark in marks)}
+FROM {{live}}.{table} l WHERE {same}
+  AND ({column_list(marks, "l.")}) IS DISTINCT FROM ({column_list(marks, "s.")})
+"""
+
+
+# What is published, refused or done with, is so in the new schema as well.
+_MARK_EVENTS = _take_marks("outbox", ("id",), _MARKS)
+_MARK_LETTERS = _take_marks("dead_letters", ("topic", "partition", "record_offset"), _LETTER_MARKS)
+
+_MARK_BATCHES = """
+UPDATE {shadow}.batches s SET published_at = l.published_at FROM {live}.batches l
+WHERE s.batch_id = l.batch_id AND s.revision = l.revision AND s.published_at IS DISTINCT FROM l.published_at
+"""
+
+# Events that only the old schema has; but not those still unpublished that the log, folded anew, does not give.
+_COPY_EVENTS = f"""
+INSERT INTO {{shadow}}.outbox ({_OUTBOX})
+SELECT {_OUTBOX} FROM {{live}}.outbox l
+WHERE NOT EXISTS (SELECT FROM {{shadow}}.outbox s WHERE s.id = l.id)
+  AND (l.published_at IS NOT NULL OR split_part(l.id, '/', 1) NOT IN ('batch.finalized', 'batch.retry_requested')
+       OR EXISTS (SELECT FROM {{shadow}}.carried c WHERE c.batch_id = l.batch_id))
+ORDER BY l.seq
+"""
+
+# Dead letters of records before where the replay began.
+_COPY_LETTERS = """
+INSERT INTO {shadow}.dead_letters ({columns})
+SELECT {columns} FROM {live}.dead_letters l
+WHERE NOT EXISTS (
+        SELECT FROM {shadow}.dead_letters s
+        WHERE s.topic = l.topic AND s.partition = l.partition AND s.record_offset = l.record_offset)
+  AND l.record_offset < coalesce(
+        (SELECT first_offset FROM {shadow}.positions p WHERE p.topic = l.topic AND p.partition = l.partition), 0)
+ORDER BY l.seq
+"""
+
+# An event that the old schema decided too, long ago: it is published, and its row was trimmed.
+_MARK_TRIMMED = """
+UPDATE {shadow}.outbox s SET published_at = coalesce(l.published_at, l.finalized_at)
+FROM {live}.batches l
+WHERE s.channel = 'finalized' AND s.published_at IS NULL AND s.refused IS NULL
+  AND l.batch_id = s.batch_id AND l.revision >= s.revision
+  AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
+"""
+
+# What only the log folded anew gives, and nobody was ever told. (whether finalized events may go out)
+_WITHHOLD = """
+UPDATE {shadow}.outbox s SET refused = 'withheld when this schema was promoted'
+WHERE s.published_at IS NULL AND s.refused IS NULL AND NOT ($1 AND s.channel = 'finalized')
+  AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
+"""
+
+# Of partitions whose replay began midway, batches that the old schema has known for longer.
+_MARK_INCOMPLETE = """
+INSERT INTO {shadow}.incomplete_history
+SELECT s.batch_id FROM {shadow}.batches s JOIN {live}.batches l USING (batch_id)
+JOIN {shadow}.positions p ON p.topic = $1 AND p.partition = s.partition AND p.first_offset > 0
+WHERE least(l.opened_at, l.first_result_at) < least(s.opened_at, s.first_result_at)
+ON CONFLICT DO NOTHING
+"""
+
+_CARRY = """
+CREATE TABLE {shadow}.carried AS
+SELECT l.batch_id FROM {live}.batches l
+JOIN {shadow}.positions p ON p.topic = $1 AND p.partition = l.partition AND p.first_offset > 0
+WHERE EXISTS (SELECT FROM {shadow}.incomplete_history i WHERE i.batch_id = l.batch_id)
+   OR NOT EXISTS (SELECT FROM {shadow}.batches s WHERE s.batch_id = l.batch_id)
+"""
+
+# Summaries of batches that are as they were need no computing again.
+_TAKE_SUMMARIES = """
+UPDATE {shadow}.summaries s SET state = l.state, attempts = l.attempts, retry_at = l.retry_at, problem = l.problem,
+    summary = l.summary
+FROM {live}.summaries l, {live}.batches b, {shadow}.batches n
+WHERE s.batch_id = l.batch_id AND b.batch_id = l.batch_id AND n.batch_id = l.batch_id
+  AND (s.revision, s.requested_offset) = (l.revision, l.requested_offset)
+  AND s.state = 'pending' AND l.state <> 'pending'
+  AND ({counts_of_b}) IS NOT DISTINCT FROM ({counts_of_n})
+"""
+_COUNTS = (
+    *("outcome", "revision", "total_items", "expected", "matched", "succeeded", "partial", "failed", "skipped"),
+    *("retrying", "created", "updated", "unchanged", "late", "last_result_offset", "decided_offset"),
+)
+
+# The old schema's places in all topics; where reading of the log began is the replay's own.
+_TAKE_POSITIONS = """
+MERGE INTO {shadow}.positions s USING {live}.positions l ON s.topic = l.topic AND s.partition = l.partition
+WHEN MATCHED THEN UPDATE SET next_offset = l.next_offset, last_offset = l.last_offset, taken = l.taken,
+    last_timestamp = l.last_timestamp, last_checksum = l.last_checksum
+WHEN NOT MATCHED THEN INSERT (topic, partition, next_offset, last_offset, last_timestamp, last_checksum, taken,
+                              first_offset)
+VALUES (l.topic, l.partition, l.next_offset, l.last_offset, l.last_timestamp, l.last_checksum, l.taken, l.first_offset)
+"""
+
+# What people were told of batches, and what the log gives, where that is another outcome or number.
+_CHANGED = """
+SELECT l.batch_id, l.partition, l.revision AS old_revision, l.outcome AS old_outcome,
+       s.revision AS new_revision, s.outcome AS new_outcome
+FROM {live}.batches l JOIN {shadow}.batches s USING (batch_id)
+WHERE (l.outcome, l.revision) IS DISTINCT FROM (s.outcome, s.revision) ORDER BY batch_id
+"""
+
+# Batches that the log, read from its beginning, does not know.
+_DROPPED = """
+SELECT l.batch_id FROM {live}.batches l WHERE NOT EXISTS (
+    SELECT FROM {shadow}.batches s WHERE s.batch_id = l.batch_id) ORDER BY l.batch_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A batch whose outcome, or number of revisions, is not what it was."""
+
+    batch_id: str
+    partition: int
+    old_revision: int
+    old_outcome: str | None
+    new_revision: int
+    new_outcome: str | None
+
+    @property
+    def needs_correction(self) -> bool:
+        """Whether what was published is wrong, and nothing that waits to be published says so."""
+        return self.old_revision > 0 and self.new_revision <= self.old_revision
+
+
+class Promotion:
+    """The statements, on a connection within a transaction, for these two schemas."""
+
+    def __init__(self, connection: Connection, live: str, shadow: str) -> None:
+        self._connection = connection
+        self._live, self._shadow = live, shadow
+
+    async def take_marks(self) -> None:
+        """Note in the shadow what is published; what was noted before costs little again."""
+        for statement in (_MARK_EVENTS, _MARK_LETTERS, _MARK_BATCHES):
+            await self._execute(statement)
+
+    async def lock(self) -> None:
+        """Let all writers wait until this transaction ends."""
+        named = ", ".join(f'"{self._live}".{table}' for table in _LOCKED)
+        await self._connection.execute(f"LOCK TABLE {named} IN EXCLUSIVE MODE")
+
+    async def take_over(self, topic: str, *, emit_changes: bool) -> tuple[list[Changed], list[str], int]:
+        """Bring into the shadow all that is not made from the log, or lies before where the replay began.
+
+        Returns the batches that are not what they were, those that the log does not know, and how many were carried.
+        """
+        await self._execute(_MARK_INCOMPLETE, topic)
+        await self._execute(_CARRY, topic)
+        carried = await self._carry()
+        await self._execute(_COPY_EVENTS)
+        await self.take_marks()
+        columns = column_list(column.name for column in tables.dead_letters.columns if column.name != "seq")
+        await self._execute(_COPY_LETTERS.replace("{columns}", columns))
+        await self._execute(_MARK_TRIMMED)
+        await self._execute(_WITHHOLD, emit_changes)
+        counts = {"{counts_of_b}": column_list(_COUNTS, "b."), "{counts_of_n}": column_list(_COUNTS, "n.")}
+        statement = _TAKE_SUMMARIES
+        for placeholder, expression in counts.items():
+            statement = statement.replace(placeholder, expression)
+        await self._execute(statement)
+        await self._execute(_TAKE_POSITIONS)
+        changed = [Changed(*row) for row in await self._connection.fetch(self._sql(_CHANGED))]
+        dropped = [row[0] for row in await self._connection.fetch(self._sql(_DROPPED))]
+        await self._execute("DROP TABLE {shadow}.carried")
+        return changed, dropped, carried
+
+    async def rename(self, now: datetime) -> str:
+        """Give the shadow the live schema's name, and that another; returns that one."""
+        for name, is_in_shadow in await self._connection.fetch(_OTHERS, self._live, self._shadow):
+            if name in DERIVED:
+                continue
+            if is_in_shadow:
+                await self._execute(f'DROP TABLE {{shadow}}."{name}"')
+            await self._execute(f'ALTER TABLE {{live}}."{name}" SET SCHEMA {{shadow}}')
+        old = f"{self._live[:40]}_until_{now:%Y%m%d_%H%M%S}"
+        for statement in (
+            f'ALTER SCHEMA {{live}} RENAME TO "{old}"',
+            f'ALTER SCHEMA {{shadow}} RENAME TO "{self._live}"',
+            f'COMMENT ON SCHEMA "{self._live}" IS NULL',
+            f"COMMENT ON SCHEMA \"{old}\" IS 'Rollcall''s \"{self._live}\" until {now.isoformat()}; nothing uses it'",
+        ):
+            await self._execute(statement)
+        return old
+
+    async def _carry(self) -> int:
+        number = int(await self._connection.fetchval(self._sql("SELECT count(*) FROM {shadow}.carried")))
+        if not number:
+            return 0
+        names = ("batches", "item_results", "late_results", "expected_items", "summaries", "incomplete_history")
+        for name in names:
+            columns = column_list(tables.metadata.tables[name].columns.keys())
+            await self._execute(f"DELETE FROM {{shadow}}.{name} WHERE batch_id IN (SELECT * FROM {{shadow}}.carried)")
+            await self._execute(
+                f"INSERT INTO {{shadow}}.{name} ({columns}) SELECT {columns} FROM {{live}}.{name}"
+                " WHERE batch_id IN (SELECT * FROM {shadow}.carried)"
+            )
+        # What their events were is in the old outbox; what half of their history gave is not what they are.
+        await self._execute(
+            "DELETE FROM {shadow}.outbox WHERE batch_id IN (SELECT * FROM {shadow}.carried) AND value IS NOT NULL"
+        )
+        return number
+
+    async def _execute(self, statement: str, *arguments: object) -> None:
+        await self._connection.execute(self._sql(statement), *arguments)
+
+    def _sql(self, statement: str) -> str:
+        return statement.format(live=f'"{self._live}"', shadow=f'"{self._shadow}"')

@@ -1,0 +1,67 @@
+"""Where the input log begins and ends, and which offsets a time means."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from aiokafka import TopicPartition
+
+from streams.kafka import KafkaConnection
+from streams.reading import append_time
+
+
+@dataclass(frozen=True)
+class Span:
+    """By partition: the first offset that the log still holds, and the end of what is committed."""
+
+    starts: dict[int, int]
+    ends: dict[int, int]
+
+
+async def log_span(kafka: KafkaConnection, topic: str) -> Span:
+    """Where a topic's partitions begin and end. Raises KafkaError."""
+    consumer = kafka.consumer(isolation_level="read_committed", enable_auto_commit=False)
+    await consumer.start()
+    try:
+        await consumer._client._wait_on_metadata(topic)
+        tps = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        starts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+        return Span(
+            {tp.partition: offset for tp, offset in starts.items()},
+            {tp.partition: offset for tp, offset in ends.items()},
+        )
+    finally:
+        await consumer.stop()
+
+
+async def offsets_at(kafka: KafkaConnection, topic: str, span: Span, time: datetime) -> dict[int, int]:
+    """Of each partition the offset of its first record appended at that time or later, its end where there is none."""
+    consumer = kafka.consumer(enable_auto_commit=False)
+    await consumer.start()
+    try:
+        milliseconds = round(time.timestamp() * 1000)
+        wanted = {TopicPartition(topic, partition): milliseconds for partition in span.ends}
+        found = await consumer.offsets_for_times(wanted)
+        return {tp.partition: span.ends[tp.partition] if at is None else at.offset for tp, at in found.items()}
+    finally:
+        await consumer.stop()
+
+
+async def times_at(kafka: KafkaConnection, topic: str, offsets: dict[int, int]) -> dict[int, datetime | None]:
+    """Of each partition the append time of its first record at this offset or behind it; None where there is none."""
+    consumer = kafka.consumer(isolation_level="read_committed", enable_auto_commit=False, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        tps = {TopicPartition(topic, partition): offset for partition, offset in offsets.items()}
+        ends = await consumer.end_offsets(list(tps))
+        found: dict[int, datetime | None] = dict.fromkeys(offsets)
+        consumer.assign(list(tps))
+        for tp, offset in tps.items():
+            consumer.seek(tp, offset)
+        pending = {tp for tp, offset in tps.items() if offset < ends[tp]}
+        while pending:
+            for tp, records in (await consumer.getmany(*pending, timeout_ms=200, max_records=1)).items():
+                found[tp.partition] = append_time(records[0].timestamp)
+            pending = {tp for tp in pending if found[tp.partition] is None and await consumer.position(tp) < ends[tp]}
+        return found
+    finally:
+        await consumer.stop()

@@ -1,0 +1,94 @@
+"""Reads the output topics, as any read_committed consumer would, for what Rollcall has said on them."""
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import NamedTuple
+
+from aiokafka import ConsumerRecord, TopicPartition
+
+from schemas.headers import DLT_OFFSET, DLT_PARTITION, DLT_TOPIC, number_of, text_of
+from schemas.topics import Topics
+from streams.kafka import KafkaConnection
+from streams.reading import append_time
+
+POLL_MS = 200
+
+
+class Said(NamedTuple):
+    """A record of an output topic: what it says (of a dead letter: of which record), and where."""
+
+    channel: str
+    id: str
+    batch_id: str | None
+    revision: int | None
+    partition: int
+    record_offset: int
+    digest: str
+
+
+@dataclass
+class Scan:
+    """Records of the output topics; by channel, whether retention has taken some, and when the first left came."""
+
+    cut: set[str] = field(default_factory=set)
+    first_times: dict[str, datetime] = field(default_factory=dict)
+
+    async def read(self, kafka: KafkaConnection, topics: Topics) -> AsyncIterator[list[Said]]:
+        """All of them up to the present end, a poll's worth at a time. Raises KafkaError."""
+        names = [topics.finalized, topics.summaries, topics.alerts, topics.requests, topics.dead_letters]
+        consumer = kafka.consumer(
+            enable_auto_commit=False, isolation_level="read_committed", auto_offset_reset="earliest"
+        )
+        await consumer.start()
+        try:
+            tps = []
+            for name in names:
+                await consumer._client._wait_on_metadata(name)
+                tps += [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
+            starts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
+            self.cut = {tp.topic.removeprefix(topics.prefix) for tp, start in starts.items() if start > 0}
+            consumer.assign(tps)
+            await consumer.seek_to_beginning(*tps)
+            pending = {tp for tp in tps if starts[tp] < ends[tp]}
+            while pending:
+                fetched = await consumer.getmany(*pending, timeout_ms=POLL_MS)
+                yield [said for records in fetched.values() for said in self._said(topics, records)]
+                pending = {tp for tp in pending if await consumer.position(tp) < ends[tp]}
+        finally:
+            await consumer.stop()
+
+    def _said(self, topics: Topics, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Said]:
+        found = []
+        for record in records:
+            channel = record.topic.removeprefix(topics.prefix)
+            time = append_time(record.timestamp)
+            self.first_times[channel] = min(time, self.first_times.get(channel, time))
+            if (identity := _identity(record, channel)) is None:
+                continue
+            revision = identity.rsplit("/", 1)[-1]
+            found.append(
+                Said(
+                    channel,
+                    identity,
+                    _utf8(record.key),
+                    int(revision) if channel == "finalized" and revision.isdecimal() else None,
+                    record.partition,
+                    record.offset,
+                    hashlib.md5(record.value or b"", usedforsecurity=False).hexdigest(),
+                )
+            )
+        return found
+
+
+def _identity(record: ConsumerRecord[bytes, bytes], channel: str) -> str | None:
+    if channel == "dead-letters":
+        topic, partition = text_of(record.headers, DLT_TOPIC), number_of(record.headers, DLT_PARTITION)
+        offset = number_of(record.headers, DLT_OFFSET)
+        return None if topic is None or partition is None or offset is None else f"{topic}-{partition}@{offset}"
+    return next((_utf8(value) for name, value in record.headers if name == "ce_id"), None)
+
+
+def _utf8(value: bytes | None) -> str | None:
+    return None if value is None else value.decode(errors="replace").replace("\x00", "")

@@ -1,0 +1,114 @@
+"""Dead letters are looked at, sent to the log again without ever beating what is newer, and given up."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from streams.topics import log_identity
+from tests.harness import commands
+from tests.harness.histories import Message
+from tests.harness.product import running
+from tests.harness.tables import table_rows
+from tests.harness.topics import create_topic, drain, produce
+from tests.harness.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+def message(event: dict[str, Any], headers: tuple[tuple[str, bytes], ...] = ()) -> Message:
+    return Message(event["batch_id"].encode(), json.dumps(event).encode(), event["batch_id"], headers)
+
+
+async def test_dead_letters_are_listed_redriven_and_discarded(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    broken = Message(b"?", b'{"no json', "?", (("origin", b"\xff\x00"),))
+    async with running(settings, workers=1) as product:
+        early = [
+            message({"type": "batch.opened", "batch_id": "b"}),
+            message({"type": "batch.sealed", "batch_id": "b"}),  # of how many? refused
+            broken,
+            message({"type": "batch.items_expected", "batch_id": "b", "item_ids": ["1"]}),
+            message({"batch_id": "b", "item_id": "1", "status": "succeeded"}),
+        ]
+        await produce(settings.bootstrap_servers, topics.events, early)
+        await product.settled()
+        done = await commands.rollcall(settings, "dead-letters", "list", "--json")
+        listed = sorted(json.loads(done.stdout)["dead_letters"], key=lambda each: str(each["record"]))
+        assert [(each["record"], each["reason"], each["batch_id"]) for each in listed] == [
+            ("0:1", "not_applicable", "b"),
+            ("0:2", "invalid_json", None),
+        ]
+        assert base64.b64decode(listed[1]["value_base64"]) == broken.value
+        done = await commands.rollcall(settings, "dead-letters", "show", "0:2")
+        assert (done.exit_code, '{"no json' in done.stdout, "invalid_json" in done.stdout) == (0, True, True)
+
+        done = await commands.rollcall(settings, "dead-letters", "redrive", "--all")
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1), "without a terminal it wants --yes"
+        done = await commands.rollcall(settings, "dead-letters", "redrive", "--all", "--yes")
+        assert (done.exit_code, done.stdout) == (0, "2 sent to the log again\n"), done.stderr
+        await product.settled()
+        [batch] = await table_rows(settings, "batches")
+        assert (batch["outcome"], batch["revision"]) == ("completed", 1), "what was refused is right by now"
+
+        letters = {row["record_offset"]: row for row in await table_rows(settings, "dead_letters")}
+        assert letters.keys() == {1, 2}, "what is refused again is no second dead letter"
+        assert letters[1]["redriven_at"] is not None
+        assert letters[2]["redriven_at"] is None, "it is open again"
+
+        done = await commands.rollcall(settings, "dead-letters", "redrive", "0:1", "--yes")
+        assert done.exit_code == 0, done.stderr
+        done = await commands.rollcall(settings, "dead-letters", "discard", "0:2", "--why", "sent by a test", "--yes")
+        assert (done.exit_code, done.stdout) == (0, "1 discarded\n"), done.stderr
+        await product.settled()
+        assert len(await drain(settings.bootstrap_servers, topics.finalized)) == 1, "redriven twice counts once"
+        assert len(await drain(settings.bootstrap_servers, topics.dead_letters)) == 2
+    done = await commands.rollcall(settings, "dead-letters", "list")
+    assert (done.stdout, done.stderr) == ("", "no dead letter found\n")
+    done = await commands.rollcall(settings, "dead-letters", "show", "0:77")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+
+
+async def test_a_redriven_result_never_beats_a_newer_one(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    log_id = (await _log_id(settings, topics)).encode()
+
+    def redriven(offset: int) -> tuple[tuple[str, bytes], ...]:
+        names = ("rollcall_redriven_partition", "rollcall_redriven_offset", "rollcall_redriven_log")
+        return tuple(zip(names, (b"0", b"%d" % offset, log_id), strict=True))
+
+    def result(item: str, status: str, headers: tuple[tuple[str, bytes], ...] = ()) -> Message:
+        return message({"batch_id": "b", "item_id": item, "status": status}, headers)
+
+    async with running(settings, workers=1, relay=False) as product:
+        log = [
+            result("filler", "skipped"),
+            result("a", "failed"),
+            result("a", "succeeded", redriven(0)),  # older than the one at 1
+            result("c", "succeeded", redriven(2)),
+            result("c", "succeeded", redriven(2)),  # twice
+            result("a", "partial", redriven(99)),  # nobody redrives what is not there yet: its own offset counts
+        ]
+        await produce(settings.bootstrap_servers, topics.events, log)
+
+        async def applied() -> bool:
+            rows = await table_rows(settings, "positions", "topic, partition")
+            return any(row["topic"] == topics.events and row["next_offset"] == len(log) for row in rows)
+
+        await eventually(applied)
+        del product
+    items = {row["item_id"]: (row["status"], row["version"]) for row in await table_rows(settings, "item_results")}
+    assert items == {"filler": ("skipped", 0), "a": ("partial", 5), "c": ("succeeded", 2)}
+    [batch] = await table_rows(settings, "batches")
+    assert batch["duplicates"] == 2
+
+
+async def _log_id(settings: Settings, topics: Topics) -> str:
+    return await log_identity(settings.kafka_connection(), topics)

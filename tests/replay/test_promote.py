@@ -1,0 +1,79 @@
+"""A shadow takes over while results flow: none is lost or counted twice, and nothing is published twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from tests.harness import commands
+from tests.harness.histories import Message
+from tests.harness.product import running
+from tests.harness.tables import finalized_events, table_rows
+from tests.harness.topics import create_topic, drain, produce
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PARTITIONS = 4
+ITEMS = 50
+
+
+def message(event: dict[str, Any]) -> Message:
+    return Message(event["batch_id"].encode(), json.dumps(event).encode(), event["batch_id"])
+
+
+def batch(batch_id: str) -> list[Message]:
+    opened = message({"type": "batch.opened", "batch_id": batch_id, "total_items": ITEMS})
+    results = [
+        message({"batch_id": batch_id, "item_id": str(item), "status": "failed" if item == 7 else "succeeded"})
+        for item in range(ITEMS)
+    ]
+    return [opened, *results]
+
+
+async def test_promoted_under_load_twice_nothing_is_lost_or_published_twice(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    stop = asyncio.Event()
+    sent: list[str] = []
+
+    async def load() -> None:
+        while not stop.is_set():
+            names = [f"batch-{len(sent) + number}" for number in range(20)]
+            sent.extend(names)
+            await produce(settings.bootstrap_servers, topics.events, [m for name in names for m in batch(name)])
+            await asyncio.sleep(0.5)  # about 2,000 records a second
+
+    async with running(settings, workers=2) as product:
+        loading = asyncio.create_task(load())
+        try:
+            for number in range(2):
+                shadow = f"{settings.database_schema}_{number}"
+                done = await commands.rollcall(settings, "replay", "--into", shadow, timeout_s=180)
+                assert done.exit_code == 0, done.stderr
+                done = await commands.rollcall(settings, "promote", shadow, "--yes", timeout_s=180)
+                assert done.exit_code == 0, done.stderr
+                print(done.stdout)
+        finally:
+            stop.set()
+            await loading
+        await product.settled(120)
+        assert all(child.returncode is None for child in product.children.values()), "nobody had to be started again"
+    rows = {row["batch_id"]: row for row in await table_rows(settings, "batches")}
+    assert rows.keys() == set(sent)
+    wrong = {name: row for name, row in rows.items() if (row["succeeded"], row["failed"]) != (ITEMS - 1, 1)}
+    assert wrong == {}
+    assert {row["duplicates"] for row in rows.values()} == {0}
+    events = await finalized_events(settings)
+    assert events.keys() == set(sent)
+    assert {name: len(found) for name, found in events.items() if len(found) != 1} == {}
+    for name in (topics.alerts, topics.requests, topics.summaries):
+        ids = Counter(dict(record.headers)["ce_id"] for record in await drain(settings.bootstrap_servers, name))
+        assert {each: times for each, times in ids.items() if times != 1} == {}, name
+    done = await commands.rollcall(settings, "verify", timeout_s=180)
+    assert done.exit_code == 0, done.stdout + done.stderr

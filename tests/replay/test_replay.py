@@ -1,0 +1,151 @@
+"""A replay gives what the workers gave: the same rows and bytes, whoever died on the way, and it publishes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from tests.harness import commands
+from tests.harness.histories import Message, Shape, make_history, mixed_sizes
+from tests.harness.librdkafka import produce_with_librdkafka
+from tests.harness.product import running
+from tests.harness.tables import comparable_tables, table_rows
+from tests.harness.topics import create_topic, drain, end_offsets, produce
+from tests.harness.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PARTITIONS = 4
+
+
+def shadow_of(settings: Settings, name: str = "shadow") -> Settings:
+    return settings.model_copy(update={"database_schema": f"{settings.database_schema}_{name}"})
+
+
+async def live_history(settings: Settings, seed: int, batches: int = 60) -> None:
+    """A log with all kinds of records in it, some on wrong partitions and some that nobody can read, all applied."""
+    history = make_history(seed, sizes=mixed_sizes(seed, batches=batches, large=1), shapes=tuple(Shape))
+    misplaced = make_history(seed + 1, sizes=(1, 2, 100) * 4, prefix="misplaced")
+    print(history, misplaced)
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    broken = [Message(b"broken", b"{", "broken"), Message(b"broken", b'{"type":"item.resolt"}', "broken")]
+    async with running(settings, workers=1) as product:
+        await produce(settings.bootstrap_servers, topics.events, [*broken, *history])
+        await produce_with_librdkafka(settings.bootstrap_servers, topics.events, misplaced.messages)
+        await product.settled()
+
+
+async def outputs(settings: Settings) -> dict[str, Any]:
+    topics = Topics(settings.topic_prefix)
+    names = (topics.finalized, topics.summaries, topics.alerts, topics.requests, topics.dead_letters, topics.events)
+    return {name: await end_offsets(settings.bootstrap_servers, name) for name in names}
+
+
+async def assert_shadow_is_the_live_state(settings: Settings, shadow: Settings) -> None:
+    live, replayed = await comparable_tables(settings), await comparable_tables(shadow)
+    for table in live:
+        assert replayed[table] == live[table], table
+
+
+async def test_a_replay_gives_the_same_rows_and_publishes_nothing(settings: Settings) -> None:
+    await live_history(settings, 20261125)
+    shadow = shadow_of(settings)
+    before = await outputs(settings)
+    done = await commands.rollcall(settings, "replay", "--into", shadow.database_schema)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("replayed ")
+    await assert_shadow_is_the_live_state(settings, shadow)
+    assert await outputs(settings) == before
+    assert [row for row in await table_rows(shadow, "outbox") if row["published_at"]] == []
+    assert await table_rows(shadow, "incomplete_history", "batch_id") == []
+
+
+async def test_a_replay_killed_again_and_again_goes_on_where_it_was(settings: Settings) -> None:
+    await live_history(settings, 20261126, batches=40)
+    shadow = shadow_of(settings)
+    slow = settings.model_copy(update={"max_records": 40})
+    kills = 0
+    for _ in range(10):
+        begun = await _applied(shadow)
+        process = await commands.start(slow, "replay", "--into", shadow.database_schema, "--processes", "2")
+
+        async def further(begun: int = begun, process: Any = process) -> bool:
+            return process.returncode is not None or await _applied(shadow) > begun + 400
+
+        await eventually(further, 60, interval_s=0.01)
+        if process.returncode is None:
+            process.kill()
+            kills += 1
+        await process.communicate()
+    assert kills >= 3, "it was killed in its midst"
+    done = await commands.rollcall(settings, "replay", "--into", shadow.database_schema)
+    assert done.exit_code == 0, done.stderr
+    await assert_shadow_is_the_live_state(settings, shadow)
+
+
+async def _applied(shadow: Settings) -> int:
+    connection = await shadow.database().connect("test")
+    try:
+        if not await connection.fetchval("SELECT to_regclass('positions') IS NOT NULL"):
+            return 0
+        return int(await connection.fetchval("SELECT coalesce(sum(next_offset), 0) FROM positions") or 0)
+    finally:
+        await connection.close()
+
+
+async def test_a_replay_from_the_middle_marks_what_it_has_not_seen_begin(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+
+    def opened(batch: str) -> Message:
+        return _message({"type": "batch.opened", "batch_id": batch, "total_items": 2})
+
+    def result(batch: str, item: str) -> Message:
+        return _message({"batch_id": batch, "item_id": item, "status": "succeeded"})
+
+    async with running(settings, workers=1, relay=False) as product:
+        first = [opened("old"), result("old", "1"), opened("over"), result("over", "1"), result("over", "2")]
+        later = [opened("new"), result("new", "1"), result("new", "2"), result("old", "2")]
+        await produce(settings.bootstrap_servers, topics.events, [*first, *later])
+        await product.await_applied(len(first) + len(later))
+    shadow = shadow_of(settings)
+    done = await commands.rollcall(settings, "replay", "--from", f"0:{len(first)}", "--into", shadow.database_schema)
+    assert done.exit_code == 0, done.stderr
+    assert "1 batches were not seen from their beginning" in done.stdout
+    assert [row["batch_id"] for row in await table_rows(shadow, "incomplete_history", "batch_id")] == ["old"]
+    assert [row["batch_id"] for row in await table_rows(shadow, "batches")] == ["new", "old"]
+    time = (await drain(settings.bootstrap_servers, topics.events))[0].timestamp
+    another = shadow_of(settings, "one")
+    done = await commands.rollcall(
+        settings, "replay", "--batch", "old", "--to", "0:2", "--into", another.database_schema
+    )
+    assert done.exit_code == 0, done.stderr
+    [row] = await table_rows(another, "batches")
+    assert (row["batch_id"], row["succeeded"], row["opened_at"].timestamp()) == ("old", 1, time / 1000)
+
+
+async def test_a_replay_writes_into_nothing_but_shadows(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    async with running(settings, workers=1, relay=False) as product:
+        await produce(settings.bootstrap_servers, topics.events, [_message({"type": "batch.opened", "batch_id": "b"})])
+        await product.await_applied(1)
+    for schema, why in ((settings.database_schema, "is the live schema"), ("public", "is not a shadow")):
+        done = await commands.rollcall(settings, "replay", "--into", schema)
+        assert (done.exit_code, why in done.stderr, done.stderr.count("\n")) == (1, True, 1), done.stderr
+    done = await commands.rollcall(settings, "replay", "--into", "x", "--from", "yesterday")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1), done.stderr
+    results = await asyncio.gather(
+        *(commands.rollcall(settings, "replay", "--into", f"{settings.database_schema}_b") for _ in range(1))
+    )
+    assert [done.exit_code for done in results] == [0]
+
+
+def _message(event: dict[str, Any]) -> Message:
+    return Message(event["batch_id"].encode(), json.dumps(event).encode(), event["batch_id"])

@@ -1,0 +1,155 @@
+"""Verifying finds nothing where nothing is wrong, and of what was changed by hand exactly that."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from rollcall.settings import Settings
+from schemas.topics import Topics, home_partition
+from store.connection import Connection
+from tests.harness import commands
+from tests.harness.histories import Message
+from tests.harness.product import Product, running
+from tests.harness.tables import table_rows
+from tests.harness.topics import Record, drain, end_offsets, produce
+from tests.replay.test_replay import live_history
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PARTITIONS = 4
+
+
+def message(event: dict[str, Any]) -> Message:
+    return Message(event["batch_id"].encode(), json.dumps(event).encode(), event["batch_id"])
+
+
+def batch(batch_id: str, *statuses: str, late: bool = False) -> list[Message]:
+    items = [f"item-{number}" for number in range(len(statuses))]
+    events: list[dict[str, Any]] = [{"type": "batch.opened", "batch_id": batch_id, "item_ids": items}]
+    events += [
+        {"batch_id": batch_id, "item_id": item, "status": status} for item, status in zip(items, statuses, strict=True)
+    ]
+    if late:
+        events.append({"batch_id": batch_id, "item_id": items[0], "status": "failed", "attempt": 2})
+    return [message(event) for event in events]
+
+
+async def verify(settings: Settings, *arguments: str) -> tuple[int, dict[str, Any]]:
+    done = await commands.rollcall(settings, "verify", "--processes", "1", "--json", *arguments, timeout_s=180)
+    assert done.stdout, done.stderr
+    return done.exit_code, json.loads(done.stdout)
+
+
+async def test_nothing_is_found_where_nothing_is_wrong_and_of_changes_by_hand_each(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await live_history(settings, 20261127, batches=24)
+    code, found = await verify(settings)
+    assert (code, found["differences"]) == (0, [])
+    assert found["batches"] == len(await table_rows(settings, "batches"))
+    assert found["left_out"] == 0
+    assert found["events"] > 20
+
+    names = ("count", "item", "status", "row", "manifest", "late", "twice", "invented", "changed")
+    async with running(settings, workers=1) as product:
+        log = [record for name in names for record in batch(f"by-hand-{name}", "succeeded", "failed", late=True)]
+        log.append(Message(b"by-hand", b"no json", "by-hand"))
+        await produce(settings.bootstrap_servers, topics.events, log)
+        await product.settled()
+    # Decided while no relay is there to publish.
+    unpublished = [record for name in ("unsent", "lost") for record in batch(f"by-hand-{name}", "succeeded")]
+    async with running(settings, workers=1, relay=False) as product:
+        await produce(settings.bootstrap_servers, topics.events, unpublished)
+        await caught_up(product)
+    code, found = await verify(settings)
+    assert (code, found["differences"]) == (0, []), "what waits for the relay is not missing"
+
+    events = {record.key.decode(): record for record in await drain(settings.bootstrap_servers, topics.finalized)}
+    moved = await spoil_the_database(settings)
+    await spoil_the_topic(settings, events)
+    code, found = await verify(settings)
+    differences = {(each["what"], each["batch_id"]): each for each in found["differences"]}
+    expected = {
+        ("batch", "by-hand-count"): "succeeded is 2, the log gives 1",
+        ("item", "by-hand-item"): 'item "item-0" of batch "by-hand-item": is missing',
+        ("item", "by-hand-status"): "status is skipped, the log gives succeeded",
+        ("batch", "by-hand-row"): "is missing, the log has it",
+        ("expected item", "by-hand-manifest"): '"item-1" of batch "by-hand-manifest": is missing',
+        ("late result of item", "by-hand-late"): "attempt is 3, the log gives 2",
+        ("event", "by-hand-twice"): "is there 2 times (partition",
+        ("event", "by-hand-invented"): "batch.finalized/by-hand-invented/2",
+        ("event", "by-hand-changed"): "has another content in the outbox",
+        ("event", "by-hand-unsent"): "is published, but not there",
+        ("event", "by-hand-lost"): "is lost: neither in the outbox nor on the topic",
+        ("dead letter", None): "is missing, the log has it",
+        ("position", None): f"position of partition {moved}: stands at",
+    }
+    messages = [each["message"] for each in found["differences"]]
+    assert differences.keys() == expected.keys(), "\n".join(messages)
+    assert len(messages) == len(expected), "\n".join(messages)
+    for key, words in expected.items():
+        assert words in differences[key]["message"]
+    for (_, batch_id), each in differences.items():
+        assert each["partition"] is not None
+        if batch_id is not None and each["what"] != "event":
+            assert each["partition"] == home_partition(batch_id, PARTITIONS)
+    assert code == 1
+
+    code, found = await verify(settings, "--batch", "by-hand-status")
+    assert (code, [each["batch_id"] for each in found["differences"]]) == (1, ["by-hand-status"])
+    done = await commands.rollcall(settings, "verify", "--since", "2020-01-01T00:00:00Z", timeout_s=180)
+    assert done.exit_code == 1
+    assert len([line for line in done.stdout.splitlines() if "by-hand" in line]) == len(expected) - 2
+
+
+async def caught_up(product: Product) -> None:
+    await product.await_applied(await sum_of_ends(product))
+
+
+async def sum_of_ends(product: Product) -> int:
+    return sum((await end_offsets(product.settings.bootstrap_servers, product.topics.events)).values())
+
+
+async def spoil_the_database(settings: Settings) -> int:
+    """Change one thing of each batch's; returns the partition whose position was moved."""
+    connection: Connection = await settings.database().connect("test")
+    try:
+        for statement in (
+            "UPDATE batches SET succeeded = 2 WHERE batch_id = 'by-hand-count'",
+            "DELETE FROM item_results WHERE batch_id = 'by-hand-item' AND item_id = 'item-0'",
+            "UPDATE item_results SET status = 'skipped' WHERE batch_id = 'by-hand-status' AND item_id = 'item-0'",
+            "DELETE FROM batches WHERE batch_id = 'by-hand-row'",
+            "DELETE FROM expected_items WHERE batch_id = 'by-hand-manifest' AND item_id = 'item-1'",
+            "UPDATE late_results SET attempt = 3 WHERE batch_id = 'by-hand-late'",
+            "UPDATE outbox SET value = replace(value, 'completed_with_errors', 'completed')"
+            " WHERE batch_id = 'by-hand-changed' AND channel = 'finalized'",
+            "UPDATE outbox SET published_at = now() WHERE batch_id = 'by-hand-unsent' AND channel = 'finalized'",
+            "DELETE FROM outbox WHERE batch_id = 'by-hand-lost' AND channel = 'finalized'",
+            "DELETE FROM dead_letters WHERE key = 'by-hand'",
+        ):
+            assert await connection.execute(statement) in ("UPDATE 1", "DELETE 1"), statement
+        topic = Topics(settings.topic_prefix).events
+        return int(
+            await connection.fetchval(
+                "UPDATE positions SET next_offset = next_offset - 1 WHERE topic = $1 AND partition = ("
+                "    SELECT partition FROM positions WHERE topic = $1 AND next_offset > 0 LIMIT 1"
+                ") RETURNING partition",
+                topic,
+            )
+        )
+    finally:
+        await connection.close()
+
+
+async def spoil_the_topic(settings: Settings, events: dict[str, Record]) -> None:
+    """Say one thing twice, and one that was never decided."""
+    topic = Topics(settings.topic_prefix).finalized
+    twice, invented = events["by-hand-twice"], events["by-hand-invented"]
+    headers = [
+        (name, b"batch.finalized/by-hand-invented/2" if name == "ce_id" else value) for name, value in invented.headers
+    ]
+    value = json.dumps(json.loads(invented.value) | {"revision": 2}).encode()
+    await produce(settings.bootstrap_servers, topic, [twice])
+    await produce(settings.bootstrap_servers, topic, [Message(invented.key, value, "by-hand-invented", tuple(headers))])
