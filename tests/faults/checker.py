@@ -1,6 +1,7 @@
 """The checker: folds what was acknowledged by itself, and compares it with what Rollcall made of it.
 
     python -m tests.faults.checker --bootstrap HOST:PORT --prefix PREFIX --database URL --schema SCHEMA --sent FILE
+        [--since JSON --batches PREFIX]
 
 It shares no code with the product, nor its schemas: what a history means comes from the naive model, the bytes from
 plain clients. FILE is the producer's record (`tests.faults.producing`). The exit code is 0 where everything is right, 1
@@ -68,7 +69,10 @@ class Finding(NamedTuple):
 
 @dataclass
 class Observed:
-    """All that there is to be compared. `tables` are rows by table; ids in `refused` are of events nobody can send."""
+    """All that there is to be compared. `tables` are rows by table; ids in `refused` are of events nobody can send.
+
+    `refused_above` is the size (bytes of value) above which the topic takes no dead letter, None where it takes all.
+    """
 
     partitions: int
     sent: Sequence[SentRecord]
@@ -77,6 +81,7 @@ class Observed:
     dead_letters: Sequence[LogRecord]
     tables: Mapping[str, Sequence[Row]]
     refused: frozenset[str] = frozenset()
+    refused_above: int | None = None
 
 
 @dataclass
@@ -266,7 +271,11 @@ def _dead_letter_findings(history: History, observed: Observed) -> Iterable[Find
     for place, (reason, record) in history.letters.items():
         if place not in rows:
             yield Finding("lost", f"{_place(place)} ({reason}) is not among dead_letters")
-        elif rows[place]["refused"] is not None:
+        elif (rows[place]["refused"] is not None) is not _is_refused(record, observed):
+            yield Finding("contradicting", f"{_place(place)} ({reason}): refused is {rows[place]['refused']!r}")
+        if _is_refused(record, observed):
+            if place in seen:
+                yield Finding("contradicting", f"{_place(place)} ({reason}) has a dead letter its topic cannot take")
             continue
         if place not in seen:
             yield Finding("lost", f"{_place(place)} ({reason}) has no dead letter")
@@ -276,6 +285,10 @@ def _dead_letter_findings(history: History, observed: Observed) -> Iterable[Find
             yield Finding("contradicting", f"dead letter {_at(letter)} of {_place(place)} has other bytes")
         if letter.headers.get("rollcall_dlt_reason", b"").decode() != reason:
             yield Finding("contradicting", f"dead letter {_at(letter)} of {_place(place)} is not called {reason}")
+
+
+def _is_refused(record: LogRecord, observed: Observed) -> bool:
+    return observed.refused_above is not None and len(record.value or b"") > observed.refused_above
 
 
 # --- the tables --------------------------------------------------------------------------------------------------
@@ -353,33 +366,56 @@ def _at(record: LogRecord) -> str:
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
+# Of one round: batches of this prefix; dead letters by where the record was read.
+_ROUND = "starts_with(batch_id, $1)"
+_REGISTERS = f"batch_id, item_id, version, status, attempt, effect, error_message FROM %s WHERE {_ROUND}"
 _QUERIES = {
-    "batches": "SELECT * FROM batches",
-    "item_results": "SELECT batch_id, item_id, version, status, attempt, effect, error_message FROM item_results",
-    "late_results": "SELECT batch_id, item_id, version, status, attempt, effect, error_message FROM late_results",
-    "dead_letters": "SELECT partition, record_offset, refused FROM dead_letters",
-    "outbox": "SELECT batch_id, refused FROM outbox WHERE channel = 'finalized'",
+    "batches": f"SELECT * FROM batches WHERE {_ROUND}",
+    "item_results": f"SELECT {_REGISTERS % 'item_results'}",
+    "late_results": f"SELECT {_REGISTERS % 'late_results'}",
+    "outbox": f"SELECT batch_id, refused FROM outbox WHERE channel = 'finalized' AND {_ROUND}",
 }
+_DEAD_LETTERS = """
+SELECT partition, record_offset, refused FROM dead_letters
+WHERE record_offset >= coalesce(($1::jsonb ->> partition::text)::bigint, 0)
+"""
+
+
+@dataclass
+class Stretch:
+    """What is checked: everything, or one round's batches and what lies behind these offsets (by topic, partition)."""
+
+    since: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    batches: str = ""
 
 
 async def observe(
-    bootstrap: str, prefix: str, database: str, schema: str, sent: Sequence[SentRecord], refused: frozenset[str]
+    bootstrap: str, prefix: str, database: str, schema: str, sent: Sequence[SentRecord], stretch: Stretch
 ) -> Observed:
     """Read topics, as a read_committed consumer, and tables."""
     partitions = len(await end_offsets(bootstrap, f"{prefix}events"))
     log, finalized, letters = [
         [
             LogRecord(each.partition, each.offset, each.timestamp, each.key, each.value, dict(each.headers))
-            for each in await drain(bootstrap, f"{prefix}{topic}")
+            for each in await drain(
+                bootstrap,
+                f"{prefix}{topic}",
+                since={int(number): offset for number, offset in stretch.since.get(topic, {}).items()},
+            )
         ]
         for topic in ("events", "finalized", "dead-letters")
     ]
     connection = await asyncpg.connect(database, server_settings={"search_path": schema}, command_timeout=120)
     try:
-        tables = {table: [dict(row) for row in await connection.fetch(query)] for table, query in _QUERIES.items()}
+        tables = {
+            table: [dict(row) for row in await connection.fetch(query, stretch.batches)]
+            for table, query in _QUERIES.items()
+        }
+        letters_since = json.dumps(stretch.since.get("events", {}))
+        tables["dead_letters"] = [dict(row) for row in await connection.fetch(_DEAD_LETTERS, letters_since)]
     finally:
         await connection.close()
-    return Observed(partitions, sent, log, finalized, letters, tables, refused)
+    return Observed(partitions, sent, log, finalized, letters, tables)
 
 
 def sent_records(record: Path) -> list[SentRecord]:
@@ -407,12 +443,17 @@ def main() -> int:
     for name in ("bootstrap", "prefix", "database", "schema"):
         arguments.add_argument(f"--{name}", required=True)
     arguments.add_argument("--sent", required=True, type=Path)
+    arguments.add_argument("--since", default="{}", help="JSON: where to begin, by topic (unprefixed) and partition")
+    arguments.add_argument("--batches", default="", help="check batches of this prefix only")
     arguments.add_argument("--refused", default="", help="batches whose event the topic refuses, with commas between")
+    arguments.add_argument("--refused-above", type=int, help="dead letters of more bytes of value are refused")
     arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
-    refused = frozenset(given.refused.split(",")) - {""}
     sent = sent_records(given.sent)
-    seen = asyncio.run(observe(given.bootstrap, given.prefix, given.database, given.schema, sent, refused))
+    stretch = Stretch(json.loads(given.since), given.batches)
+    seen = asyncio.run(observe(given.bootstrap, given.prefix, given.database, given.schema, sent, stretch))
+    seen.refused = frozenset(given.refused.split(",")) - {""}
+    seen.refused_above = given.refused_above
     report = check(seen)
     if given.json:
         print(json.dumps(report.as_json()))

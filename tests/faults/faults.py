@@ -29,21 +29,31 @@ from tests.harness.broken_records import BROKEN, TOO_LARGE
 from tests.harness.topics import create_topic
 
 WORKERS = 2
+STOP_TIMEOUT_S = 15.0
 SESSION_TIMEOUT_S = 10.0
 RELAY_SESSION_TIMEOUT_S = 15.0
+FAILPOINT_TIMEOUT_S = 60.0
 
 
 @dataclass
 class Round:
-    """What a fault gets into its hands. `notes` are printed with the round's result."""
+    """What a fault gets into its hands; the batches it adds are named `<prefix>-...`.
+
+    `notes` are printed with the round's result, `problems` make it wrong. `refused` are batches, `refused_above` is the
+    size of dead letters, that the output topics refuse.
+    """
 
     stage: Stage
     product: Installation
     random: Random
     short: bool
+    prefix: str
+    patience_s: float
     flow: Flow | None = None
     notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    refused_above: int | None = None
     flood: tuple[float, float] | None = None
 
     @property
@@ -65,13 +75,21 @@ Harm = Callable[[Round], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Fault:
-    """`prepare` comes before the product starts and may return more messages for the flow."""
+    """`prepare` comes before the flow and may return more messages for it; before the product, where that is its `own`.
+
+    `pace` multiplies how fast results flow, `results` bounds how many, `patience_s` is how long it may well be stuck.
+    """
 
     name: str
     group: str
     harm: Harm
     proxied: bool = False
     separate: bool = False
+    own: bool = False
+    only_long: bool = False
+    pace: float = 1.0
+    results: int = 0
+    patience_s: float = 0.0
     prepare: Callable[[Round], Awaitable[list[Message]]] | None = None
 
 
@@ -94,6 +112,37 @@ async def _kill_supervisor(each: Round) -> None:
         await supervisor.wait()
         await each.product.start(WORKERS)
         await each.product.ready(WORKERS)
+
+
+async def _terminate(each: Round) -> None:
+    """SIGTERM in the midst of it: a role drains and ends in time."""
+    for name in ("worker-0", "relay", "worker-1"):
+        await asyncio.sleep(each.some(0.1, 1.5))
+        begun = time.monotonic()
+        code = await each.product.roles[name].stop(30)
+        took_s = time.monotonic() - begun
+        each.notes.append(f"{name} ended in {took_s:.1f} s")
+        if code or took_s > STOP_TIMEOUT_S:
+            each.problems.append(f"{name} ended with {code} in {took_s:.1f} s")
+        await each.product.start_usual(name)
+
+
+async def _terminate_twice(each: Round) -> None:
+    """What PostgreSQL does not answer cannot be drained; a second SIGTERM does not wait for that."""
+    each.stage.postgres_proxy.black_hole()
+    await asyncio.sleep(each.some(0.2, 1.0))
+    for role in ("worker", "relay"):
+        for found in each.product.processes(role):
+            _signal(found, signal.SIGTERM)
+            await asyncio.sleep(each.some(0.3, 1.0))
+            begun = time.monotonic()
+            _signal(found, signal.SIGTERM)
+            try:
+                await asyncio.to_thread(found.wait, 30)
+            except psutil.TimeoutExpired:
+                each.problems.append(f"{role}: not ended by a second SIGTERM within 30 s")
+            each.notes.append(f"{role} ended {time.monotonic() - begun:.2f} s after a second SIGTERM")
+    each.stage.postgres_proxy.heal()
 
 
 async def _stop_worker(each: Round) -> None:
@@ -122,39 +171,49 @@ async def _failpoint(each: Round, names: tuple[str, ...], times: int) -> None:
     """Start a process that will kill itself there, in place of the one that runs; so often for each name."""
     order = list(names)
     each.random.shuffle(order)
-    for name in order:
-        for _ in range(times):
-            await _die_at(each, name)
+    feeding = asyncio.create_task(_feed(each))
+    try:
+        for name in order:
+            for _ in range(times):
+                await _die_at(each, name)
+    finally:
+        feeding.cancel()
     for child_name in ("worker-0", "relay"):
         if each.product.roles[child_name].returncode is not None:
-            await _start_plain(each, child_name)
+            await each.product.start_usual(child_name)
 
 
 async def _die_at(each: Round, name: str) -> None:
     child_name = "worker-0" if name in failpoints.WORKER else "relay"
     for other in {"worker-0", "relay"} - {child_name}:
         if each.product.roles[other].returncode is not None:
-            await _start_plain(each, other)
+            await each.product.start_usual(other)
     await each.product.roles[child_name].kill()
     count = 1 if name.startswith(("relay.start", "kafka_commit", "read_back")) else each.random.randint(1, 4)
-    env = {failpoints.VARIABLE: f"{name}:{count}"}
-    if child_name == "relay":
-        child = await each.product.start_role("relay", "relay", env=env)
-    else:
-        child = await each.product.start_worker(0, env=env)
+    child = await each.product.start_usual(child_name, {failpoints.VARIABLE: f"{name}:{count}"})
     try:
-        code = await asyncio.wait_for(child.wait(), 25)
+        code = await asyncio.wait_for(child.wait(), FAILPOINT_TIMEOUT_S)
         if code != -signal.SIGKILL:
-            each.notes.append(f"{name}: ended with {code}")
+            each.problems.append(f"{name}: ended with {code}")
     except TimeoutError:
-        each.notes.append(f"{name}:{count} not reached")
+        each.problems.append(f"{name}:{count} was not reached in {FAILPOINT_TIMEOUT_S:g} s")
 
 
-async def _start_plain(each: Round, name: str) -> None:
-    if name == "relay":
-        await each.product.start_role("relay", "relay")
-    else:
-        await each.product.start_worker(0)
+async def _feed(each: Round) -> None:
+    """Whatever the flow is doing, there is always something to write, to finalize and to put aside."""
+    number = 0
+    while True:
+        if each.running.has_interjected:
+            fed = []
+            for _ in range(12):
+                number += 1
+                batch_id = f"{each.prefix}-fed-{number}"
+                opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 1}
+                result = {"batch_id": batch_id, "item_id": "a", "status": "succeeded"}
+                fed += [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
+                fed.append(Message(batch_id.encode(), f"no JSON {batch_id}".encode(), broken="invalid_json"))
+            each.running.interject(fed)
+        await asyncio.sleep(0.25)
 
 
 async def _rebalance_storm(each: Round) -> None:
@@ -203,6 +262,49 @@ async def _postgres_away(each: Round) -> None:
     await each.stage.postgres.stop()
     await asyncio.sleep(each.away_s)
     await _start_again(each.stage.postgres.start)
+
+
+async def _postgres_away_a_minute(each: Round) -> None:
+    """All results flow meanwhile: what a worker holds must stay bounded."""
+    before_mb = each.product.largest_mb
+    await each.stage.postgres.stop()
+    each.running.let_go()
+    await asyncio.sleep(10 if each.short else 60)
+    each.notes.append(f"largest worker before {before_mb} MB, then {each.product.largest_mb} MB")
+    await _start_again(each.stage.postgres.start)
+
+
+async def _outrun(each: Round) -> None:
+    """PostgreSQL so slow that it takes about a tenth of what is produced, until all is produced and a while longer."""
+    before_mb = each.product.largest_mb
+    each.stage.postgres_proxy.delay_s = 0.15
+    begun, applied, sent = time.monotonic(), await _applied(each), each.running.sent
+    each.running.let_go()
+    while not each.running.done:  # noqa: ASYNC110 - a thread sends
+        await asyncio.sleep(0.02)
+    produced_a_second = (each.running.sent - sent) / (time.monotonic() - begun)
+    await asyncio.sleep(each.away_s / 2)
+    applied_a_second = (await _applied(each) - applied) / (time.monotonic() - begun)
+    each.notes.append(f"produced {produced_a_second:.0f}/s, applied {applied_a_second:.0f}/s")
+    each.notes.append(f"largest worker before {before_mb} MB, then {each.product.largest_mb} MB")
+    each.stage.postgres_proxy.heal()
+
+
+async def _applied(each: Round) -> int:
+    async with each.product.connection() as connection:
+        applied = await connection.fetchval(
+            "SELECT sum(next_offset) FROM positions WHERE topic = $1", each.product.topics.events
+        )
+    return int(applied or 0)
+
+
+async def _postgres_slow_throughout(each: Round) -> None:
+    """Two seconds a message from the start to the end of the round: slow is not away, it must get on."""
+    each.stage.postgres_proxy.delay_s = 2.0
+    each.running.let_go()
+    begun = time.monotonic()
+    await each.product.caught_up(await each.product.ends(), each.patience_s)
+    each.notes.append(f"applied and published in {time.monotonic() - begun:.0f} s")
 
 
 async def _postgres_slow(each: Round) -> None:
@@ -282,7 +384,7 @@ async def _sessions_terminated(each: Round) -> None:
 
 async def _disk_full(each: Round) -> None:
     """A tablespace on a file system of a few MB where the machine lets us mount one, else SQLSTATE 53100."""
-    directory = Path(each.stage.directory / f"small-{each.product.direct.database_schema}")
+    directory = Path(each.stage.directory / f"small-{each.prefix}")
     if not await asyncio.to_thread(_mount, directory):
         each.notes.append("disk full by a trigger that raises 53100: no file system can be mounted here")
         async with _trigger(each, "item_results", "true", "53100"):
@@ -377,7 +479,7 @@ async def _foreign_transaction(each: Round) -> None:
     """Somebody's open transaction holds the last stable offset of the output back, while the relay begins anew."""
     producer = AIOKafkaProducer(
         bootstrap_servers=each.product.direct.bootstrap_servers,
-        transactional_id=f"foreign-{each.product.direct.topic_prefix}",
+        transactional_id=f"foreign-{each.prefix}",
         transaction_timeout_ms=60_000,
     )
     await producer.start()
@@ -407,7 +509,7 @@ async def _id_expired(each: Round) -> None:
 async def _poison_flood(each: Round) -> None:
     count = 20_000 if each.short else 100_000
     begun = time.time()
-    each.running.interject(list(broken_records(each.random, count, prefix=f"flood-{each.product.direct.topic_prefix}")))
+    each.running.interject(list(broken_records(each.random, count, prefix=f"{each.prefix}-flood")))
     while not each.running.has_interjected:  # noqa: ASYNC110 - a thread sends them
         await asyncio.sleep(0.02)
     await each.product.caught_up(await each.product.ends(), 120)
@@ -422,7 +524,7 @@ async def _with_oversize(each: Round) -> list[Message]:
         if defect.reason == TOO_LARGE and defect.key and not defect.headers and len(defect.value or b"") < 1_000_000
     ]
     for number in range(60):
-        batch_id = f"large-{each.product.direct.topic_prefix}{number}"
+        batch_id = f"{each.prefix}-large-{number}"
         opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 2}
         messages.append(Message(batch_id.encode(), json.dumps(opened).encode()))
         for item in range(2):
@@ -446,12 +548,27 @@ async def _with_refused_events(each: Round) -> list[Message]:
     )
     messages = []
     for number in range(5):
-        batch_id = f"refused-{each.product.direct.topic_prefix}{number}"
+        batch_id = f"{each.prefix}-refused-{number}"
         each.refused.append(batch_id)
         opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 1, "metadata": {"x": "x" * 14_000}}
         result = {"batch_id": batch_id, "item_id": "a", "status": "succeeded"}
         messages += [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
     return messages
+
+
+async def _with_refused_dead_letters(each: Round) -> list[Message]:
+    """The topic of dead letters takes 3 kB at most; some broken records are larger."""
+    await create_topic(
+        each.product.direct.bootstrap_servers,
+        each.product.topics.dead_letters,
+        partitions=3,
+        configs={"max.message.bytes": "3000"},
+    )
+    each.refused_above = 2_500
+    return [
+        Message(f"{each.prefix}-{number}".encode(), f"no JSON {number} {'x' * 5_000}".encode(), broken="invalid_json")
+        for number in range(20)
+    ]
 
 
 async def _nothing(each: Round) -> None:
@@ -463,26 +580,45 @@ FAULTS = [
     Fault("kill-worker", "processes", partial(_kill_role, role="worker")),
     Fault("kill-relay", "processes", partial(_kill_role, role="relay")),
     Fault("kill-supervisor", "processes", _kill_supervisor),
+    Fault("terminate", "shutdown", _terminate, separate=True),
+    Fault("terminate-twice", "shutdown", _terminate_twice, proxied=True),
     Fault("stop-worker", "zombies", _stop_worker),
     Fault("stop-relay", "zombies", _stop_relay),
     Fault("failpoints-worker", "failpoints", partial(_failpoint, names=failpoints.WORKER, times=1), separate=True),
     Fault("failpoints-relay", "failpoints", partial(_failpoint, names=failpoints.RELAY, times=1), separate=True),
     *(
-        Fault(f"failpoint-{name}", "each-failpoint", partial(_failpoint, names=(name,), times=3), separate=True)
+        Fault(
+            f"failpoint-{name}",
+            "each-failpoint",
+            partial(_failpoint, names=(name,), times=3),
+            separate=True,
+            only_long=True,
+        )
         for name in (*failpoints.WORKER, *failpoints.RELAY)
     ),
     Fault("postgres-kill", "postgres-restarts", _kill_postmaster),
     Fault("postgres-immediate", "postgres-restarts", _immediate_restart),
     Fault("postgres-fast", "postgres-restarts", _fast_restart),
     Fault("postgres-away", "postgres-restarts", _postgres_away),
+    Fault("postgres-away-a-minute", "bounds", _postgres_away_a_minute),
+    Fault("postgres-outrun", "bounds", _outrun, proxied=True, pace=2.0),
     Fault("postgres-slow", "postgres-network", _postgres_slow, proxied=True),
+    Fault(
+        "postgres-slow-throughout",
+        "bounds",
+        _postgres_slow_throughout,
+        proxied=True,
+        only_long=True,
+        results=10_000,
+        patience_s=900.0,
+    ),
     Fault("postgres-cut", "postgres-network", _postgres_cut, proxied=True),
     Fault("postgres-black-hole", "postgres-network", _postgres_black_hole, proxied=True),
     Fault("postgres-dead-connections", "postgres-network", _postgres_dead_connections, proxied=True),
     Fault("postgres-deadlocks", "postgres-errors", _deadlocks),
     Fault("postgres-serialization", "postgres-errors", _serialization_errors),
     Fault("postgres-terminated", "postgres-errors", _sessions_terminated),
-    Fault("postgres-full", "postgres-full", _disk_full),
+    Fault("postgres-full", "postgres-full", _disk_full, own=True),
     Fault("kafka-kill", "kafka-restarts", _kill_kafka),
     Fault("kafka-restart", "kafka-restarts", _restart_kafka),
     Fault("kafka-away", "kafka-restarts", _kafka_away),
@@ -493,8 +629,9 @@ FAULTS = [
     Fault("kafka-foreign-transaction", "kafka-transactions", _foreign_transaction),
     Fault("kafka-id-expired", "kafka-transactions", _id_expired),
     Fault("rebalance-storm", "rebalances", _rebalance_storm),
-    Fault("poison-flood", "records", _poison_flood),
+    Fault("poison-flood", "records", _poison_flood, pace=0.3),
     Fault("oversize", "records", _nothing, prepare=_with_oversize),
-    Fault("refused-event", "records", _nothing, prepare=_with_refused_events),
+    Fault("refused-dead-letter", "records", _nothing, own=True, prepare=_with_refused_dead_letters),
+    Fault("refused-event", "records", _nothing, own=True, prepare=_with_refused_events),
 ]
 """`none` shows that the checker is content where nothing happens; it also catches bugs that need no fault."""

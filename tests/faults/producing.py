@@ -28,6 +28,8 @@ _SIZES = (0, 1, 1, 2, 3, 10, 10, 30, 100, 100, 300, 1_000)
 HELD_BACK = 0.3
 """The last part of the messages waits, but for a trickle, until the fault is over: something must flow behind it."""
 TRICKLE = 0.05
+KEPT_BACK = 0.1
+"""Of the messages, not even trickling before the fault is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class Flow:
         self._messages = list(messages)
         self._rate = rate
         self._interjected: list[Message] = []
-        self._fault_over = threading.Event()
+        self._let_go = threading.Event()
         self._stop = threading.Event()
         self.begun_at = 0.0
         self.sent = 0
@@ -203,10 +205,10 @@ class Flow:
         """Whether all that was interjected is sent."""
         return not self._interjected
 
-    def fault_is_over(self) -> None:
+    def let_go(self) -> None:
         """Let go of what was held back."""
         self.paused.clear()
-        self._fault_over.set()
+        self._let_go.set()
 
     def finish(self, record: Path) -> tuple[int, int]:
         """Wait for the thread and write the record; returns how many were sent, and of how many nobody knows."""
@@ -224,7 +226,7 @@ class Flow:
     def abandon(self) -> None:
         """Send nothing more."""
         self._stop.set()
-        self.fault_is_over()
+        self.let_go()
 
     def _run(self) -> None:
         try:
@@ -250,18 +252,22 @@ class Flow:
         planned, position = self._messages, 0
         sent: list[Message] = []
         held_back_from = int(len(planned) * (1 - HELD_BACK))
+        kept_back_from = int(len(planned) * (1 - KEPT_BACK))
         allowance, last = 0.0, time.monotonic()
-        while position < len(planned) and not self._stop.is_set():
+        while not self._stop.is_set():
             now = time.monotonic()
-            holding = position >= held_back_from and not self._fault_over.is_set()
+            until = len(planned) if self._let_go.is_set() else kept_back_from
+            if position == len(planned) and not self._interjected:
+                break
+            holding = position >= held_back_from and not self._let_go.is_set()
             rate = 0.0 if self.paused.is_set() else self._rate * (TRICKLE if holding else 1.0)
             allowance, last = min(allowance + rate * (now - last), self._rate / 10), now
             interjected, self._interjected = self._interjected[:5_000], self._interjected[5_000:]
             for message in interjected:
                 self._produce(producer, sent, message)
-            for message in planned[position : position + int(allowance)]:
+            taken = min(int(allowance), until - position)
+            for message in planned[position : position + taken]:
                 self._produce(producer, sent, message)
-            taken = min(int(allowance), len(planned) - position)
             position, allowance, self.sent = position + taken, allowance - taken, position + taken
             producer.poll(0)
             if not interjected:

@@ -16,7 +16,6 @@ from typing import Any
 
 import asyncpg
 import psutil
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
@@ -30,6 +29,7 @@ from rollcall.stack import all_assigned
 from schemas.topics import Topics
 from store.connection import Connection
 from tests.faults.proxy import Proxy
+from tests.harness.topics import end_offsets
 from tests.harness.waiting import eventually
 
 PARTITIONS = 6
@@ -113,12 +113,14 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
 
 @dataclass
 class Installation:
-    """The product in one round: `rollcall run`, or roles one by one where their environments differ."""
+    """The product in some rounds: `rollcall run`, or (`separate`) roles one by one where their environments differ."""
 
     stage: Stage
     direct: Settings
     log: Path
     proxied: bool = False
+    separate: bool = False
+    rounds: int = 0
     supervisor: Child | None = None
     largest_mb: int = 0
     roles: dict[str, Child] = field(default_factory=dict)
@@ -139,14 +141,24 @@ class Installation:
         self.roles[name] = child = await self._spawn(name, *role, env=env)
         return child
 
-    async def start_separately(self, workers: int) -> None:
-        """The same processes without a supervisor."""
-        await self.start_role("relay", "relay")
-        for slot in range(workers):
-            await self.start_worker(slot)
+    async def start_all(self, workers: int) -> None:
+        """What a round begins with; what runs already is left alone, what a fault has added is stopped."""
+        usual = {"relay", *(f"worker-{slot}" for slot in range(workers))} if self.separate else set()
+        for name in self.roles.keys() - usual:
+            await self.roles.pop(name).stop(20)
+        if not self.separate:
+            if self.supervisor is None or self.supervisor.returncode is not None:
+                await self.start(workers)
+            return
+        for name in sorted(usual):
+            if name not in self.roles or self.roles[name].returncode is not None:
+                await self.start_usual(name)
 
-    async def start_worker(self, slot: int, env: Mapping[str, str] | None = None) -> Child:
-        return await self.start_role(f"worker-{slot}", "worker", "--slot", f"s{slot}", env=env)
+    async def start_usual(self, name: str, env: Mapping[str, str] | None = None) -> Child:
+        """`relay` or `worker-<slot>`, without a supervisor."""
+        if name == "relay":
+            return await self.start_role("relay", "relay", env=env)
+        return await self.start_role(name, "worker", "--slot", f"s{name.removeprefix('worker-')}", env=env)
 
     async def _spawn(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Child:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
@@ -210,14 +222,18 @@ class Installation:
 
     async def ends(self) -> dict[int, int]:
         """Where the input log ends, by partition."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.direct.bootstrap_servers, isolation_level="read_uncommitted")
-        await consumer.start()
-        try:
-            partitions = [TopicPartition(self.topics.events, number) for number in range(PARTITIONS)]
-            found: dict[Any, int] = await consumer.end_offsets(partitions)
-            return {tp.partition: end for tp, end in found.items()}
-        finally:
-            await consumer.stop()
+        return await self._ends_of(self.topics.events)
+
+    async def all_ends(self) -> dict[str, dict[int, int]]:
+        """Where input and outputs end, by topic (without its prefix) and partition."""
+        return {
+            topic: await self._ends_of(f"{self.direct.topic_prefix}{topic}")
+            for topic in ("events", "finalized", "dead-letters")
+        }
+
+    async def _ends_of(self, topic: str) -> dict[int, int]:
+        found = await end_offsets(self.direct.bootstrap_servers, topic)
+        return {tp.partition: end for tp, end in found.items()}
 
     async def caught_up(self, ends: Mapping[int, int], timeout_s: float) -> None:
         """Wait until all that lies before `ends` is applied, and what has come of it till then is published."""
@@ -277,10 +293,12 @@ class Installation:
         for child in children:
             child.send_signal(signal.SIGCONT)
         await asyncio.gather(*(child.stop(20) for child in children))
+        self.supervisor = None
+        self.roles.clear()
         return time.monotonic() - begun
 
     async def left_behind(self) -> list[str]:
-        """Database sessions, and advisory locks of theirs, that have outlived the processes."""
+        """Database sessions, and advisory locks and temporary tables of theirs, that have outlived the processes."""
 
         async def sessions() -> list[str]:
             async with self.connection() as connection:
@@ -290,7 +308,12 @@ class Installation:
                     " AND application_name <> 'rollcall fault run'"
                 )
                 locks = await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
-            return [row[0] for row in rows] + [f"{locks} advisory locks"] * bool(locks)
+                temporary = await connection.fetchval("SELECT count(*) FROM pg_class WHERE relpersistence = 't'")
+            return [
+                *(row[0] for row in rows),
+                *([f"{locks} advisory locks"] if locks else []),
+                *([f"{temporary} temporary tables"] if temporary else []),
+            ]
 
         deadline = time.monotonic() + 3
         while (left := await sessions()) and time.monotonic() < deadline:  # noqa: ASYNC110

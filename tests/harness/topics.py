@@ -80,8 +80,11 @@ async def drain(
     topic: str,
     *,
     isolation: Literal["read_committed", "read_uncommitted"] = "read_committed",
+    since: Mapping[int, int] | None = None,
 ) -> list[Record]:
     """Every record from the beginning to the end of now, in partition and offset order.
+
+    ``since`` gives offsets to begin at instead, by partition.
 
     The end is the high watermark, transaction markers included: the consumer's *position* has to reach it, so that
     neither an open transaction nor a gap can cut the answer short. While a transaction is open this waits.
@@ -98,6 +101,8 @@ async def drain(
     try:
         consumer.assign(list(ends))
         await consumer.seek_to_beginning(*ends)
+        for partition, offset in (since or {}).items():
+            consumer.seek(TopicPartition(topic, partition), offset)
         records: list[Record] = []
 
         async def at_the_end() -> bool:

@@ -1,0 +1,258 @@
+"""Plays one round after the other on the same servers, and while it can with the same running processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient
+
+from rollcall.settings import Settings
+from tests.faults.faults import WORKERS, Fault, Round
+from tests.faults.producing import Flow, Message, traffic
+from tests.faults.stage import PARTITIONS, Installation, Stage
+from tests.harness.topics import create_topic
+
+STOP_TIMEOUT_S = 15.0
+MAX_EVENTS_BYTES = 1024 * 1024
+FLOW_S = 6.0
+"""How long the results flow where nothing holds them up."""
+MAX_ROUNDS = 12
+"""Of one installation: it bounds what lies in topics and tables."""
+STOPPING = "(stopping)"
+
+
+@dataclass
+class Result:
+    """How a round went; `problems` is empty where everything was right."""
+
+    fault: str
+    seed: int
+    recovery_s: float | None
+    problems: list[str]
+    said: str
+    took_s: float = 0.0
+
+    def line(self) -> str:
+        recovered = "-" if self.recovery_s is None else f"{self.recovery_s:.1f} s"
+        verdict = "right" if not self.problems else "WRONG"
+        return f"{self.fault:<26} seed {self.seed:<10} recovered in {recovered:<7} {verdict} {self.said}"
+
+
+@dataclass
+class Player:
+    """Plays rounds. Each has batches of its own, and is judged by what came into the topics since it began."""
+
+    stage: Stage
+    short: bool
+    keep: bool
+    patience_s: float
+    results: int
+    product: Installation | None = None
+    must_begin_anew: bool = False
+
+    async def play(self, fault: Fault, seed: int) -> Result:
+        """One round. One that breaks does not end the run, but counts as wrong."""
+        begun = time.monotonic()
+        try:
+            result = await self._play(fault, seed)
+        except Exception:
+            problems = ["the round itself broke", *traceback.format_exc().splitlines()[-12:]]
+            result = Result(fault.name, seed, None, problems, "")
+        self.must_begin_anew = bool(result.problems) or fault.own
+        result.took_s = time.monotonic() - begun
+        return result
+
+    def goes_on_with(self, fault: Fault) -> bool:
+        """Whether the processes that run are of use for this fault."""
+        product = self.product
+        return (
+            product is not None
+            and not self.must_begin_anew
+            and not fault.own
+            and (product.proxied, product.separate) == (fault.proxied, fault.separate)
+            and product.rounds < MAX_ROUNDS
+        )
+
+    async def stop(self) -> Result | None:
+        """SIGTERM to all processes, if there are any: wrong if that takes long, or leaves anything behind."""
+        product, self.product = self.product, None
+        if product is None:
+            return None
+        await self.stage.restore()
+        stopped_s = await product.stop()
+        problems = [f"stopping took {stopped_s:.1f} s"] if stopped_s > STOP_TIMEOUT_S else []
+        problems += [f"left behind: {each}" for each in await product.left_behind()]
+        if not self.keep and not problems:
+            await _clean_up(product)
+        said = f"ended in {stopped_s:.1f} s after {product.rounds} rounds"
+        return Result(STOPPING, 0, None, problems, said, stopped_s)
+
+    async def _play(self, fault: Fault, seed: int) -> Result:
+        product = self.product or await self._installed(fault)
+        product.rounds += 1
+        product.largest_mb = 0
+        patience_s = max(self.patience_s, fault.patience_s)
+        prefix = f"{product.direct.topic_prefix}{product.rounds}"
+        this = Round(self.stage, product, Random(seed), self.short, prefix, patience_s)
+        problems: list[str] = []
+        recovery_s: float | None = None
+        results = min(self.results, fault.results or self.results)
+        extra = await fault.prepare(this) if fault.prepare is not None else []
+        flow = this.flow = Flow(
+            product.direct.bootstrap_servers,
+            product.topics.events,
+            _mixed(this.random, traffic(seed, results, PARTITIONS, prefix=this.prefix), extra),
+            rate=results / FLOW_S * fault.pace,
+        )
+        sent_file = self.stage.directory / f"{this.prefix}.sent"
+        watching: asyncio.Task[None] | None = None
+        begin: dict[str, dict[int, int]] = {}
+        try:
+            await product.start_all(WORKERS)
+            await product.ready(WORKERS)
+            begin = await product.all_ends()
+            watching = asyncio.create_task(product.watch_memory())
+            flow.start()
+            moment = this.some(0.1, 0.6)
+            while flow.share < moment and not flow.done:  # noqa: ASYNC110 - a thread sends
+                await asyncio.sleep(0.01)
+            await fault.harm(this)
+            recovery_s = await _recovered(product, problems, patience_s)
+            flow.let_go()
+            sent, unknown = await asyncio.to_thread(flow.finish, sent_file)
+            await product.settled(patience_s)
+        except (TimeoutError, AssertionError) as error:
+            problems.append(f"stuck: {error}")
+            flow.abandon()
+            sent, unknown = await asyncio.to_thread(flow.finish, sent_file)
+        finally:
+            self.stage.kafka_proxy.heal()
+            self.stage.postgres_proxy.heal()
+            flow.abandon()
+            if watching is not None:
+                watching.cancel()
+        report = await _checked(this, sent_file, begin)
+        problems += this.problems
+        problems += [f"{kind}: {what}" for kind, what in report["findings"]]
+        said = ", ".join(
+            [
+                f"{sent} sent ({unknown} unknown)",
+                f"{report['counts']['events']} events",
+                f"{report['counts']['dead_letters']} dead letters",
+                " ".join(f"{count} {kind}" for kind, count in report["found"].items()),
+                _latency(report, this.flood),
+                f"workers up to {product.largest_mb} MB",
+                *this.notes,
+            ]
+        )
+        if problems:
+            said += f"\n    log of the processes: {product.log}"
+        elif not self.keep:
+            await asyncio.to_thread(sent_file.unlink)
+        return Result(fault.name, seed, recovery_s, problems, said)
+
+    async def _installed(self, fault: Fault) -> Installation:
+        """A topic prefix and a schema of its own; nothing runs yet."""
+        unique = f"f{uuid.uuid4().hex[:7]}"
+        direct = Settings(
+            bootstrap_servers=self.stage.kafka.bootstrap_servers,
+            database_url=self.stage.postgres.database_url,
+            topic_prefix=f"{unique}.",
+            database_schema=unique,
+        )
+        product = Installation(
+            self.stage, direct, self.stage.directory / f"{unique}.log", fault.proxied, fault.separate
+        )
+        await create_topic(
+            direct.bootstrap_servers,
+            product.topics.events,
+            partitions=PARTITIONS,
+            configs={"max.message.bytes": str(MAX_EVENTS_BYTES)},
+        )
+        await product.migrate()
+        self.product = product
+        return product
+
+
+def _mixed(random: Random, messages: list[Message], extra: Sequence[Message]) -> list[Message]:
+    """The extra ones in their order, at random places."""
+    places = sorted(random.randrange(len(messages) + 1) for _ in extra)
+    for shift, (place, message) in enumerate(zip(places, extra, strict=True)):
+        messages.insert(place + shift, message)
+    return messages
+
+
+async def _recovered(product: Installation, problems: list[str], patience_s: float) -> float | None:
+    """Seconds until all that was in the log at the fault's end is applied and what came of it is published."""
+    begun = time.monotonic()
+    try:
+        await product.caught_up(await product.ends(), patience_s)
+    except TimeoutError as error:
+        problems.append(f"not recovered within {patience_s:g} s: {error}")
+        return None
+    return time.monotonic() - begun
+
+
+async def _checked(this: Round, sent: Path, begin: dict[str, dict[int, int]]) -> dict[str, Any]:
+    """Run the checker, a program of its own."""
+    product = this.product
+    command = [
+        *(sys.executable, "-m", "tests.faults.checker", "--json"),
+        *("--bootstrap", product.direct.bootstrap_servers, "--prefix", product.direct.topic_prefix),
+        *("--database", this.stage.dsn, "--schema", product.direct.database_schema),
+        *("--since", json.dumps(begin), "--batches", f"{this.prefix}-"),
+        *("--sent", str(sent), "--refused", ",".join(this.refused)),
+    ]
+    if this.refused_above is not None:
+        command += ["--refused-above", str(this.refused_above)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    if process.returncode not in (0, 1) or not output:
+        return {
+            "findings": [("checker", f"ended with {process.returncode}")],
+            "counts": Counter(),
+            "found": {},
+            "latencies": [],
+        }
+    report: dict[str, Any] = json.loads(output)
+    return report
+
+
+def _latency(report: dict[str, Any], flood: tuple[float, float] | None) -> str:
+    """How long after the deciding record events were appended, by the broker's clock."""
+    if flood is None:
+        return f"events after {_quantiles([wait for _, wait in report['latencies']])}"
+    inside = [wait for at, wait in report["latencies"] if flood[0] <= at <= flood[1]]
+    outside = [wait for at, wait in report["latencies"] if not flood[0] <= at <= flood[1]]
+    return f"events after {_quantiles(outside)} without, {_quantiles(inside)} with the flood"
+
+
+def _quantiles(waits: list[int]) -> str:
+    if len(waits) < 2:
+        return f"{waits} ms"
+    return f"{statistics.median(waits):.0f} ms (p99 {statistics.quantiles(waits, n=100)[98]:.0f})"
+
+
+async def _clean_up(product: Installation) -> None:
+    async with product.connection() as connection:
+        await connection.execute(f"DROP SCHEMA {product.direct.database_schema} CASCADE")
+    admin = AIOKafkaAdminClient(bootstrap_servers=product.direct.bootstrap_servers)
+    await admin.start()
+    try:
+        mine = [topic for topic in await admin.list_topics() if topic.startswith(product.direct.topic_prefix)]
+        await admin.delete_topics(mine)
+    finally:
+        await admin.close()
+    await asyncio.to_thread(product.log.unlink, missing_ok=True)
