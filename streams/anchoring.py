@@ -18,8 +18,9 @@ from schemas.topics import Topics
 from store import positions
 from store.connection import Connection
 from store.rows import Position
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
 
+ANCHOR_TIMEOUT_S = 90.0
 VERIFY_TIMEOUT_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -58,8 +59,7 @@ async def stored_positions(
     consumer = kafka.consumer(
         enable_auto_commit=False, isolation_level="read_uncommitted", auto_offset_reset="earliest"
     )
-    await consumer.start()
-    try:
+    async with asyncio.timeout(ANCHOR_TIMEOUT_S), started(consumer):
         tps = [TopicPartition(topics.events, partition) for partition in wanted]
         starts = {tp.partition: offset for tp, offset in (await consumer.beginning_offsets(tps)).items()}
         ends = {tp.partition: offset for tp, offset in (await consumer.end_offsets(tps)).items()}
@@ -68,8 +68,6 @@ async def stored_positions(
         for partition, position in stored.items():
             check_within(topics.events, position, starts[partition], ends[partition])
         await check_last_records(consumer, topics.events, stored.values(), starts)
-    finally:
-        await consumer.stop()
     return stored
 
 

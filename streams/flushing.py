@@ -33,6 +33,8 @@ from streams.tracing import span
 
 IDLE_TICK_S = 0.25
 COMMIT_TIMEOUT_S = 5.0
+POSITION_TIMEOUT_S = 5.0
+"""A position that has to be looked up anew (it was out of range) is not there while Kafka is away."""
 COMMIT_EVERY_S = 1.0
 
 log = structlog.get_logger(__name__)
@@ -196,7 +198,8 @@ class Flusher:
                 return
             tp = TopicPartition(self._topics.events, partition)
             try:
-                next_offset = await consumer.position(tp)
+                async with asyncio.timeout(POSITION_TIMEOUT_S):
+                    next_offset = await consumer.position(tp)
                 if next_offset > position.next_offset:
                     # Where records were deleted, the consumer goes to the log's start: that moves it on as well.
                     await check_gap(consumer, tp, position.next_offset)

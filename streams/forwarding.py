@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from aiokafka.errors import MessageSizeTooLargeError
 
 from schemas.headers import FORWARDED, FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
-from streams.kafka import KafkaConnection
+from streams.kafka import START_TIMEOUT_S, KafkaConnection, stop
 
 SEND_TIMEOUT_S = 30.0
 REPORT_EVERY_S = 60.0
@@ -68,16 +68,18 @@ class Forwarder:
         """Stop the producer; a later send starts a new one."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            try:
-                async with asyncio.timeout(5.0):
-                    await producer.stop()
-            except Exception as error:
-                log.debug("forwarding producer did not stop cleanly", error=repr(error))
+            await stop(producer)
 
     async def _started(self) -> AIOKafkaProducer:
         if self._producer is None:
             producer = self._kafka.producer(max_request_size=2 * 1024 * 1024, max_batch_size=512 * 1024)
-            await producer.start()
+            try:
+                # An idempotent producer waits until the broker has given it an id.
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await producer.start()
+            except BaseException:
+                await stop(producer)
+                raise
             self._producer = producer
         return self._producer
 

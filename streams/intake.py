@@ -21,7 +21,7 @@ from schemas.topics import Topics
 from store.connection import Database
 from store.failpoints import reach
 from streams.anchoring import Anchors, check_gap
-from streams.flushing import Flusher
+from streams.flushing import POSITION_TIMEOUT_S, Flusher
 from streams.health import NotReadyError, health
 from streams.kafka import KafkaConnection
 from streams.metrics import worker_metrics
@@ -33,6 +33,8 @@ MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
 HEARTBEAT_INTERVAL_MS = 500
 """Members learn of a rebalance by their next heartbeat."""
+REBALANCE_TIMEOUT_MS = 5_000
+"""A rebalance waits that long for a member that has died and is not yet given up, and nobody reads meanwhile."""
 DRAIN_TIMEOUT_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -97,6 +99,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             max_partition_fetch_bytes=MAX_PARTITION_FETCH_BYTES,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
+            rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
             listener=self,
             parser=self._parse,
             decoder=_raw_records,
@@ -112,11 +115,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         """
         flushing = asyncio.create_task(self._flusher.run(), name="flusher")
         stopped = asyncio.create_task(stop.wait(), name="stop")
+        # It waits for a first assignment, for as long as Kafka is away or the group settles.
+        starting = asyncio.create_task(self._broker.start(), name="start")
         try:
-            await self._broker.start()
-            ready()
             ends: set[asyncio.Future[Any]] = {flushing, stopped, self._failed}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({starting, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                ready()
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             self._stopping = True
             if not flushing.done() and not self._failed.done():
                 with contextlib.suppress(TimeoutError):
@@ -129,9 +136,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         finally:
             self._stopping = True
             health.end("read")
-            stopped.cancel()
-            flushing.cancel()
-            await asyncio.gather(flushing, return_exceptions=True)
+            for task in (starting, stopped, flushing):
+                task.cancel()
+            await asyncio.gather(starting, flushing, return_exceptions=True)
             await self._broker.stop()
 
     async def check_assigned(self) -> None:
@@ -237,7 +244,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         for partition, part in parts:
             if partition in self._anchors.by_partition:
                 with contextlib.suppress(IllegalStateError):
-                    position = await consumer.position(TopicPartition(self._topics.events, partition))
+                    async with asyncio.timeout(POSITION_TIMEOUT_S):
+                        position = await consumer.position(TopicPartition(self._topics.events, partition))
                     ends[partition] = (part[-1].offset, position)
         return ends
 

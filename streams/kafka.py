@@ -1,10 +1,13 @@
 """How to reach Kafka: one place for the options every client of ours is built with."""
 
+import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
@@ -12,8 +15,14 @@ from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLS
 from streams import header_names
 
 REQUEST_TIMEOUT_MS = 15_000
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
+
+Client = TypeVar("Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
 
 header_names.tolerate_any()
+
+log = structlog.get_logger(__name__)
 
 _SASL = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
 
@@ -59,6 +68,30 @@ class KafkaConnection:
     def admin(self) -> AIOKafkaAdminClient:
         """An admin client, not started."""
         return AIOKafkaAdminClient(**self.options())
+
+
+@asynccontextmanager
+async def started(client: Client) -> AsyncIterator[Client]:
+    """A client while it is in use. Its own requests have time-outs, starting and stopping get theirs here.
+
+    Raises KafkaError or TimeoutError where it cannot be started.
+    """
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await client.start()
+        yield client
+    finally:
+        await stop(client)
+
+
+async def stop(client: Client) -> None:
+    """Stop a client, started or not, whose state no longer matters; one that does not stop in time is left alone."""
+    end = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await end()
+    except Exception as error:
+        log.debug("a client did not stop cleanly", error=repr(error))
 
 
 def tls_context(

@@ -30,7 +30,8 @@ from store.connection import BY_KEY, Connection, Database
 from store.failpoints import reach
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
 from streams.health import health
-from streams.kafka import KafkaConnection
+from streams.kafka import START_TIMEOUT_S, KafkaConnection, started
+from streams.kafka import stop as stop_client
 from streams.leading import Duty, lead
 from streams.metrics import relay_metrics
 from streams.retrying import attempts
@@ -42,6 +43,7 @@ ROUND_BYTES = 4 * 1024 * 1024
 SINGLY = 20
 TRANSACTION_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 15.0
+POSITION_TIMEOUT_S = 10.0
 PRODUCE_BATCH_BYTES = 64 * 1024
 
 _REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError, InvalidTimestampError)
@@ -99,7 +101,7 @@ class Publisher(Generic[Row]):
                     health.end(self._loop)
                     connection.terminate()
                     if producer is not None:
-                        await _discard(producer)
+                        await stop_client(producer)
 
     async def _fencing_producer(self, connection: Connection) -> AIOKafkaProducer:
         """Step (a): from here on no predecessor can commit a transaction; an open one of its is aborted."""
@@ -109,8 +111,13 @@ class Publisher(Generic[Row]):
             transaction_timeout_ms=int(TRANSACTION_TIMEOUT_S * 1000),
             max_batch_size=PRODUCE_BATCH_BYTES,
         )
-        async with asyncio.timeout(3 * TRANSACTION_TIMEOUT_S):
-            await producer.start()
+        try:
+            # It waits for the broker to end a predecessor's transaction.
+            async with asyncio.timeout(3 * TRANSACTION_TIMEOUT_S):
+                await producer.start()
+        except BaseException:
+            await stop_client(producer)
+            raise
         return producer
 
     async def _read_back(self, connection: Connection) -> None:
@@ -120,8 +127,7 @@ class Publisher(Generic[Row]):
         consumer = self._kafka.consumer(
             enable_auto_commit=False, isolation_level="read_committed", auto_offset_reset="earliest"
         )
-        await consumer.start()
-        try:
+        async with started(consumer):
             pending = await self._seek_known(connection, consumer, ends)
             reported = time.monotonic()
             while pending:
@@ -130,30 +136,27 @@ class Publisher(Generic[Row]):
                 await self._channel.mark_found(connection, [record for part in found.values() for record in part])
                 for tp in list(pending):
                     # The position, not a record's offset: logs end with markers, and hold aborted records.
-                    if await consumer.position(tp) >= ends[tp]:
-                        pending.discard(tp)
+                    async with asyncio.timeout(POSITION_TIMEOUT_S):
+                        if await consumer.position(tp) >= ends[tp]:
+                            pending.discard(tp)
                 if pending and time.monotonic() - reported > TRANSACTION_TIMEOUT_S:
                     reported = time.monotonic()
                     log.warning(
                         "reading back waits (for a foreign open transaction?)", partitions=sorted(map(str, pending))
                     )
-        finally:
-            await consumer.stop()
         await self._note_known(connection, ends)
 
     async def _high_watermarks(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
         """Where the logs end for a read_uncommitted reader: what is open counts too, and must be waited for."""
         consumer = self._kafka.consumer(isolation_level="read_uncommitted", enable_auto_commit=False)
-        await consumer.start()
-        try:
+        async with started(consumer):
             partitions: list[TopicPartition] = []
             for topic in topics:
-                await consumer._client._wait_on_metadata(topic)
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    await consumer._client._wait_on_metadata(topic)
                 partitions += [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
             offsets: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
             return offsets
-        finally:
-            await consumer.stop()
 
     async def _seek_known(
         self, connection: Connection, consumer: Any, ends: dict[TopicPartition, int]
@@ -300,12 +303,3 @@ def _batches(
         indexes.append(index)
     batch.close()
     yield batch, indexes
-
-
-async def _discard(producer: AIOKafkaProducer) -> None:
-    """Stop a producer whose state no longer matters; the next one fences it anyway."""
-    try:
-        async with asyncio.timeout(2.0):
-            await producer.stop()
-    except Exception as error:
-        log.debug("producer did not stop cleanly", error=repr(error))

@@ -10,9 +10,10 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from schemas.topics import Topics
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
 
 EVENTS_PARTITIONS = 12
+ADMIN_TIMEOUT_S = 90.0
 _OTHER_PARTITIONS = 3
 _DAY_MS = 24 * 3600 * 1000
 
@@ -88,27 +89,19 @@ async def ensure_topics(kafka: KafkaConnection, topics: Topics) -> int:
 
     Raises UnusableTopicError (a compacted input topic) and KafkaError (no broker, no permission).
     """
-    admin = kafka.admin()
-    await admin.start()
-    try:
+    async with asyncio.timeout(ADMIN_TIMEOUT_S), started(kafka.admin()) as admin:
         existing = set(await admin.list_topics())
         settings = wanted(topics)
         missing = {name: setting for name, setting in settings.items() if name not in existing}
         await _create(admin, missing)
         await _check(admin, {name: setting for name, setting in settings.items() if name not in missing})
         return await _partition_count(admin, topics.events)
-    finally:
-        await admin.close()
 
 
 async def log_identity(kafka: KafkaConnection, topics: Topics) -> str:
     """What tells the input log from every other, also from copies: its cluster and its topic. Raises KafkaError."""
-    admin = kafka.admin()
-    await admin.start()
-    try:
+    async with asyncio.timeout(ADMIN_TIMEOUT_S), started(kafka.admin()) as admin:
         return f"{(await admin.describe_cluster())['cluster_id']}/{topics.events}"
-    finally:
-        await admin.close()
 
 
 async def _create(admin: AIOKafkaAdminClient, missing: dict[str, TopicSettings]) -> None:
