@@ -31,11 +31,12 @@ import asyncpg
 from aiokafka.partitioner import murmur2
 
 from tests.faults.producing import digest
-from tests.harness.model import Batch, Model
+from tests.harness.model import Batch, ExpectedFinalized, Model
 from tests.harness.topics import drain, end_offsets
 
 KINDS = ("lost", "doubled", "early", "contradicting", "never-finalized")
 SHOWN = 12
+FAILURE_ALERTS = ("batch.first_failure", "batch.failure_threshold_exceeded")
 
 Row = Mapping[str, Any]
 Place = tuple[int, int]
@@ -80,6 +81,7 @@ class Observed:
     finalized: Sequence[LogRecord]
     dead_letters: Sequence[LogRecord]
     tables: Mapping[str, Sequence[Row]]
+    alerts: Sequence[LogRecord] = ()
     refused: frozenset[str] = frozenset()
     refused_above: int | None = None
 
@@ -117,22 +119,23 @@ def check(observed: Observed) -> Report:
     findings += _log_findings(observed)
     history = fold(observed.log, observed.partitions, broken, findings)
     findings += _event_findings(history, observed)
+    findings += _alert_findings(history.model, observed)
     findings += _dead_letter_findings(history, observed)
     findings += _batch_findings(history.model, observed)
     findings += _register_findings("item_results", observed, {b: x.registers for b, x in history.model.batches.items()})
     findings += _register_findings("late_results", observed, {b: x.late for b, x in history.model.batches.items()})
-    expected = history.model.all_finalized()
-    homes = {batch: _home(batch.encode(), observed.partitions) for batch in expected}
+    expected = history.model.all_revisions()
     latencies = []
     for event in observed.finalized:
-        batch_id = (event.key or b"").decode(errors="replace")
-        if batch_id in expected:
-            decided = history.decided_at[homes[batch_id], expected[batch_id].as_of_offset]
+        batch_id, said = _event(event)
+        if (final := _revision(expected, batch_id, said)) is not None:
+            decided = history.decided_at[_home(batch_id.encode(), observed.partitions), final.as_of_offset]
             latencies.append((decided, event.timestamp - decided))
     counts = {
         "records": len(observed.log),
         "batches": len(history.model.batches),
         "finalized": len(expected),
+        "revisions": sum(len(revisions) for revisions in expected.values()),
         "events": len(observed.finalized),
         "dead_letters": len(observed.dead_letters),
         "unknown": sum(record.place is None for record in observed.sent),
@@ -215,42 +218,71 @@ def _forwarded_from(record: LogRecord) -> Place | None:
 
 
 def _event_findings(history: History, observed: Observed) -> Iterable[Finding]:
-    expected = history.model.all_finalized()
-    seen: defaultdict[str, list[LogRecord]] = defaultdict(list)
+    expected = history.model.all_revisions()
+    seen: defaultdict[tuple[str, int], list[LogRecord]] = defaultdict(list)
     for event in observed.finalized:
-        seen[(event.key or b"").decode(errors="replace")].append(event)
-    for batch_id, events in seen.items():
-        for event in events:
-            where = f"event {_at(event)} of batch {batch_id}"
-            said = json.loads(event.value or b"{}")
-            final = expected.get(batch_id)
-            if final is None:
-                yield Finding("early", f"{where}: the log does not complete it")
-                continue
-            home = _home(batch_id.encode(), observed.partitions)
-            as_of = said.get("as_of") or {}
-            decided = (home, final.as_of_offset)
-            if as_of.get("partition") != home:
-                yield Finding("contradicting", f"{where}: as_of is {as_of}, decided was at {_place(decided)}")
-            elif as_of.get("offset", -1) < final.as_of_offset:
-                yield Finding("early", f"{where}: as of offset {as_of.get('offset')}, decided was at {_place(decided)}")
-            elif event.timestamp < history.decided_at[decided]:
-                yield Finding("early", f"{where}: appended before the record that decided, {_place(decided)}")
-            else:
-                yield from (Finding("contradicting", f"{where}: {line}") for line in final.contradictions(said))
-        revisions = Counter(json.loads(event.value or b"{}").get("revision") for event in events)
-        for revision, count in revisions.items():
-            if count > 1:
-                places = ", ".join(map(_at, events))
-                yield Finding("doubled", f"{count} events of batch {batch_id}, revision {revision}: {places}")
+        batch_id, said = _event(event)
+        seen[batch_id, said.get("revision", 0)].append(event)
+        where = f"event {_at(event)} of batch {batch_id}"
+        if (final := _revision(expected, batch_id, said)) is None:
+            yield Finding("early", f"{where}: the log does not complete it, revision {said.get('revision')}")
+            continue
+        home = _home(batch_id.encode(), observed.partitions)
+        as_of = said.get("as_of") or {}
+        decided = (home, final.as_of_offset)
+        if as_of.get("partition") != home:
+            yield Finding("contradicting", f"{where}: as_of is {as_of}, decided was at {_place(decided)}")
+        elif as_of.get("offset", -1) < final.as_of_offset:
+            yield Finding("early", f"{where}: as of offset {as_of.get('offset')}, decided was at {_place(decided)}")
+        elif event.timestamp < history.decided_at[decided]:
+            yield Finding("early", f"{where}: appended before the record that decided, {_place(decided)}")
+        else:
+            yield from (Finding("contradicting", f"{where}: {line}") for line in final.contradictions(said))
+    for (batch_id, revision), events in seen.items():
+        if len(events) > 1:
+            places = ", ".join(map(_at, events))
+            yield Finding("doubled", f"{len(events)} events of batch {batch_id}, revision {revision}: {places}")
     refused = {row["batch_id"] for row in observed.tables["outbox"] if row["refused"] is not None}
-    for batch_id, final in expected.items():
+    for final in (final for revisions in expected.values() for final in revisions):
+        batch_id = final.batch_id
         completed_by = _place((_home(batch_id.encode(), observed.partitions), final.as_of_offset))
         if batch_id in observed.refused:
-            if batch_id in seen or batch_id not in refused:
+            if (batch_id, final.revision) in seen or batch_id not in refused:
                 yield Finding("contradicting", f"the event of batch {batch_id} cannot be sent and is not set aside")
-        elif batch_id not in seen:
-            yield Finding("never-finalized", f"batch {batch_id}, complete at {completed_by}")
+        elif (batch_id, final.revision) not in seen:
+            yield Finding("never-finalized", f"batch {batch_id}, revision {final.revision}, complete at {completed_by}")
+
+
+def _event(event: LogRecord) -> tuple[str, dict[str, Any]]:
+    """The batch id and what is said of it."""
+    return (event.key or b"").decode(errors="replace"), json.loads(event.value or b"{}")
+
+
+def _revision(
+    expected: Mapping[str, Sequence[ExpectedFinalized]], batch_id: str, said: Mapping[str, Any]
+) -> ExpectedFinalized | None:
+    """The finalization that an event speaks of, if there was one."""
+    revision = said.get("revision") or 0
+    revisions = expected.get(batch_id, ())
+    return revisions[revision - 1] if 1 <= revision <= len(revisions) else None
+
+
+def _alert_findings(model: Model, observed: Observed) -> Iterable[Finding]:
+    """What failures call for is raised once a batch; alerts about time, or about the end, are not modelled."""
+    raised = Counter(
+        (said.get("batch_id"), said.get("alert"))
+        for said in (json.loads(each.value or b"{}") for each in observed.alerts)
+    )
+    expected = {(batch.batch_id, alert) for batch in model.batches.values() for alert, _ in batch.alerts}
+    for batch_id, alert in sorted(expected - raised.keys()):
+        yield Finding("lost", f"no alert {alert} of batch {batch_id}")
+    for (batch_id, alert), count in raised.items():
+        if alert not in FAILURE_ALERTS:
+            continue
+        if (batch_id, alert) not in expected:
+            yield Finding("contradicting", f"alert {alert} of batch {batch_id}: nothing calls for it")
+        elif count > 1:
+            yield Finding("doubled", f"{count} alerts {alert} of batch {batch_id}")
 
 
 def _dead_letter_findings(history: History, observed: Observed) -> Iterable[Finding]:
@@ -308,7 +340,7 @@ def _batch_findings(model: Model, observed: Observed) -> Iterable[Finding]:
         if wrong:
             differences = ", ".join(f"{name} {said!r} for {value!r}" for name, (said, value) in wrong.items())
             yield Finding("contradicting", f"batches {batch_id}, home partition {home}: {differences}")
-        if batch.finalized and row["published_at"] is None and batch_id not in observed.refused:
+        if batch.revisions and row["published_at"] is None and batch_id not in observed.refused:
             yield Finding("never-finalized", f"batches {batch_id} is not marked as published")
 
 
@@ -319,7 +351,8 @@ def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
         "state": "finalized" if final else model.status(batch.batch_id),
         "outcome": final.outcome if final else None,
         "finalized_by": final.finalized_by if final else None,
-        "revision": 1 if final else 0,
+        "revision": len(batch.revisions),
+        "generation": batch.generation,
         "sealed": batch.sealed,
         "total_items": batch.total,
         "expected": None if batch.manifest is None else len(batch.manifest),
@@ -394,7 +427,7 @@ async def observe(
 ) -> Observed:
     """Read topics, as a read_committed consumer, and tables."""
     partitions = len(await end_offsets(bootstrap, f"{prefix}events"))
-    log, finalized, letters = [
+    log, finalized, letters, alerts = [
         [
             LogRecord(each.partition, each.offset, each.timestamp, each.key, each.value, dict(each.headers))
             for each in await drain(
@@ -403,7 +436,7 @@ async def observe(
                 since={int(number): offset for number, offset in stretch.since.get(topic, {}).items()},
             )
         ]
-        for topic in ("events", "finalized", "dead-letters")
+        for topic in ("events", "finalized", "dead-letters", "alerts")
     ]
     connection = await asyncpg.connect(database, server_settings={"search_path": schema}, command_timeout=120)
     try:
@@ -415,7 +448,7 @@ async def observe(
         tables["dead_letters"] = [dict(row) for row in await connection.fetch(_DEAD_LETTERS, letters_since)]
     finally:
         await connection.close()
-    return Observed(partitions, sent, log, finalized, letters, tables)
+    return Observed(partitions, sent, log, finalized, letters, tables, alerts)
 
 
 def sent_records(record: Path) -> list[SentRecord]:

@@ -28,6 +28,8 @@ _SIZES = (0, 1, 1, 2, 3, 10, 10, 30, 100, 100, 300, 1_000)
 HELD_BACK = 0.3
 """The last part of the messages waits, but for a trickle, until the fault is over: something must flow behind it."""
 TRICKLE = 0.05
+DEADLINE = "2099-12-31T23:59:59Z"
+"""So far away that only the one who sends the messages says that it has passed."""
 KEPT_BACK = 0.1
 """Of the messages, not even trickling before the fault is over."""
 
@@ -61,7 +63,8 @@ def traffic(seed: int, results: int, partitions: int, *, prefix: str = "b") -> l
     """About this many results in batches of all kinds and sizes, interleaved; some late, repeated, retried or astray.
 
     Sizes run from 0 to 1,000, a few are a twentieth of the whole; every kind of announcement comes early, in the midst
-    and behind the results; manifest batches also get results for items nobody expects; one message in 100 is broken.
+    and behind the results; manifest batches also get results for items nobody expects; a third of the batches end in
+    another way, are reopened or revised; one message in 100 is broken.
     """
     random = Random(seed)
     timed: list[tuple[float, int, Message]] = []
@@ -100,7 +103,10 @@ def _batch(random: Random, batch_id: str, size: int, partitions: int) -> Iterato
     kind: Kind = random.choice(("total", "total", "manifest", "chunks"))
     items = [f"i{n:05}" for n in range(size)]
     announced = random.choice((0.0, 0.0, 0.0, 0.5, 0.97))
-    yield from _announcement(random, batch_id, kind, items, announced)
+    may_differ = size <= 1_000
+    yield from _announcement(random, batch_id, kind, items, announced, revise=may_differ and random.random() < 0.1)
+    if may_differ:
+        yield from _another_end(random, batch_id, items)
     own = home(batch_id.encode(), partitions)
     for item in items:
         at = 0.02 + random.random() * 0.9
@@ -124,11 +130,17 @@ def _batch(random: Random, batch_id: str, size: int, partitions: int) -> Iterato
 
 
 def _announcement(
-    random: Random, batch_id: str, kind: Kind, items: list[str], at: float
+    random: Random, batch_id: str, kind: Kind, items: list[str], at: float, *, revise: bool
 ) -> Iterator[tuple[float, Message]]:
     about: dict[str, Any] = {"type": "batch.opened", "batch_id": batch_id, "name": f"batch {batch_id}"}
     if random.random() < 0.2:
         about["policy"] = {"tolerated_failure_percentage": 3}
+    elif revise:
+        about["policy"] = {"late_results": "revise"}
+    if random.random() < 0.3:
+        about["deadline_at"] = DEADLINE
+    if random.random() < 0.05:
+        about |= {"retry_of": f"{batch_id}-before", "request_retry": True}
     if kind == "total":
         yield at, _message(about | {"total_items": len(items)})
     elif kind == "manifest":
@@ -141,6 +153,33 @@ def _announcement(
         if not items:
             yield at + 0.01, _message({"type": "batch.items_expected", "batch_id": batch_id, "item_ids": []})
         yield at + 0.02, _message({"type": "batch.sealed", "batch_id": batch_id})
+
+
+def _another_end(random: Random, batch_id: str, items: list[str]) -> Iterator[tuple[float, Message]]:
+    """What somebody says of the batch besides its results, in the midst of them or behind; most often nothing."""
+    said: dict[str, dict[str, Any]] = {
+        "batch.cancelled": {"reason": "not needed"},
+        "batch.aborted": {"error": {"message": "out of paper"}},
+        "batch.expired": {"deadline_at": DEADLINE, "generation": 0},
+        "batch.finalize_requested": {},
+    }
+    kind = random.choice((*said, *[None] * 9))
+    if kind is not None:
+        # Of a batch that is revised every result behind its end is a revision: some, not hundreds.
+        yield (
+            random.choice((0.3, 0.8, 0.9, 0.95)) + random.random() * 0.05,
+            _message({"type": kind, "batch_id": batch_id, **said[kind]}),
+        )
+    for generation in range(random.choice((0, 0, 0, 0, 0, 1, 1, 2))):
+        at = 0.6 + 0.15 * generation + random.random() * 0.1
+        chosen = random.sample(items, min(len(items), 5))
+        which: dict[str, Any] = {"item_ids": chosen} if chosen and random.random() < 0.5 else {}
+        yield at, _message({"type": "batch.reopened", "batch_id": batch_id, **which})
+        for item in random.sample(items, min(len(items), 30)):
+            yield at + 0.2 + random.random() * 0.1, _result(batch_id, item, "succeeded", 4 + generation)
+    if random.random() < 0.1:
+        for item in random.sample(items, min(len(items), 5)):
+            yield 0.95 + random.random() * 0.05, _result(batch_id, item, random.choice(("failed", "succeeded")), 9)
 
 
 def _result(

@@ -193,7 +193,8 @@ class Batch:
         return sum(register.status == "failed" for register in self.registers.values())
 
     def is_complete(self) -> bool:
-        if not self.sealed:
+        total = self.known_total() if self.sealed else None
+        if total is None or len(self.registers) < total:
             return False
         if self.manifest is not None:
             return self.manifest <= self.answered
@@ -281,7 +282,8 @@ class Model:
             self.batches[batch_id] = batch
         if effect == "accepted" and not batch.is_final and batch.is_complete():
             _finalize(batch, "all_items_in", offset, timestamp_ms)
-        _raise_alerts(batch, offset)
+        if kind != "item.result" or value["status"] == "failed":
+            _raise_alerts(batch, offset)
         return effect
 
     def finalized(self, batch_id: str) -> ExpectedFinalized | None:
@@ -470,21 +472,20 @@ def _reopen(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, An
 def _raise_alerts(batch: Batch, offset: int) -> None:
     """What failures call for, each once a batch."""
     raised = {alert for alert, _ in batch.alerts}
-    failed = batch.failed()
-    if failed and "batch.first_failure" not in raised:
+    if "batch.first_failure" not in raised and any(each.status == "failed" for each in batch.registers.values()):
         batch.alerts.append(("batch.first_failure", offset))
     if "batch.failure_threshold_exceeded" not in raised and _is_intolerable(batch, batch.sealed or batch.is_final):
         batch.alerts.append(("batch.failure_threshold_exceeded", offset))
 
 
 def _is_intolerable(batch: Batch, total_stands: bool) -> bool:
-    failed, count = batch.failed(), batch.policy.get("tolerated_failure_count")
-    if count is not None and failed > count:
+    count, percentage = batch.policy.get("tolerated_failure_count"), batch.policy.get("tolerated_failure_percentage")
+    if count is not None and batch.failed() > count:
         return True
-    percentage, total = batch.policy.get("tolerated_failure_percentage"), batch.known_total()
-    if percentage is None or not failed or not total_stands:
+    if percentage is None or not total_stands:
         return False
-    return bool(failed * 100 > percentage * (len(batch.answered) if total is None else total))
+    failed, total = batch.failed(), batch.known_total()
+    return failed > 0 and bool(failed * 100 > percentage * (len(batch.answered) if total is None else total))
 
 
 def _changes(old: Register | None, new: Register) -> bool:
