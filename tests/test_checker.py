@@ -83,6 +83,7 @@ BATCH = {
     "state": "finalized",
     "outcome": "completed",
     "finalized_by": "all_items_in",
+    "generation": 0,
     "revision": 1,
     "sealed": True,
     "total_items": 2,

@@ -1,0 +1,101 @@
+"""SIGTERM: what is in flight is finished, nothing is left behind; a second one does not wait for that."""
+
+import signal
+
+import pytest
+
+from rollcall.settings import Settings
+from schemas.topics import Topics
+from store.connection import Connection
+from tests.harness.histories import make_history
+from tests.harness.librdkafka import MURMUR2, produce_with_librdkafka
+from tests.harness.product import running
+from tests.harness.tables import (
+    assert_events_are_the_models,
+    assert_tables_are_the_models,
+    finalized_events,
+    folded_log,
+)
+from tests.harness.topics import create_topic
+from tests.harness.waiting import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PARTITIONS = 4
+LEFT = """
+SELECT (SELECT count(*) FROM pg_stat_activity
+        WHERE application_name ~ '^rollcall (worker|relay)' AND datname = current_database()) AS sessions,
+       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory') AS advisory_locks,
+       (SELECT count(*) FROM pg_class WHERE relpersistence = 't') AS temporary_tables
+"""
+
+
+async def test_processes_told_to_stop_in_the_midst_of_it_leave_nothing_behind_and_lose_nothing(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    history = make_history(20261210, sizes=(0, 1, 2, 100, 1_000) * 6)
+    print(history)
+    await produce_with_librdkafka(
+        settings.bootstrap_servers, topics.events, history.messages[:-500], partitioner=MURMUR2
+    )
+    async with running(settings, workers=2) as product:
+        await product.await_applied(500)
+        for child in product.children.values():
+            child.send_signal(signal.SIGTERM)
+        codes = {name: await child.stop(15) for name, child in product.children.items()}
+        assert codes == {"relay": 0, "worker-0": 0, "worker-1": 0}
+        async with product.connection() as connection:
+            await eventually(lambda: nothing_is_left(connection))
+        await produce_with_librdkafka(
+            settings.bootstrap_servers, topics.events, history.messages[-500:], partitioner=MURMUR2
+        )
+        await product.start_relay()
+        await product.start_worker(0)
+        await product.settled()
+    model = await folded_log(settings, PARTITIONS)
+    assert_events_are_the_models(model, await finalized_events(settings), settings, PARTITIONS)
+    await assert_tables_are_the_models(model, settings, PARTITIONS)
+
+
+async def nothing_is_left(connection: Connection) -> bool:
+    left = dict(await connection.fetchrow(LEFT) or {})
+    assert not any(left.values()), left
+    return True
+
+
+async def test_a_second_sigterm_does_not_wait_for_a_transaction_that_cannot_end(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    history = make_history(20261211, sizes=(10,))
+    async with running(settings, relay=False) as product, product.connection() as connection:
+
+        async def is_anchored() -> bool:
+            return len(await product.positions()) == PARTITIONS
+
+        await eventually(is_anchored)
+        async with connection.transaction():
+            await connection.execute("SELECT FROM positions FOR UPDATE")
+            await produce_with_librdkafka(
+                settings.bootstrap_servers, topics.events, history.messages, partitioner=MURMUR2
+            )
+
+            async def is_waiting() -> bool:
+                async with product.connection() as observer:
+                    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                    return bool(await observer.fetchval(waiting))
+
+            await eventually(is_waiting)
+            worker = product.children["worker-0"]
+
+            def has_ended() -> bool:
+                worker.send_signal(signal.SIGTERM)
+                return worker.returncode is not None
+
+            await eventually(has_ended, interval_s=0.2)
+        assert worker.returncode == -signal.SIGTERM
+        await product.start_relay()
+        await product.start_worker(0)
+        await product.settled()
+    await assert_tables_are_the_models(await folded_log(settings, PARTITIONS), settings, PARTITIONS)
