@@ -112,7 +112,8 @@ async def opened(
         await engine.dispose()
 
 
-def _context(request: Request) -> Context:
+# Asynchronous, though it waits for nothing: FastAPI would run it in a thread otherwise.
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 

@@ -1,16 +1,20 @@
 """A batch as the API shows it, in answers and in event streams alike."""
 
-from dataclasses import asdict
+from dataclasses import fields as fields_of
 
-from api.models import Batch, Lag
+from api.models import Batch, Lag, LogPlace
 from store.reads import BatchStatus
 from streams.log_ends import LogEnds
+
+_SHOWN = [field.name for field in fields_of(BatchStatus) if field.name not in ("partition", "next_offset", "as_of")]
 
 
 def shown(found: BatchStatus, log_ends: LogEnds) -> Batch:
     """A batch with how far its partition is behind."""
-    fields = asdict(found)
-    partition, next_offset = fields.pop("partition"), fields.pop("next_offset")
-    end = log_ends.of(partition)
-    records = None if end is None else max(0, end - (next_offset or 0))
-    return Batch(**fields, lag=Lag(records=records, lagging=None if records is None else records > 0))
+    # Not asdict(), which copies metadata member by member.
+    fields = {name: getattr(found, name) for name in _SHOWN}
+    place = found.as_of
+    as_of = None if place is None else LogPlace(topic=place.topic, partition=place.partition, offset=place.offset)
+    end = log_ends.of(found.partition)
+    records = None if end is None else max(0, end - (found.next_offset or 0))
+    return Batch(**fields, as_of=as_of, lag=Lag(records=records, lagging=None if records is None else records > 0))

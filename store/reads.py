@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import (
@@ -194,7 +195,7 @@ async def snapshot(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 async def batch(connection: AsyncConnection, events_topic: str, batch_id: str) -> BatchStatus | None:
     """One batch, None where there is none of that id."""
-    found = await connection.execute(select_batches(events_topic).where(batch_status.c.batch_id == batch_id))
+    found = await connection.execute(_one_batch(events_topic), {"wanted": batch_id})
     row = found.one_or_none()
     return None if row is None else status_of(row, events_topic)
 
@@ -311,6 +312,12 @@ async def missing(
     if after is not None:
         query = query.where(expected.item_id > after)
     return _page((await connection.scalars(query)).all(), limit, lambda item_id: item_id)
+
+
+@lru_cache
+def _one_batch(events_topic: str) -> Select[Any]:
+    # Composed once: that costs more than asking.
+    return select_batches(events_topic).where(batch_status.c.batch_id == bindparam("wanted"))
 
 
 def select_batches(events_topic: str) -> Select[Any]:
