@@ -153,6 +153,9 @@ def _step_each(
             work.finalized = True
             work.rest = records[index + 1 :]
             return
+        if batch.outcome is not None and disposition is Disposition.LATE and batch.last_result_offset == record.version:
+            # It counts without a new revision: what the items took and measured is not what was summarized.
+            requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.version)
 
 
 def _fold_fast(work: Work, applied: Applied) -> list[ItemRow]:

@@ -394,7 +394,9 @@ async def test_many_batches_take_few_rounds(connection: Connection, settings: Se
     assert len(await events(connection, "summaries")) == count
 
 
-async def test_finalizing_a_finalized_batch_publishes_its_summary_anew_and_nothing_else(settings: Settings) -> None:
+async def test_a_summary_goes_out_anew_when_asked_for_and_when_a_late_result_counts_without_a_revision(
+    settings: Settings,
+) -> None:
     topics = Topics(settings.topic_prefix)
     async with running(settings) as product:
         await product.start_clock()
@@ -408,19 +410,24 @@ async def test_finalizing_a_finalized_batch_publishes_its_summary_anew_and_nothi
             assert len(records) >= count, f"{len(records)} of {count} summaries"
             return records
 
-        await publish("batch.opened", total_items=1)
+        await publish("batch.opened", total_items=1, policy={"late_results": "revise"})
         await publish("item.result", item_id="a", status="succeeded", duration_ms=2.5)
         await eventually(lambda: published(1), interval_s=0.5)
         await publish("batch.finalize_requested")
-        first, second = await eventually(lambda: published(2), interval_s=0.5)
+        await eventually(lambda: published(2), interval_s=0.5)
+        await publish("item.result", item_id="a", status="succeeded", duration_ms=7.5, attempt=2)
+        first, second, third = await eventually(lambda: published(3), interval_s=0.5)
         await product.settled()
         [finalized] = await drain(settings.bootstrap_servers, topics.finalized)
         [stored] = await table_rows(settings, "batches")
     assert first.key == second.key == b"b"
     assert first.value == second.value
     assert json.loads(first.value)["item_duration_ms"]["p99"] == 2.5
-    headers = [dict(each.headers) for each in (first, second)]
-    assert [each["ce_id"] for each in headers] == [b"batch.summarized/b/1", b"batch.summarized/b/1/2"]
+    assert json.loads(third.value)["item_duration_ms"]["p99"] == 7.5
+    headers = [dict(each.headers) for each in (first, second, third)]
+    assert [each["ce_id"] for each in headers] == [
+        *(b"batch.summarized/b/1", b"batch.summarized/b/1/2", b"batch.summarized/b/1/3")
+    ]
     assert {each["ce_type"] for each in headers} == {b"rollcall.batch.summarized.v1"}
     # The broker's acknowledgement that the batch shows is that of its finalized event.
     [marked] = [each for each in await table_rows(settings, "outbox") if each["channel"] == "finalized"]
