@@ -23,6 +23,10 @@ DATABASE_TIMEOUT_S = 15.0
 """A request's time with the database; beyond it the answer is 503."""
 
 
+DATABASE_CONNECTIONS = 16
+"""Of one API process, kept open: more would only queue in PostgreSQL what now queues here."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the API bounds; ``requests_per_second`` is per key, and without meaning where authentication is off."""
@@ -84,7 +88,7 @@ async def opened(
     secure_cookies: bool = False,
 ) -> AsyncIterator[Context]:
     """The context of a running API. Nothing needs to be reachable for it to open."""
-    engine = database.engine("api")
+    engine = database.engine("api", DATABASE_CONNECTIONS)
     homes = Homes(partitions)
     sender = Sender(kafka, topics, homes)
     log_ends = LogEnds(kafka, topics.events, partitions)

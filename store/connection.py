@@ -68,14 +68,19 @@ class Database:
             server_settings=self._settings(role, settings),
         )
 
-    def engine(self, role: str) -> "AsyncEngine":
-        """A SQLAlchemy engine over the same connections, for migrations and composed reads."""
+    def engine(self, role: str, connections: int = 4) -> "AsyncEngine":
+        """A SQLAlchemy engine over the same connections, for migrations and composed reads.
+
+        At most so many, and kept: one above the pool's size would be opened anew for each use.
+        """
         from sqlalchemy.ext.asyncio import create_async_engine  # workers do without
 
         async def creator() -> Any:
             return await self.connect(role)
 
-        return create_async_engine("postgresql+asyncpg://", async_creator=creator, pool_size=4)
+        return create_async_engine(
+            "postgresql+asyncpg://", async_creator=creator, pool_size=connections, max_overflow=0
+        )
 
     def _settings(self, role: str, settings: dict[str, str]) -> dict[str, str]:
         return {
