@@ -171,6 +171,8 @@ class Player:
             database_url=self.stage.postgres.database_url,
             topic_prefix=f"{unique}.",
             database_schema=unique,
+            api_port=0,
+            metrics_port=0,
         )
         product = Installation(
             self.stage, direct, self.stage.directory / f"{unique}.log", fault.proxied, fault.separate
