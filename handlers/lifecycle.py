@@ -1,14 +1,17 @@
 """What each lifecycle record means for its batch. Pure; part of the fold (``handlers.fold.step``).
 
 Each function raises Refused (``not_applicable``) where the state forbids the record, before it has changed anything.
-On a finalized batch all but ``batch.reopened`` and ``batch.finalize_requested`` change nothing: they lost a race.
+On a finalized batch all but ``batch.reopened``, ``batch.corrected`` and ``batch.finalize_requested`` change nothing:
+they lost a race.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 from handlers.counting import count, finalize, finalize_if_complete, mark_result, note_failures, note_threshold
 from handlers.records import Disposition, LifecycleRecord, RaisedRetry, Registers
 from schemas.dead_letters import Reason, Refused
+from schemas.published import FinalizedBy
 from store.rows import RETRYING, Batch, ItemRow
 
 
@@ -90,7 +93,7 @@ def _expired(batch: Batch, registers: Registers, record: LifecycleRecord) -> Dis
 
 
 def _finalize_requested(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disposition:
-    if batch.opened_at is None and batch.first_result_at is None and not batch.sealed and batch.expected is None:
+    if not _is_known(batch):
         raise Refused(Reason.NOT_APPLICABLE, "batch.finalize_requested: nothing is known of this batch")
     batch.reason = record.body.get("reason")
     finalize(batch, "forced", record)
@@ -135,6 +138,31 @@ def _reopened(batch: Batch, registers: Registers, record: LifecycleRecord) -> Di
     note_failures(batch, registers, [row for row in late if row.status == "failed"], record)
     finalize_if_complete(batch, record)
     return Disposition.ACCEPTED
+
+
+def _number_corrected(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disposition:
+    """It is open after all: its next finalization goes by a number that was not published."""
+    if not _is_known(batch):
+        raise Refused(Reason.NOT_APPLICABLE, "batch.corrected: nothing is known of this batch")
+    if batch.revision >= record.body["revision"]:
+        return Disposition.NO_EFFECT
+    batch.revision = record.body["revision"]
+    return Disposition.ACCEPTED
+
+
+def _outcome_corrected(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disposition:
+    """It ended otherwise than was published: it goes out as it is, under the next number."""
+    if batch.revision > record.body["revision"]:
+        return Disposition.NO_EFFECT
+    batch.revision = record.body["revision"]
+    finalize(batch, cast(FinalizedBy, batch.finalized_by), record)
+    return Disposition.ACCEPTED
+
+
+def _is_known(batch: Batch) -> bool:
+    return (
+        batch.opened_at is not None or batch.first_result_at is not None or batch.sealed or batch.expected is not None
+    )
 
 
 def _is_open_end(batch: Batch, registers: Registers, item_id: str) -> bool:
@@ -198,11 +226,13 @@ _ON_OPEN: dict[str, Callable[[Batch, Registers, LifecycleRecord], Disposition]] 
     "batch.expired": _expired,
     "batch.finalize_requested": _finalize_requested,
     "batch.reopened": _nothing_to_reopen,
+    "batch.corrected": _number_corrected,
 }
 
 _ON_FINALIZED: dict[str, Callable[[Batch, Registers, LifecycleRecord], Disposition]] = {
     "batch.finalize_requested": _summary_requested,
     "batch.reopened": _reopened,
+    "batch.corrected": _outcome_corrected,
 }
 
 

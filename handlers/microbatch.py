@@ -149,7 +149,7 @@ def _step_each(
             requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.version)
         elif disposition is not Disposition.NO_EFFECT:
             work.dirty = True
-        if batch.revision != revision:
+        if batch.revision != revision and batch.outcome is not None:
             work.finalized = True
             work.rest = records[index + 1 :]
             return

@@ -173,6 +173,9 @@ async def _take_over(
             changed, dropped, carried = await promotion.take_over(live.topics.events, emit_changes=emit_changes)
             corrections = [each for each in changed if emit_changes and each.needs_correction]
             old = await promotion.rename(datetime.now(UTC))
+            # Before the commit: sent for nothing they change little, lost nobody would send them again. Whoever reads
+            # them waits for us.
+            await _correct(settings, live, corrections)
             await connection.execute("COMMIT")
             pause = time.monotonic() - started
     except TimeoutError:
@@ -181,6 +184,25 @@ async def _take_over(
             " Try again when less is going on"
         ) from None
     return Promoted(old, pause, changed, dropped, carried, len(corrections))
+
+
+async def _correct(settings: Settings, live: Live, corrections: list[Changed]) -> None:
+    """Have the log say which published revisions were wrong: a later replay numbers what follows alike."""
+    from streams.sending import Sender
+
+    if not corrections:
+        return
+    sender = Sender(settings.kafka_connection(), live.topics, live.homes)
+    reason = "a replay that was promoted gives another outcome"
+    try:
+        await sender.events(
+            [
+                {"type": "batch.corrected", "batch_id": each.batch_id, "revision": each.old_revision, "reason": reason}
+                for each in corrections
+            ]
+        )
+    finally:
+        await sender.close()
 
 
 async def _locked(connection: Connection, promotion: object) -> float:

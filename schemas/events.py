@@ -179,6 +179,20 @@ class BatchReopened(TypedDict):
     reason: NotRequired[str | None]
 
 
+@_strict
+class BatchCorrected(TypedDict):
+    """What was published as ``revision`` is not what the log gives: the next revision says what it gives.
+
+    Written when a replay is promoted whose outcomes differ; on a batch that is past that revision it changes nothing.
+    """
+
+    type: Literal["batch.corrected"]
+    batch_id: BatchId
+    schema_version: NotRequired[SchemaVersion | None]
+    revision: Count
+    reason: NotRequired[str | None]
+
+
 LIFECYCLE_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "batch.opened": TypeAdapter(BatchOpened),
     "batch.items_expected": TypeAdapter(BatchItemsExpected),
@@ -188,6 +202,7 @@ LIFECYCLE_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "batch.expired": TypeAdapter(BatchExpired),
     "batch.finalize_requested": TypeAdapter(BatchFinalizeRequested),
     "batch.reopened": TypeAdapter(BatchReopened),
+    "batch.corrected": TypeAdapter(BatchCorrected),
 }
 
 ADAPTERS: dict[str, TypeAdapter[Any]] = {"item.result": TypeAdapter(ItemResult), **LIFECYCLE_ADAPTERS}

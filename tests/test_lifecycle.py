@@ -78,6 +78,9 @@ MESSAGES: dict[str, Callable[[Told], Disposition]] = {
     "finalize_requested": lambda told: told.finalize_requested(),
     "reopened": lambda told: told.reopened(),
     "reopened, another revision": lambda told: told.reopened(revision=7),
+    "corrected": lambda told: told.corrected(revision=1),
+    "corrected, later revision": lambda told: told.corrected(revision=3),
+    "corrected, older revision": lambda told: told.corrected(revision=0),
 }
 
 

@@ -62,6 +62,9 @@ class Told:
     def reopened(self, **fields: Any) -> Disposition:
         return self.tell({"type": "batch.reopened"} | fields)
 
+    def corrected(self, revision: int) -> Disposition:
+        return self.tell({"type": "batch.corrected", "revision": revision})
+
     def tell(self, event: dict[str, Any]) -> Disposition:
         offset, self.next_offset = self.next_offset, self.next_offset + 1
         record = decode(json.dumps({"batch_id": "b"} | event).encode(), offset, EPOCH + timedelta(seconds=offset))

@@ -77,3 +77,39 @@ async def test_promoted_under_load_twice_nothing_is_lost_or_published_twice(sett
         assert {each: times for each, times in ids.items() if times != 1} == {}, name
     done = await commands.rollcall(settings, "verify", timeout_s=180)
     assert done.exit_code == 0, done.stdout + done.stderr
+
+
+async def test_what_was_published_wrongly_goes_out_corrected_where_asked_for(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    opened = [message({"type": "batch.opened", "batch_id": name, "total_items": 2}) for name in ("wrong", "early")]
+    results = [
+        message({"batch_id": name, "item_id": item, "status": "succeeded"})
+        for name, item in (("wrong", "1"), ("wrong", "2"), ("early", "1"))
+    ]
+    async with running(settings, workers=1) as product:
+        await produce(settings.bootstrap_servers, topics.events, [*opened, *results])
+        await product.settled()
+        async with product.connection() as connection:
+            # What a bug might have made of them.
+            await connection.execute("UPDATE batches SET outcome = 'failed' WHERE batch_id = 'wrong'")
+            await connection.execute(
+                "UPDATE batches SET state = 'finalized', outcome = 'completed', finalized_by = 'all_items_in',"
+                " revision = 1, finalized_at = now(), decided_offset = 4 WHERE batch_id = 'early'"
+            )
+        shadow = f"{settings.database_schema}_s"
+        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--emit-changes", "--yes")):
+            done = await commands.rollcall(settings, *arguments, timeout_s=180)
+            assert done.exit_code == 0, done.stderr
+        assert "2 batches have another outcome or revision than before; 2 corrections were sent" in done.stdout
+        last = message({"batch_id": "early", "item_id": "2", "status": "succeeded"})
+        await produce(settings.bootstrap_servers, topics.events, [last])
+        await product.settled()
+    events = await finalized_events(settings)
+    said = {
+        name: [(json.loads(each.value)["revision"], json.loads(each.value)["outcome"]) for each in found]
+        for name, found in events.items()
+    }
+    assert said == {"wrong": [(1, "completed"), (2, "completed")], "early": [(2, "completed")]}
+    done = await commands.rollcall(settings, "verify", timeout_s=180)
+    assert done.exit_code == 0, done.stdout + done.stderr
