@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
 from migrations.run import migrate
@@ -96,10 +97,13 @@ async def reset_offsets_of_the_group(settings: Settings) -> None:
         consumer.assign(partitions)
 
         async def committed() -> bool:
-            await consumer.commit({tp: OffsetAndMetadata(0, "") for tp in partitions})
+            try:
+                await consumer.commit({tp: OffsetAndMetadata(0, "") for tp in partitions})
+            except KafkaError as error:
+                raise AssertionError(f"the group still has members: {error!r}") from None
             return True
 
-        await eventually(committed)
+        await eventually(committed, 60)
     finally:
         await consumer.stop()
 
