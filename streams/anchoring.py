@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from schemas.topics import Topics
 from store import positions
 from store.connection import Connection
 from store.rows import Position
+from streams.fetched import FetchedRecord
 from streams.kafka import KafkaConnection, started
 
 ANCHOR_TIMEOUT_S = 90.0
@@ -43,7 +44,7 @@ class Anchors:
         self.epoch += 1
 
 
-def checksum(record: ConsumerRecord[bytes, bytes]) -> int:
+def checksum(record: FetchedRecord) -> int:
     """What identifies a record's content: crc32 of its key and value."""
     return zlib.crc32(record.value or b"", zlib.crc32(record.key or b""))
 
@@ -119,7 +120,7 @@ async def check_last_records(
                 raise _other_log(tp, position)  # a marker now stands where a record was
 
 
-def _check_same(tp: TopicPartition, position: Position, found: ConsumerRecord[bytes, bytes]) -> None:
+def _check_same(tp: TopicPartition, position: Position, found: FetchedRecord) -> None:
     expected = (position.last_offset, position.last_timestamp, position.last_checksum)
     if (found.offset, found.timestamp, checksum(found)) != expected:
         raise _other_log(tp, position)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Generic, NamedTuple, TypeVar
 
-from aiokafka import ConsumerRecord
 from sqlalchemy import Table
 from typing_extensions import override
 
@@ -31,6 +30,7 @@ from store import batches, outbox, tables
 from store.connection import Connection
 from store.outbox import PublishedDeadLetter, PublishedEvent
 from store.rows import DeadLetterRow, OutboxRow
+from streams.fetched import FetchedRecord
 from streams.reading import append_time, decoded_headers, encoded_headers
 
 MAX_HEADER_CHARS = 1_000
@@ -90,7 +90,7 @@ class Channel(ABC, Generic[Row]):
         """Mark rows that the broker has acknowledged."""
 
     @abstractmethod
-    async def mark_found(self, connection: Connection, found: Iterable[ConsumerRecord[bytes, bytes]]) -> None:
+    async def mark_found(self, connection: Connection, found: Iterable[FetchedRecord]) -> None:
         """Mark, or insert as published, what was found on the topics. Records that aren't ours are passed over."""
 
     @abstractmethod
@@ -144,7 +144,7 @@ class Events(Channel[OutboxRow]):
         await _mark(connection, events)
 
     @override
-    async def mark_found(self, connection: Connection, found: Iterable[ConsumerRecord[bytes, bytes]]) -> None:
+    async def mark_found(self, connection: Connection, found: Iterable[FetchedRecord]) -> None:
         events: dict[str, PublishedEvent] = {}
         for record in found:
             identity = _utf8(record.headers, "ce_id")
@@ -208,7 +208,7 @@ class DeadLetters(Channel[DeadLetterRow]):
         await outbox.mark_dead_letters_published(connection, letters)
 
     @override
-    async def mark_found(self, connection: Connection, found: Iterable[ConsumerRecord[bytes, bytes]]) -> None:
+    async def mark_found(self, connection: Connection, found: Iterable[FetchedRecord]) -> None:
         letters: dict[tuple[str, int, int], PublishedDeadLetter] = {}
         for record in found:
             if (letter := _found_dead_letter(record)) is not None:
@@ -234,7 +234,7 @@ async def _mark(connection: Connection, events: Sequence[PublishedEvent]) -> Non
     await batches.mark_published(connection, finalized.values())
 
 
-def _found_dead_letter(record: ConsumerRecord[bytes, bytes]) -> DeadLetterRow | None:
+def _found_dead_letter(record: FetchedRecord) -> DeadLetterRow | None:
     topic, partition = text_of(record.headers, DLT_TOPIC), number_of(record.headers, DLT_PARTITION)
     offset, timestamp = number_of(record.headers, DLT_OFFSET), number_of(record.headers, DLT_TIMESTAMP)
     if topic is None or partition is None or offset is None or timestamp is None or partition > MAX_INT:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from math import isfinite
 from typing import Annotated, Any, Literal
 
@@ -116,13 +117,21 @@ def _decode_fast(value: bytes) -> _Result | None:
         untyped = True
     if untyped and not _is_bounded(value):
         return None
-    # What else an id may not hold is not printable; some of that an id may hold.
-    batch_id = result.batch_id
-    if not batch_id.isprintable() or "/" in batch_id or not result.item_id.isprintable():
+    result.batch_id = batch_id = _plain_batch_id(result.batch_id)
+    if not batch_id or not result.item_id.isprintable():
         return None
     if result.occurred_at is not None and not _is_time(result.occurred_at):
         return None
     return result
+
+
+@lru_cache(maxsize=10_000)
+def _plain_batch_id(batch_id: str) -> str:
+    """The same string object for all records of a batch; empty where the exact way has to look.
+
+    What an id may not hold is not printable; some of what isn't, an id may hold.
+    """
+    return batch_id if batch_id.isprintable() and "/" not in batch_id else ""
 
 
 def _is_bounded(value: bytes) -> bool:

@@ -14,10 +14,11 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import structlog
-from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError
 
 from schemas.headers import FORWARDED, FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
+from streams.fetched import FetchedRecord
 from streams.kafka import START_TIMEOUT_S, KafkaConnection, stop
 
 SEND_TIMEOUT_S = 30.0
@@ -30,7 +31,7 @@ class Forward(NamedTuple):
     """A misplaced record and the partition it belongs on."""
 
     home: int
-    record: ConsumerRecord[bytes, bytes]
+    record: FetchedRecord
 
 
 class Forwarder:

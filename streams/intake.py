@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 import structlog
-from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, IllegalStateError, KafkaError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
@@ -36,6 +36,9 @@ HEARTBEAT_INTERVAL_MS = 500
 REBALANCE_TIMEOUT_MS = 5_000
 """A rebalance waits that long for a member that has died and is not yet given up, and nobody reads meanwhile."""
 DRAIN_TIMEOUT_S = 10.0
+
+Parts = list[tuple[int, Records]]
+"""A poll's records by partition."""
 
 log = structlog.get_logger(__name__)
 
@@ -202,7 +205,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     async def _take(self, records: Records) -> None:
         reach("read.after")
         epoch = self._anchors.epoch
-        parts = [(partition, list(part)) for partition, part in groupby(records, attrgetter("partition"))]
+        parts: Parts = [(partition, list(part)) for partition, part in groupby(records, attrgetter("partition"))]
         ends = await self._ends(parts)
         for chunk in _chunks(parts):
             reading = new_reading(self._topics, self._homes, self._failure_rate_limit)
@@ -237,7 +240,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         if epoch == self._anchors.epoch:
             self._anchors.by_partition[partition] = position
 
-    async def _ends(self, parts: list[tuple[int, list[ConsumerRecord[bytes, bytes]]]]) -> dict[int, tuple[int, int]]:
+    async def _ends(self, parts: Parts) -> dict[int, tuple[int, int]]:
         """The last offset polled and the consumer's position, of the partitions that are still ours."""
         consumer = self._consumer()
         ends: dict[int, tuple[int, int]] = {}
@@ -266,10 +269,10 @@ async def _raw_records(message: Any) -> Any:
 
 
 def _chunks(
-    parts: list[tuple[int, list[ConsumerRecord[bytes, bytes]]]],
-) -> Iterator[list[tuple[int, list[ConsumerRecord[bytes, bytes]]]]]:
+    parts: Parts,
+) -> Iterator[Parts]:
     """Cut one poll's partitions into stretches of about MAX_CHUNK_BYTES, most often just one."""
-    chunk: list[tuple[int, list[ConsumerRecord[bytes, bytes]]]] = []
+    chunk: Parts = []
     size = 0
     for partition, part in parts:
         begin = 0

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
-from streams import header_names
+from streams import fetched
 
 REQUEST_TIMEOUT_MS = 15_000
 START_TIMEOUT_S = 30.0
@@ -20,7 +20,7 @@ STOP_TIMEOUT_S = 5.0
 
 Client = TypeVar("Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
 
-header_names.tolerate_any()
+fetched.hand_over()
 
 log = structlog.get_logger(__name__)
 

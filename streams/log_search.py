@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic_core import from_json
 
 from schemas.dead_letters import Refused
@@ -18,6 +18,7 @@ from store.diagnosis import Applied
 from store.reads import BatchStatus
 from store.rows import ItemRow
 from streams.decoding import decode
+from streams.fetched import FetchedRecord
 from streams.kafka import KafkaConnection
 from streams.observing import LogRange, administering, group, log_ranges, looking, partitions_of
 from streams.reading import append_time
@@ -149,7 +150,7 @@ async def _stretches(
 
 async def _records(
     consumer: AIOKafkaConsumer, tp: TopicPartition, start: int, end: int, deadline: float
-) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
+) -> AsyncIterator[FetchedRecord]:
     """The records of a stretch of a partition, until the deadline (``time.monotonic()``)."""
     consumer.assign([tp])
     consumer.seek(tp, start)
@@ -177,7 +178,7 @@ async def _identified(consumer: AIOKafkaConsumer, topic: str, last: LastResult, 
     return last
 
 
-def _is_of(record: ConsumerRecord[bytes, bytes], batch_id: str) -> bool:
+def _is_of(record: FetchedRecord, batch_id: str) -> bool:
     """Whether a record says that it is of a batch; of one that cannot be parsed, whether its key does."""
     key_fits = bool(record.key == batch_id.encode())
     value = record.value or b""
@@ -195,7 +196,7 @@ def _is_of(record: ConsumerRecord[bytes, bytes], batch_id: str) -> bool:
 
 def _note_found(
     search: Search,
-    record: ConsumerRecord[bytes, bytes],
+    record: FetchedRecord,
     home: int,
     applied: Mapping[int, Applied],
     log_id: str,

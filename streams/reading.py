@@ -4,13 +4,11 @@ import asyncio
 import base64
 import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
-
-from aiokafka import ConsumerRecord
 
 from handlers.microbatch import MicroBatch
 from handlers.records import Record
@@ -29,9 +27,10 @@ from schemas.topics import Topics, home_partition
 from store.rows import DeadLetterRow, ItemRow, Position
 from streams.anchoring import checksum
 from streams.decoding import decode
+from streams.fetched import FetchedRecord
 from streams.forwarding import Forward
 
-Records = Sequence[ConsumerRecord[bytes, bytes]]
+Records = Sequence[FetchedRecord]
 
 GIVE_WAY_EVERY = 256
 MAX_CACHED_HOMES = 100_000
@@ -69,13 +68,13 @@ class Reading:
     micro_batch: MicroBatch
     records: dict[int, Records]
     forwards: list[Forward] = field(default_factory=list)
-    redriven: dict[tuple[int, int], ConsumerRecord[bytes, bytes]] = field(default_factory=dict)
+    redriven: dict[tuple[int, int], FetchedRecord] = field(default_factory=dict)
 
 
 def new_reading(topics: Topics, homes: Homes, failure_rate_limit: float = 0.5) -> Reading:
     """An empty reading, to be filled with ``take``."""
     records: dict[int, Records] = {}
-    redriven: dict[tuple[int, int], ConsumerRecord[bytes, bytes]] = {}
+    redriven: dict[tuple[int, int], FetchedRecord] = {}
 
     def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
         record = redriven.get((partition, offset))
@@ -97,42 +96,45 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
     reading.records[partition] = records  # should one be refused later, its bytes are needed
     slices, traceparents = micro_batch.slices, micro_batch.traceparents
     taken = dict(expected.taken)
-    timestamp, received_at = -1, datetime.min
-    for index, record in enumerate(records):
-        if index % GIVE_WAY_EVERY == GIVE_WAY_EVERY - 1:
+    at_home: dict[str, Callable[[Record], None]] = {}
+    received_ms, received_at = -1, datetime.min
+    for begin in range(0, len(records), GIVE_WAY_EVERY):
+        if begin:
             await asyncio.sleep(0)
-        if record.timestamp != timestamp:
-            timestamp = record.timestamp
-            received_at = append_time(timestamp)
-        if record.headers:
-            if (source := forwarded_from(record.headers, homes.log_id)) is not None:
-                if source[1] <= taken.get(source[0], -1):
-                    continue  # sent again after a failure
-                taken[source[0]] = source[1]
-            if (traceparent := traceparent_of(record.headers)) is not None:
-                traceparents[partition, record.offset] = traceparent
-        try:
-            decoded = decode(record.value, record.offset, received_at)
-        except Refused as refusal:
-            micro_batch.dead_letters.append(dead_letter_of(record, refusal, homes.log_id))
-            continue
-        if record.headers and (origin := redriven_from(record.headers, homes.log_id)) is not None:
-            decoded = _at_its_place(decoded, record, origin)
-            reading.redriven[partition, decoded.version] = record
-        batch_id = decoded[0]
-        if (part := slices.get(batch_id)) is not None and part.partition == partition:
-            part.records.append(decoded)
-        elif (home := homes.of(batch_id)) != partition:
-            reading.forwards.append(Forward(home, record))
-        else:
-            slices[batch_id] = Slice(partition, [decoded])
+        for record in records[begin : begin + GIVE_WAY_EVERY]:
+            _, _, offset, timestamp, _, value, headers = record
+            if timestamp != received_ms:
+                received_ms, received_at = timestamp, append_time(timestamp)
+            if headers:
+                if (source := forwarded_from(headers, homes.log_id)) is not None:
+                    if source[1] <= taken.get(source[0], -1):
+                        continue  # sent again after a failure
+                    taken[source[0]] = source[1]
+                if (traceparent := traceparent_of(headers)) is not None:
+                    traceparents[partition, offset] = traceparent
+            try:
+                decoded = decode(value, offset, received_at)
+            except Refused as refusal:
+                micro_batch.dead_letters.append(dead_letter_of(record, refusal, homes.log_id))
+                continue
+            if headers and (origin := redriven_from(headers, homes.log_id)) is not None:
+                decoded = _at_its_place(decoded, record, origin)
+                reading.redriven[partition, decoded.version] = record
+            batch_id = decoded[0]
+            add = at_home.get(batch_id)
+            if add is None:
+                if (home := homes.of(batch_id)) != partition:
+                    reading.forwards.append(Forward(home, record))
+                    continue
+                add = at_home[batch_id] = slices.setdefault(batch_id, Slice(partition, [])).records.append
+            add(decoded)
     last = records[-1]
     position = Position(partition, next_offset, last.offset, last.timestamp, checksum(last), taken)
     micro_batch.advances.append((expected.next_offset, position))
     return position
 
 
-def _at_its_place(decoded: Record, record: ConsumerRecord[bytes, bytes], origin: tuple[int, int]) -> Record:
+def _at_its_place(decoded: Record, record: FetchedRecord, origin: tuple[int, int]) -> Record:
     """A redriven result with the version it had, so that it never beats a newer one.
 
     Versions compare on one partition only, and none is later than the record that claims it.
@@ -143,7 +145,7 @@ def _at_its_place(decoded: Record, record: ConsumerRecord[bytes, bytes], origin:
     return decoded
 
 
-def dead_letter_of(record: ConsumerRecord[bytes, bytes], refusal: Refused, log_id: str) -> DeadLetterRow:
+def dead_letter_of(record: FetchedRecord, refusal: Refused, log_id: str) -> DeadLetterRow:
     """The dead letter of a record; of a forwarded or redriven one, as it was where it was first read."""
     partition, offset, timestamp, headers = record.partition, record.offset, record.timestamp, record.headers
     if (source := forwarded_from(headers, log_id)) is not None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka import TopicPartition
 
 from schemas.headers import DLT_OFFSET, DLT_PARTITION, DLT_TOPIC, number_of, text_of
 from schemas.topics import Topics
+from streams.fetched import FetchedRecord
 from streams.kafka import KafkaConnection
 from streams.reading import append_time
 
@@ -59,7 +60,7 @@ class Scan:
         finally:
             await consumer.stop()
 
-    def _said(self, topics: Topics, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Said]:
+    def _said(self, topics: Topics, records: Sequence[FetchedRecord]) -> list[Said]:
         found = []
         for record in records:
             channel = record.topic.removeprefix(topics.prefix)
@@ -82,7 +83,7 @@ class Scan:
         return found
 
 
-def _identity(record: ConsumerRecord[bytes, bytes], channel: str) -> str | None:
+def _identity(record: FetchedRecord, channel: str) -> str | None:
     if channel == "dead-letters":
         topic, partition = text_of(record.headers, DLT_TOPIC), number_of(record.headers, DLT_PARTITION)
         offset = number_of(record.headers, DLT_OFFSET)

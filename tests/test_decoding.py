@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from random import Random
 
 import pytest
-from aiokafka import ConsumerRecord
 from aiokafka.partitioner import DefaultPartitioner, murmur2
 
 from schemas.dead_letters import Reason, Refused
@@ -16,6 +15,7 @@ from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION
 from schemas.topics import Topics, home_partition
 from store.rows import ItemRow, Position
 from streams.decoding import CUT_MARK, cut, decode, parse_time
+from streams.fetched import FetchedRecord
 from streams.reading import Homes, append_time, decoded_headers, encoded_headers, new_reading, take
 from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD, Broken, Good
 
@@ -245,8 +245,8 @@ def test_what_is_no_position_marks_no_forward(bad: bytes) -> None:
     assert forwarded_from([(FORWARDED_PARTITION, good), (FORWARDED_OFFSET, bad)], "") is None
 
 
-def record(offset: int, value: bytes, *headers: tuple[str, bytes], partition: int = 0) -> ConsumerRecord[bytes, bytes]:
-    return ConsumerRecord("t", partition, offset, 1_000 + offset, 1, b"k", value, None, 1, len(value), headers)
+def record(offset: int, value: bytes, *headers: tuple[str, bytes], partition: int = 0) -> FetchedRecord:
+    return FetchedRecord("t", partition, offset, 1_000 + offset, b"k", value, headers)
 
 
 async def test_a_reading_takes_whats_at_home_sends_on_whats_not_and_drops_forwards_it_has_had() -> None:
