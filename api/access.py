@@ -35,6 +35,9 @@ PUBLIC = frozenset(
         ("GET", "/readyz"),
         ("GET", "/docs/asyncapi"),
         ("POST", "/api/session"),
+        ("GET", "/sign-in"),
+        ("POST", "/sign-in"),
+        ("GET", "/static/{name}"),
     }
 )
 """Routes without a rule of their own: what they tell is no secret, or they are how one shows who one is."""

@@ -20,6 +20,7 @@ from api import (
     sessions,
 )
 from api.context import Context
+from api.pages import routes as pages
 from api.problems import Problem
 
 PREFIX = "/api"
@@ -67,6 +68,7 @@ def create_app(context: Context) -> FastAPI:
     problems.add_handlers(app)
     for router in _ROUTERS:
         app.include_router(router, prefix=PREFIX)
+    app.include_router(pages.router)
     app.router.routes.extend([*operations.health_routes(), *documents.routes(context.topics)])
     app.add_api_route("/metrics", operations.metrics, dependencies=[Depends(access.VIEWER)], include_in_schema=False)
     app.add_middleware(BodyLimit, limit=context.limits.body_bytes)

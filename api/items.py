@@ -133,9 +133,9 @@ async def download_results(
 
 
 async def _as_csv(pages: AsyncIterator[Sequence[Any]]) -> AsyncIterator[bytes]:
-    yield _csv_lines([_CSV_COLUMNS])
+    yield csv_lines([_CSV_COLUMNS])
     async for rows in pages:
-        yield _csv_lines([_csv_cell(name, getattr(row, name)) for name in _CSV_COLUMNS] for row in rows)
+        yield csv_lines([csv_cell(name, getattr(row, name)) for name in _CSV_COLUMNS] for row in rows)
 
 
 async def _as_ndjson(pages: AsyncIterator[Sequence[Any]], caller: Caller) -> AsyncIterator[bytes]:
@@ -152,13 +152,15 @@ def _ndjson_line(row: Any, caller: Caller) -> str:
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def _csv_lines(rows: Any) -> bytes:
+def csv_lines(rows: Any) -> bytes:
+    """Rows as CSV."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\r\n").writerows(rows)
     return buffer.getvalue().encode()
 
 
-def _csv_cell(name: str, value: Any) -> Any:
+def csv_cell(name: str, value: Any) -> Any:
+    """A column's value as it goes into CSV; text that a spreadsheet would run is made text."""
     if name in ("output", "metrics") and value is not None:
         value = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     value = _plain(value)

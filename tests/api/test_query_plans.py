@@ -95,6 +95,19 @@ async def test_no_statement_scans_a_large_table(large: ServedApi, filled: Stored
     await assert_good_plans(filled, statements)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["", "?status=processing&cursor=batch-0005000", "batches/big", "batches/big?find=1", "batches/batch-0005000",
+     "batches/big/items?first=item-0050000&last=item-0050100"],
+)  # fmt: skip
+async def test_no_page_scans_a_large_table(large: ServedApi, filled: StoredRows, path: str) -> None:
+    with sent(large) as statements:
+        response = await large.client.get(f"/{path}")
+    assert response.status_code == 200, response.text
+    assert statements
+    await assert_good_plans(filled, statements)
+
+
 async def test_event_streams_scan_no_large_table(large: ServedApi, filled: StoredRows) -> None:
     with sent(large) as statements:
         for path, last_id in (("/api/events", "3-9800"), ("/api/batches/big/events", None)):

@@ -1,0 +1,1 @@
+"""Pages for people: server-rendered, live by server-sent events, readable without JavaScript."""
