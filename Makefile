@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup demo test test-lives test-faults test-soak check bench bench-api bench-client wheel
+.PHONY: help setup demo test test-long test-lives test-faults test-soak check bench bench-api bench-client wheel
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,7 +33,10 @@ demo: $(READY) ## Run a real job on real Kafka and PostgreSQL (ARGS=--tamper sho
 	@$(BIN)/rollcall demo $(ARGS)
 
 test: $(READY) ## Run the tests (ARGS="-k word" chooses)
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal -m "not long" $(ARGS)
+
+test-long: $(READY) ## Run the tests that bring whole installations up and down
+	$(BIN)/pytest -n 2 --dist worksteal -m long $(ARGS)
 
 test-lives: $(READY) ## One log of 50,000 messages in micro-batches of 1, 7 and 5,000, and with crashes: some minutes
 	ROLLCALL_LIVES=50000 $(BIN)/pytest -q tests/test_lives.py $(ARGS)

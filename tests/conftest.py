@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from rollcall.settings import Settings
 from tests.harness.servers import IN_CONTAINERS, Servers, container_servers, embedded_servers
+
+# Whole installations brought up, killed and brought back, several a test: `make test-long`.
+LONG = (
+    *("replay", "client/test_reruns.py", "client/test_examples.py", "client/test_partitions.py"),
+    *("api/test_openapi.py", "api/test_outages.py", "test_operations.py", "test_shutdown.py", "test_doctor.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if any(item.path.is_relative_to(here / part) for part in LONG):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")
