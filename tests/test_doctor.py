@@ -11,11 +11,13 @@ from migrations.run import migrate
 from rollcall.checkup.everything import everything
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store.leadership import is_led
 from streams.topics import ensure_topics
 from tests.harness.commands import rollcall
 from tests.harness.events import Event, result
 from tests.harness.product import running
 from tests.harness.topics import create_topic, produce
+from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -35,6 +37,12 @@ async def test_of_a_sound_installation_nothing_is_wrong(settings: Settings) -> N
         await product.start_clock()
         await produce(settings.bootstrap_servers, topics.events, [result("b", "i"), Event(b"b", b"{broken")])
         await product.settled()
+
+        async def the_clock_leads() -> bool:
+            async with product.connection() as connection:
+                return await is_led(connection, "clock", topics.prefix)
+
+        await eventually(the_clock_leads, 60)
         done = await rollcall(settings, "doctor", "--json")
         answer = json.loads(done.stdout)
         assert (done.exit_code, answer["ok"]) == (0, True), answer
@@ -166,7 +174,9 @@ async def test_topics_that_are_set_otherwise_and_a_user_without_rights_are_said(
         wrong = await found(restricted, "wrong")
         assert "set cleanup.policy=delete" in wrong[f"topic {topics.events}"]
         assert wrong["log"].startswith(f"{topics.events} has 3 partitions, at the first start it had 12")
-        assert wrong["privileges"].startswith("this user lacks DELETE on batches, INSERT on batches, UPDATE on batches")
+        assert wrong["privileges"].startswith(
+            "this user lacks DELETE on api_keys, INSERT on api_keys, UPDATE on api_keys"
+        )
         noted = await found(settings, "note")
         assert "cleanup.policy is delete, wanted is compact: events older" in noted[f"topic {topics.finalized}"]
         assert "privileges" not in await found(settings, "wrong")
