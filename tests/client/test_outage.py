@@ -1,0 +1,57 @@
+"""A job whose broker goes away in the middle waits, goes on, and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import pytest
+from rollcall_client import Rollcall
+from rollcall_client.jobs import Created, job, run
+
+from rollcall.embedded.kafka import EmbeddedKafka
+from rollcall.settings import Settings
+from tests.harness.product import running
+from tests.harness.servers import Servers
+from tests.harness.waiting import eventually
+
+OUTAGE_S = float(os.environ.get("ROLLCALL_TEST_OUTAGE_S", "5"))
+ITEMS = 3_000
+
+
+async def test_a_job_outlives_its_broker(
+    servers: Servers, tmp_path_factory: pytest.TempPathFactory, database_schema: str
+) -> None:
+    kafka = EmbeddedKafka(tmp_path_factory.mktemp("kafka"))
+    await kafka.start()
+    settings = Settings(
+        bootstrap_servers=kafka.bootstrap_servers, database_url=servers.database_url, database_schema=database_schema
+    )
+    handled: list[int] = []
+
+    @job(name="outlives", concurrency=8)
+    async def slowly(item: int) -> Created:
+        await asyncio.sleep(0.02)
+        handled.append(item)
+        return Created()
+
+    try:
+        async with (
+            running(settings),
+            # Small enough to fill: the job has to wait for the broker, not only its results.
+            Rollcall(settings.bootstrap_servers, buffer_bytes=50_000) as rc,
+        ):
+            going = asyncio.create_task(run(slowly, range(ITEMS), rc=rc, progress=None, wait_timeout_s=240))
+            await eventually(lambda: len(handled) > 500, 60)
+            await kafka.stop()
+            await asyncio.sleep(OUTAGE_S)  # the outage
+            assert not going.done()
+            began = time.monotonic()
+            await kafka.start()
+            result = await asyncio.wait_for(going, 300)
+            print(f"away for {OUTAGE_S:g} s, done {time.monotonic() - began:.1f} s after it was back")
+    finally:
+        await kafka.stop()
+    assert sorted(handled) == list(range(ITEMS)), "each was handled once"
+    assert (result.status, result.processed, result.created, result.failed) == ("COMPLETED", ITEMS, ITEMS, 0)
