@@ -111,6 +111,23 @@ class Recorded(Job):
         return Created()
 
 
+class Meeting(Recorded):
+    """Nobody's first items are through before three processes have some: each of them takes part."""
+
+    name = "meeting"
+    _met = False
+
+    async def handle(self, item: tuple[str, str, bool, bool]) -> Created:
+        present = Path(f"{item[1]}.present")
+        with present.open("a") as opened:  # noqa: ASYNC230 - a line to a local file
+            opened.write(f"{current().worker}\n")
+        async with asyncio.timeout(120):
+            while not self._met:
+                self._met = len(set(present.read_text().splitlines())) == 3  # noqa: ASYNC240 - a small local file
+                await asyncio.sleep(0.02)
+        return await super().handle(item)
+
+
 @job(name="first-step", bucket="1d")
 async def first_step(item: str) -> None:
     if item == "bad":

@@ -14,16 +14,18 @@ import pytest
 from rollcall_client import Rollcall, RollcallError
 from rollcall_client.jobs import JobResult, run
 
-from tests.client.sample_jobs import Recorded, stops_at_the_third
+from tests.client.sample_jobs import Meeting, Recorded, stops_at_the_third
 from tests.harness.product import Product
 from tests.harness.waiting import eventually
 
 ROLLCALL_JOB = str(Path(sysconfig.get_path("scripts")) / "rollcall-job")
 
 
-async def in_processes(rc: Rollcall, log: Path, partitions: int, **params: str) -> JobResult:
+async def in_processes(
+    rc: Rollcall, log: Path, partitions: int, job: type[Recorded] = Recorded, **params: str
+) -> JobResult:
     return await run(
-        Recorded,
+        job,
         rc=rc,
         batch_id=f"recorded-{uuid.uuid4().hex[:8]}",
         rerun="all",
@@ -36,7 +38,7 @@ async def in_processes(rc: Rollcall, log: Path, partitions: int, **params: str) 
 
 
 async def test_processes_share_a_run_and_each_ones_part_is_in_the_result(rc: Rollcall, tmp_path: Path) -> None:
-    result = await in_processes(rc, tmp_path / "log", 3, count="300", fail="0007,0008")
+    result = await in_processes(rc, tmp_path / "log", 3, Meeting, count="300", fail="0007,0008")
     lines = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert sorted(item_id for item_id, _ in lines) == [f"{n:04d}" for n in range(300) if n not in (7, 8)]
     assert (result.processed, result.created, result.failed, result.status) == (300, 298, 2, "PARTIAL")

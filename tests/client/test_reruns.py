@@ -135,13 +135,10 @@ async def test_waiting_asks_the_api_where_to_begin(asking: Rollcall, rc: Rollcal
 
 async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:
     for arguments, says in (
-        (["run", "tests.client.nowhere:x"], "tests.client.nowhere"),
         (["run", "tests.client.sample_jobs:nothing"], "has no nothing"),
         (["run", "json"], "module:job"),
-        (["listen", "json"], "no job in json"),
         (["run", "tests.client.sample_jobs:every_kind"], "does not say what its items are"),
         (["run", "tests.client.sample_jobs:every_kind", "--items", "/nowhere"], "cannot be read"),
-        (["run", "tests.client.sample_jobs:every_kind", "--partition", "x"], "K/N"),
         (["run", "tests.client.sample_jobs:Recorded"], "ROLLCALL_API_URL"),
     ):
         done = await rollcall_job(product, None, *arguments)
