@@ -24,7 +24,7 @@ from aiokafka import AIOKafkaProducer
 from rollcall.embedded.servers import EmbeddedServerError
 from store import failpoints
 from tests.faults.producing import Flow, Message, broken_records, home
-from tests.faults.stage import PARTITIONS, Installation, Stage
+from tests.faults.stage import ID_EXPIRATION_MS, PARTITIONS, Installation, Stage
 from tests.harness.broken_records import BROKEN, TOO_LARGE
 from tests.harness.topics import create_topic
 
@@ -498,9 +498,20 @@ async def _foreign_transaction(each: Round) -> None:
 
 async def _id_expired(each: Round) -> None:
     """Nothing to publish for longer than the broker remembers an idle transactional id (8 s here)."""
-    each.running.paused.set()
-    await asyncio.sleep(8 + each.some(5, 7))
-    each.running.paused.clear()
+    try:
+        each.running.paused.set()
+        await asyncio.sleep(8 + each.some(5, 7))
+        each.running.paused.clear()
+        await asyncio.sleep(each.some(2, 4))
+    finally:
+        each.stage.kafka.id_expiration_ms = ID_EXPIRATION_MS
+        await _restart_kafka(each)
+
+
+async def _with_expiring_ids(each: Round) -> list[Message]:
+    each.stage.kafka.id_expiration_ms = 8_000
+    await _restart_kafka(each)
+    return []
 
 
 # --- records -----------------------------------------------------------------------------------------------------
@@ -627,7 +638,7 @@ FAULTS = [
     Fault("kafka-black-hole", "kafka-network", _kafka_black_hole, proxied=True),
     Fault("kafka-late", "kafka-network", _kafka_late, proxied=True),
     Fault("kafka-foreign-transaction", "kafka-transactions", _foreign_transaction),
-    Fault("kafka-id-expired", "kafka-transactions", _id_expired),
+    Fault("kafka-id-expired", "kafka-transactions", _id_expired, own=True, prepare=_with_expiring_ids),
     Fault("rebalance-storm", "rebalances", _rebalance_storm),
     Fault("poison-flood", "records", _poison_flood, pace=0.3),
     Fault("oversize", "records", _nothing, prepare=_with_oversize),

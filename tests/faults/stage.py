@@ -33,12 +33,19 @@ from tests.harness.topics import end_offsets
 from tests.harness.waiting import eventually
 
 PARTITIONS = 6
+ID_EXPIRATION_MS = 7 * 24 * 3600 * 1000
+"""Kafka's default."""
 
 _UNREACHABLE = (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 class ProxiedKafka(EmbeddedKafka):
-    """A broker with a second listener that is advertised at a proxy's port; forgets idle transactional ids soon."""
+    """A broker with a second listener that is advertised at a proxy's port.
+
+    After `id_expiration_ms` without a transaction it forgets a transactional id; a change takes a restart.
+    """
+
+    id_expiration_ms = ID_EXPIRATION_MS
 
     def __init__(self, data_dir: Path, proxy_port: int) -> None:
         super().__init__(data_dir)
@@ -59,7 +66,7 @@ class ProxiedKafka(EmbeddedKafka):
                 value = f"{value},PROXIED:PLAINTEXT"
             changed.append(f"{name}={value}")
         assert any(here in line and "PROXIED" in line for line in changed)
-        changed += ["transactional.id.expiration.ms=8000"]
+        changed += [f"transactional.id.expiration.ms={self.id_expiration_ms}"]
         changed += ["transaction.remove.expired.transaction.cleanup.interval.ms=1000"]
         changed += ["transaction.abort.timed.out.transaction.cleanup.interval.ms=1000"]
         self._properties.write_text("\n".join(changed) + "\n")
