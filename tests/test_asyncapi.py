@@ -87,4 +87,4 @@ async def test_the_api_serves_the_document_of_its_own_topics(settings: Settings)
         assert answer.headers["content-type"] == "application/vnd.aai.asyncapi+json;version=3.0.0"
         assert answer.json() == document(Topics(settings.topic_prefix))
         assert (await api.client.get("/livez")).status_code == 200
-        assert (await api.client.get("/metrics")).status_code == 404, "metrics are for a port of their own"
+        assert (await api.client.get("/metrics")).status_code in (401, 404), "metrics are for a port of their own"
