@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any, cast
 
 from handlers import completion, lifecycle
@@ -16,6 +17,12 @@ from handlers.counting import count, finalize, finalize_if_complete, mark_result
 from handlers.records import Disposition, Record, Registers
 from schemas.published import FinalizedBy
 from store.rows import RETRYING, Batch, ItemRow
+
+Tally = Counter[tuple[str, int, str | None]]
+"""How many results there are of each status, attempt and effect."""
+
+_item_id = itemgetter(ItemRow._fields.index("item_id"))
+_counts_for = itemgetter(*map(ItemRow._fields.index, ("status", "attempt", "effect")))
 
 
 def step(batch: Batch, registers: Registers, record: Record) -> Disposition:
@@ -28,7 +35,7 @@ def step(batch: Batch, registers: Registers, record: Record) -> Disposition:
 def is_fast(batch: Batch, results: Sequence[ItemRow]) -> bool:
     """Whether only the last of these results can decide the batch, given that none of the items has a register.
 
-    So their counts are sums. ``is_plain`` must hold of them too.
+    So their counts are sums. They must have a ``tally`` too.
     """
     if batch.outcome is not None or batch.generation > 0:
         return False
@@ -39,20 +46,23 @@ def is_fast(batch: Batch, results: Sequence[ItemRow]) -> bool:
     return batch.answered + len(results) <= cast(int, batch.total_items)
 
 
-def is_plain(results: Sequence[ItemRow]) -> bool:
-    """Whether these are terminal first-attempt results of distinct items."""
-    return (
-        len({row.item_id for row in results}) == len(results)
-        and all(row.attempt == 1 for row in results)
-        and all(row.status != RETRYING for row in results)
-    )
+def tally(results: Sequence[ItemRow]) -> Tally | None:
+    """Results by what they count for; None unless all are terminal first-attempt results of distinct items."""
+    if len(set(map(_item_id, results))) < len(results):
+        return None
+    tally = Counter(map(_counts_for, results))
+    if any(attempt != 1 or status == RETRYING for status, attempt, _ in tally):
+        return None
+    return tally
 
 
-def fold_fast(batch: Batch, registers: Registers, results: Sequence[ItemRow]) -> Counter[Disposition]:
-    """Apply a slice for which ``is_fast`` and ``is_plain`` hold and none of whose items has a register."""
-    for status, number in Counter([row.status for row in results]).items():
+def fold_fast(batch: Batch, registers: Registers, results: Sequence[ItemRow], tally: Tally) -> int:
+    """Apply a slice for which ``is_fast`` holds and none of whose items has a register; ``tally`` is of its results.
+
+    Returns how many of them were expected.
+    """
+    for (status, _, effect), number in tally.items():
         setattr(batch, status, getattr(batch, status) + number)
-    for effect, number in Counter([row.effect for row in results]).items():
         if effect is not None:
             setattr(batch, effect, getattr(batch, effect) + number)
     expected = len(results)
@@ -64,7 +74,7 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[ItemRow]) ->
     if batch.failed and not (batch.failure_seen and (batch.threshold_exceeded or batch.policy is None)):
         note_failures(batch, registers, [row for row in results if row.status == "failed"])
     finalize_if_complete(batch, results[-1])
-    return Counter({Disposition.ACCEPTED: expected, Disposition.UNEXPECTED: len(results) - expected})
+    return expected
 
 
 def _result(batch: Batch, registers: Registers, row: ItemRow) -> Disposition:

@@ -112,8 +112,13 @@ async def _fold_round(
         _step_each(work, work.lead, micro_batch, applied, requests)
         if work.finalized:
             work.rest += work.tail
-        elif work.is_fast():
-            fast += _fold_fast(work, applied)
+        elif (tally := work.fast_tally()) is not None:
+            expected = fold.fold_fast(work.batch, work.registers, work.results, tally)
+            applied.dispositions[Disposition.ACCEPTED] += expected
+            applied.dispositions[Disposition.UNEXPECTED] += len(work.results) - expected
+            work.dirty = True
+            work.finalized = work.batch.outcome is not None
+            fast += work.results
         elif work.is_loaded:
             _step_each(work, work.tail, micro_batch, applied, requests)
         else:
@@ -156,14 +161,6 @@ def _step_each(
         if batch.outcome is not None and disposition is Disposition.LATE and batch.last_result_offset == record.version:
             # It counts without a new revision: what the items took and measured is not what was summarized.
             requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.version)
-
-
-def _fold_fast(work: Work, applied: Applied) -> list[ItemRow]:
-    rows = work.results()
-    applied.dispositions += fold.fold_fast(work.batch, work.registers, rows)
-    work.dirty = True
-    work.finalized = work.batch.outcome is not None
-    return rows
 
 
 async def _load_manifests(connection: Connection, works: Iterable[Work]) -> None:

@@ -19,18 +19,23 @@ class Slice:
 class Work:
     """A slice in a round: its records up to the one that finalizes the batch are folded, the rest is the next round's.
 
-    ``lead`` are the lifecycle records it begins with. ``stored`` are the items whose register has a row.
+    ``lead`` are the lifecycle records it begins with, ``tail`` is what follows, ``results`` the results in it;
+    they have a ``tally`` where ``tail`` holds nothing else and sums may do. ``stored`` are the items whose register has
+    a row.
     """
 
-    __slots__ = ("batch", "dirty", "finalized", "is_loaded", "is_plain", "lead", "registers", "rest", "stored", "tail")
+    __slots__ = (
+        *("batch", "dirty", "finalized", "is_loaded", "lead", "registers", "rest", "results", "stored", "tail"),
+        "tally",
+    )
 
     def __init__(self, batch: Batch, records: list[Record], registers: Registers, stored: set[str]) -> None:
         self.batch = batch
         leading = next((index for index, record in enumerate(records) if isinstance(record, ItemRow)), len(records))
         self.lead = records[:leading]
-        self.tail = records[leading:]
-        results = self.results()
-        self.is_plain = len(results) == len(self.tail) and fold.is_plain(results)
+        self.tail = records[leading:] if leading else records
+        self.results = [record for record in self.tail if isinstance(record, ItemRow)]
+        self.tally = fold.tally(self.results) if len(self.results) == len(self.tail) else None
         self.registers = registers
         self.stored = stored
         self.is_loaded = False
@@ -53,24 +58,22 @@ class Work:
         work.is_loaded = self.is_loaded and not work.reopens()
         return work
 
-    def results(self) -> list[ItemRow]:
-        """The results behind the leading lifecycle records."""
-        return [record for record in self.tail if isinstance(record, ItemRow)]
-
     def lifecycle(self) -> Iterable[LifecycleRecord]:
         """All lifecycle records."""
         return (record for record in self.lead + self.tail if isinstance(record, LifecycleRecord))
 
-    def is_fast(self) -> bool:
-        """Whether what is behind the lead can be folded in sums, unless one of its items turns out to have a row."""
-        return self.is_plain and bool(self.tail) and not self.stored and fold.is_fast(self.batch, self.results())
+    def fast_tally(self) -> fold.Tally | None:
+        """The tally, where the tail can be folded in sums, unless one of its items turns out to have a row."""
+        if self.results and not self.stored and fold.is_fast(self.batch, self.results):
+            return self.tally
+        return None
 
     def needs_registers(self, optimistic: bool) -> bool:
         """Whether the items' registers must be read before the fold."""
         if self.is_loaded:
             return False
         settled = self.batch.outcome is not None or self.batch.generation > 0
-        if settled or not optimistic or not self.is_plain:
+        if settled or not optimistic or self.tally is None:
             return True
         return self.batch.has_rows and any("item_ids" in record.body for record in self.lifecycle())
 
@@ -82,7 +85,7 @@ class Work:
 
     def item_ids(self) -> set[str]:
         """The items that these records speak of."""
-        ids = {record.item_id for record in self.tail if isinstance(record, ItemRow)}
+        ids = {result.item_id for result in self.results}
         for record in self.lifecycle():
             ids.update(record.body.get("item_ids", ()))
         return ids

@@ -7,8 +7,6 @@ cost more than everything else together). While one micro-batch is flushed, the 
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from itertools import groupby
-from operator import attrgetter
 from typing import Any
 
 import structlog
@@ -63,6 +61,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         failure_rate_limit: float = 0.5,
     ) -> None:
         self._failure_rate_limit = failure_rate_limit
+        self._max_records = max_records
+        self._batch_timeout_ms = batch_timeout_ms
         self._topics = topics
         self._homes = homes
         self._anchors = Anchors()
@@ -97,19 +97,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             isolation_level="read_committed",
             auto_offset_reset="earliest",
             ack_policy=AckPolicy.MANUAL,
-            max_records=max_records,
-            batch_timeout_ms=batch_timeout_ms,
             max_partition_fetch_bytes=MAX_PARTITION_FETCH_BYTES,
             session_timeout_ms=SESSION_TIMEOUT_MS,
             heartbeat_interval_ms=HEARTBEAT_INTERVAL_MS,
             rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
             listener=self,
             parser=self._parse,
-            decoder=_raw_records,
+            decoder=_raw_parts,
         )
         self._subscriber(self._handle)
-        self._poll = self._subscriber.get_msg
-        self._subscriber.get_msg = self._polled  # type: ignore[method-assign]
+        # FastStream's own sleeps after each empty poll, and makes one tuple of all partitions' records.
+        self._subscriber.get_msg = self._polled  # type: ignore[assignment, method-assign]
 
     async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
         """Read until ``stop`` is set, then drain; ``ready`` is called when the subscription has begun.
@@ -164,35 +162,37 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._anchors.forget()
         self._flusher.wake()
 
-    async def _polled(self, consumer: Any) -> Any:
-        """A poll that fails on one partition (a corrupt record) drops what it took of others, their positions moved.
+    async def _polled(self, consumer: Any) -> Parts:
+        """One poll. Where it fails on a partition (a corrupt record), what it took of others is lost: they have moved on.
 
         FastStream repeats it after Kafka's failures; after any other its loop would end without a word.
         """
         health.beat("read")
         reach("read.before")
         try:
-            return await self._poll(consumer)
+            fetched = await consumer.getmany(timeout_ms=self._batch_timeout_ms, max_records=self._max_records)
         except BaseException as error:
             self._anchors.forget()
             if isinstance(error, Exception) and not isinstance(error, KafkaError | ConsumerStoppedError):
                 self._fail(error)
             raise
+        return [(tp.partition, records) for tp, records in fetched.items()]
 
-    async def _parse(self, records: Records) -> KafkaMessage:
+    async def _parse(self, parts: Parts) -> KafkaMessage:
         """Marks that a poll has returned; see ``Flusher._follow_markers``. Nothing may suspend before it."""
         self._reading = True
+        _, records = parts[0]
         return KafkaMessage(
-            raw_message=records, body=records, consumer=self._consumer(), message_id="-", correlation_id="-"
+            raw_message=tuple(records), body=parts, consumer=self._consumer(), message_id="-", correlation_id="-"
         )
 
-    async def _handle(self, records: Records) -> None:
+    async def _handle(self, parts: Parts) -> None:
         """Take one poll's records; what goes wrong for good ends the worker (FastStream would swallow it)."""
         try:
             if self._stopping:
                 self._anchors.forget()  # the consumer has moved on behind records that nobody takes
             else:
-                await self._take(records)
+                await self._take(parts)
         except Exception as error:
             self._anchors.forget()
             if isinstance(error, KafkaError | TimeoutError):
@@ -202,10 +202,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         finally:
             self._reading = False
 
-    async def _take(self, records: Records) -> None:
+    async def _take(self, parts: Parts) -> None:
         reach("read.after")
         epoch = self._anchors.epoch
-        parts: Parts = [(partition, list(part)) for partition, part in groupby(records, attrgetter("partition"))]
         ends = await self._ends(parts)
         for chunk in _chunks(parts):
             reading = new_reading(self._topics, self._homes, self._failure_rate_limit)
@@ -263,25 +262,27 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         return consumer
 
 
-async def _raw_records(message: Any) -> Any:
+async def _raw_parts(message: Any) -> Any:
     """The decoder: hands the records over as they are."""
     return message.body
 
 
-def _chunks(
-    parts: Parts,
-) -> Iterator[Parts]:
+def _chunks(parts: Parts) -> Iterator[Parts]:
     """Cut one poll's partitions into stretches of about MAX_CHUNK_BYTES, most often just one."""
+    sizes = [[len(record.value or b"") + len(record.key or b"") for record in part] for _, part in parts]
+    if sum(map(sum, sizes)) < MAX_CHUNK_BYTES:
+        yield parts
+        return
     chunk: Parts = []
     size = 0
-    for partition, part in parts:
+    for (partition, part), of_part in zip(parts, sizes, strict=True):
         begin = 0
-        for index, record in enumerate(part):
-            size += len(record.value or b"") + len(record.key or b"")
+        for index, of_record in enumerate(of_part, 1):
+            size += of_record
             if size >= MAX_CHUNK_BYTES:
-                chunk.append((partition, part[begin : index + 1]))
+                chunk.append((partition, part[begin:index]))
                 yield chunk
-                chunk, size, begin = [], 0, index + 1
+                chunk, size, begin = [], 0, index
         if begin < len(part):
             chunk.append((partition, part[begin:]))
     if chunk:

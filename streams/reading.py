@@ -102,7 +102,7 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
         if begin:
             await asyncio.sleep(0)
         for record in records[begin : begin + GIVE_WAY_EVERY]:
-            _, _, offset, timestamp, _, value, headers = record
+            offset, timestamp, value, headers = record.offset, record.timestamp, record.value, record.headers
             if timestamp != received_ms:
                 received_ms, received_at = timestamp, append_time(timestamp)
             if headers:

@@ -138,16 +138,16 @@ def sliced(records: list[Record], cuts: list[int]) -> tuple[Batch, Registers, li
                 fold.step(batch, registers, record)
             except Refused:
                 refused.append(record.version)
+        tally = fold.tally(tail)
         is_fast = (
             tail
             and len(tail) == len(part) - leading
-            and fold.is_plain(tail)
             and not any(row.item_id in registers.items for row in tail)
             and fold.is_fast(batch, tail)
         )
-        if is_fast:
+        if is_fast and tally is not None:
             fast += 1
-            fold.fold_fast(batch, registers, tail)
+            fold.fold_fast(batch, registers, tail, tally)
             registers.items.update((row.item_id, row) for row in tail)
             continue
         for record in part[leading:]:
@@ -240,9 +240,9 @@ async def test_micro_batches_of_any_size_give_the_same_tables_and_events(
     retried = 0
     fold_fast = fold.fold_fast
 
-    def counted(batch: Batch, registers: Registers, rows: Any) -> Any:
+    def counted(batch: Batch, registers: Registers, rows: Any, tally: fold.Tally) -> int:
         fast.append(len(rows))
-        return fold_fast(batch, registers, rows)
+        return fold_fast(batch, registers, rows, tally)
 
     monkeypatch.setattr(fold, "fold_fast", counted)
     seed = 4711
