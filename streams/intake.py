@@ -163,7 +163,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._flusher.wake()
 
     async def _polled(self, consumer: Any) -> Parts:
-        """One poll. Where it fails on a partition (a corrupt record), what it took of others is lost: they have moved on.
+        """One poll. Where it fails on one partition (a corrupt record), what it took of others is lost.
 
         FastStream repeats it after Kafka's failures; after any other its loop would end without a word.
         """
