@@ -6,6 +6,7 @@ first schema with data in it. Never change a recorded file; a new release adds i
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -28,7 +29,10 @@ from store import batches, items
 from store.connection import Connection, Database
 from store.rows import Batch
 from streams.decoding import decode
+from streams.summarizing import Summarizer
+from tests.harness.micro_batches import TOPICS, applied, micro_batch
 from tests.harness.model import Model
+from tests.harness.waiting import eventually
 
 RECORDED = Path(__file__).parent / "recorded"
 MESSAGES = [
@@ -151,3 +155,48 @@ async def test_a_batch_of_the_first_version_goes_on_living(
     status = await connection.fetchrow("SELECT status, generation FROM batch_status WHERE batch_id = $1", failed)
     assert status is not None
     assert tuple(status) == (batch.outcome or batch.state, 1)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_workers_and_clock_go_on_where_the_first_version_stopped(
+    migrated: tuple[Connection, Database, dict[str, list[Any]]],
+) -> None:
+    connection, database, _ = migrated
+    position = await connection.fetchval("SELECT next_offset FROM positions")
+    events: list[dict[str, Any]] = [
+        {"batch_id": "open", "item_id": "y", "status": "succeeded", "attempt": 2},
+        {"batch_id": "open", "item_id": "z", "status": "failed"},
+        {"batch_id": "batch-11-0003-a b", "type": "batch.reopened"},
+        {"batch_id": "batch-11-0003-a b", "item_id": 'q"00002', "status": "succeeded"},
+        {"batch_id": "batch-11-0000", "type": "batch.finalize_requested"},
+    ]
+    records = [
+        decode(json.dumps(event).encode(), position + number, NOW + timedelta(seconds=number))
+        for number, event in enumerate(events)
+    ]
+    before = records[:1] * position  # Their places only: they were applied by the first version.
+    part = micro_batch([*before, *records], position, position + len(records))
+    done, _ = await applied(connection, part, optimistic=True)
+    # Not the first failure of the batch: that one came before anybody told of it.
+    assert [event.id for event in done.events] == [
+        "batch.finalized/open/1",
+        "batch.failure_rate_exceeded/open/1",
+        "batch.finalized/batch-11-0003-a b/2",
+    ]
+    found = await batches.load(connection, ["open", "batch-11-0003-a b"])
+    assert [(each.outcome, each.failed, each.revision) for _, each in sorted(found.items())] == [
+        ("completed", 0, 2),
+        ("completed_with_errors", 2, 1),
+    ]
+    stop = asyncio.Event()
+    summarizer = asyncio.create_task(Summarizer(database, TOPICS, timeout_s=60.0).run(stop))
+
+    async def all_summarized() -> bool:
+        states = await connection.fetch("SELECT state FROM summaries")
+        return [each["state"] for each in states] == ["ready"] * 3
+
+    try:
+        await eventually(all_summarized)
+    finally:
+        stop.set()
+        await summarizer
