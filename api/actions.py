@@ -130,11 +130,14 @@ async def reopen(batch_id: str, here: Here, caller: Operator, body: Reopen | Non
     """Ask for items of a finalized batch anew; it ends in another revision."""
     fields = body.given() if body else {}
     check_distinct(fields.get("item_ids") or [])
+    ids = fields.get("item_ids")
     async with here.reading() as connection:
         found = await known(connection, here, batch_id)
+        strange = await reads.strange_items(connection, found, ids or [])
     if found.outcome is None:
         raise Problem(409, "the batch is not finalized")
-    ids = fields.get("item_ids")
+    if strange:
+        raise invalid("item_ids", f'"{strange[0]}" is no item of the batch')
     items = len(ids) if ids is not None else found.failed + found.missing
     if items == 0:
         raise Problem(409, "no item failed and none is missing: there is nothing to ask for anew")

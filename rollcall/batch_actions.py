@@ -100,7 +100,8 @@ def reopen(
         from streams import commanding
 
         found = await known(connection, settings, batch_id)
-        return commanding.reopen(found, item_ids=item or (), deadline_at=deadline, reason=reason)
+        items = await commanding.items_to_reopen(connection, found, item or ())
+        return commanding.reopen(found, item_ids=items, deadline_at=deadline, reason=reason)
 
     _do("reopen", batch_id, plan, yes, wait, as_json)
 

@@ -204,7 +204,7 @@ def show_summary(batch: BatchStatus, found: Summary | None) -> None:
             ("took", lasted(summary["duration_ms"])),
             ("success rate", _percent(summary["success_rate"])),
             ("failure rate", _percent(summary["failure_rate"])),
-            ("items/s", None if summary["items_per_second"] is None else f"{summary['items_per_second']:,.1f}"),
+            ("items/s", _rate(summary["items_per_second"])),
             ("items", _counted(summary["item_counts"])),
             ("writes", _counted(summary["write_counts"])),
             ("item took", durations and ", ".join(f"{name} {lasted(value)}" for name, value in durations.items())),
@@ -242,6 +242,10 @@ def _no_summary(batch: BatchStatus, found: Summary | None) -> str:
         return f"its summary could not be computed: {found.problem}; `rollcall batch finalize` tries again"
     tried = f" ({found.attempts} attempts failed: {found.problem})" if found.attempts else ""
     return f"its summary is not computed yet{tried}: is a clock running?"
+
+
+def _rate(per_second: float | None) -> str | None:
+    return None if per_second is None else f"{per_second:,.1f}" if per_second >= 1 else f"{per_second:.3f}"
 
 
 def _percent(share: float | None) -> str | None:

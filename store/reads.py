@@ -25,6 +25,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    any_,
     bindparam,
     exists,
     func,
@@ -32,7 +33,7 @@ from sqlalchemy import (
     select,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.dialects.postgresql import ARRAY, JSON
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from store.tables import expected_items, item_results, positions
@@ -295,6 +296,21 @@ async def has_manifest(connection: AsyncConnection, batch_id: str) -> bool:
     # The first one in the order of the key, not any: looking for any, PostgreSQL may begin to read the whole table.
     first = select(expected.item_id).where(expected.batch_id == batch_id).order_by(expected.item_id).limit(1)
     return await connection.scalar(first) is not None
+
+
+async def strange_items(connection: AsyncConnection, found: BatchStatus, item_ids: Sequence[str]) -> Sequence[str]:
+    """Those of these ids that are no items of a batch: without a result, and none that may be missing of it."""
+    if found.missing and not await has_manifest(connection, found.batch_id):
+        return []
+    known: set[str] = set()
+    for table in (item_results, expected_items):
+        rows = await connection.scalars(
+            select(table.c.item_id).where(
+                table.c.batch_id == found.batch_id, table.c.item_id == any_(bindparam("ids", item_ids, ARRAY(_Id)))
+            )
+        )
+        known.update(rows)
+    return [item_id for item_id in item_ids if item_id not in known]
 
 
 async def missing(

@@ -118,8 +118,18 @@ def retry(
         deadline_at=deadline_at,
     )
     still = "" if found.outcome else f" (it is still {found.status})"
-    means = f"{_items(len(item_ids))} asked for again, as batch {batch_id}{still}"
+    means = f"{_items(len(item_ids))} asked for again, as batch {batch_id}{still}{_unnamed(found, item_ids, statuses)}"
     return Command(batch_id, len(item_ids), means, opening(opened, item_ids))
+
+
+async def items_to_reopen(connection: AsyncConnection, found: BatchStatus, item_ids: Sequence[str]) -> Sequence[str]:
+    """These items, each once. Raises NothingToDoError where one is none of the batch's: it would not be asked for."""
+    wanted = list(dict.fromkeys(item_ids))
+    strange = await reads.strange_items(connection, found, wanted) if wanted else []
+    if strange:
+        more = f" and {len(strange) - 1:,} more are no items" if len(strange) > 1 else " is no item"
+        raise NothingToDoError(f'"{strange[0]}"{more} of this batch: no result came, and no manifest names it')
+    return wanted
 
 
 async def items_to_retry(
@@ -184,6 +194,15 @@ def _ends(found: BatchStatus | None, how: str) -> str:
     of_total = f" of {found.total:,}" if found.total is not None else ""
     stay = f"{found.missing:,}{of_total} items stay missing" if found.missing else "no item is missing"
     return f"it ends {how if how.startswith('as ') else f'as {how}'}: {found.answered:,} answered, {stay}"
+
+
+def _unnamed(found: BatchStatus, item_ids: Sequence[str], statuses: Sequence[RetriedStatus]) -> str:
+    """What to say of the missing that no manifest names; ``item_ids`` are all that could be named of these statuses."""
+    if "missing" not in statuses:
+        return ""
+    others = sum(getattr(found, status) for status in statuses if status != "missing")
+    unnamed = found.missing - (len(item_ids) - others)
+    return f"; not the missing ({unnamed:,}), whom no manifest names" if unnamed else ""
 
 
 def _items(count: int) -> str:

@@ -83,13 +83,20 @@ def _state(facts: Facts) -> Iterator[Finding]:
 
 def _waiting_for(facts: Facts) -> Iterator[Finding]:
     batch = facts.batch
-    if batch is None or batch.outcome is not None:
+    if batch is None:
         return
     missing, retrying, unexpected = facts.missing, facts.retrying, facts.unexpected
+    named = f": {_listed(missing)}" if missing.item_ids else "; which, is not known: it has no manifest"
+    of_total = f" of {batch.total:,}" if batch.total is not None else ""
+    items = "item" if (batch.total or missing.count) == 1 else "items"
+    if batch.outcome is not None:
+        if missing.count:
+            missed = f"{missing.count:,}{of_total} {items} had not answered when it ended{named}"
+            yield Finding("never_answered", missed)
+        return
     if missing.count:
-        named = f": {_listed(missing)}" if missing.item_ids else "; which, is not known: it has no manifest"
-        of_total = f" of {batch.total:,}" if batch.total is not None else ""
-        yield Finding("missing_items", f"{missing.count:,}{of_total} items have not answered{named}")
+        have = "has" if missing.count == 1 else "have"
+        yield Finding("missing_items", f"{missing.count:,}{of_total} {items} {have} not answered{named}")
     if retrying.count:
         yield Finding(
             "retrying",

@@ -117,6 +117,12 @@ MUTATIONS = (
         "        return batch.matched + len(results) <= batch.expected + 1\n",
     ),
     Mutation(
+        "take a slice for fast that goes beyond the total",
+        "handlers/fold.py",
+        "    return batch.answered + len(results) <= cast(int, batch.total_items)\n",
+        "    return batch.answered < cast(int, batch.total_items)\n",
+    ),
+    Mutation(
         "exceed a tolerance by just reaching it",
         "handlers/completion.py",
         "batch.failed > tolerated.failure_count",

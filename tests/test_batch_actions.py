@@ -91,6 +91,10 @@ async def test_a_batch_is_cancelled_reopened_and_retried_by_records_on_the_strea
             assert (await reads.missing(connection, "b-retry-1")).rows == ["y", "z"]
             assert await commanding.free_retry_id(connection, topics, "b") == "b-retry-2"
 
+        strange = await rollcall(settings, "batch", "reopen", "b", "--item", "x", "--item", "Y", "--item", "q", "--yes")
+        assert (strange.exit_code, strange.stdout) == (1, "")
+        assert '"Y" and 1 more are no items of this batch' in strange.stderr
+
         reopened = await done(settings, "reopen", "b", "--reason", "file is back")
         assert reopened["items"] == 2
         assert (reopened["batch"]["status"], reopened["batch"]["reason"]) == ("processing", "file is back")
@@ -103,6 +107,25 @@ async def test_a_batch_is_cancelled_reopened_and_retried_by_records_on_the_strea
         finalized = await done(settings, "finalize", "b")
         assert (finalized["batch"]["status"], finalized["batch"]["finalized_by"]) == ("completed_with_errors", "forced")
         assert finalized["batch"]["revision"] == 2
+
+        chosen = await done(settings, "reopen", "b", "--item", "x", "--item", "z", "--item", "x")
+        assert (chosen["items"], chosen["batch"]["status"], chosen["batch"]["missing"]) == (2, "processing", 3)
+
+
+async def test_where_a_total_alone_is_known_any_item_may_be_the_missing_one(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    async with running(settings, workers=1, relay=False) as product:
+        first = [opened("b", total_items=3), result("b", "x"), result("b", "y", "failed")]
+        await produce(settings.bootstrap_servers, topics.events, first)
+        await product.await_applied(len(first))
+        asked = await rollcall(settings, "batch", "retry", "b")
+        assert "1 item is asked for again, as batch b-retry-1" in asked.stderr
+        assert "; not the missing (1), whom no manifest names" in asked.stderr
+        asked = await rollcall(settings, "batch", "retry", "b", "--status", "failed")
+        assert "not the missing" not in asked.stderr
+        await done(settings, "cancel", "b")
+        reopened = await done(settings, "reopen", "b", "--item", "whoever")
+        assert (reopened["items"], reopened["batch"]["status"]) == (1, "processing")
 
 
 async def test_without_a_worker_the_record_is_in_the_log_and_the_command_says_so(settings: Settings) -> None:

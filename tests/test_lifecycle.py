@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,11 @@ MESSAGES: dict[str, Callable[[Told], Disposition]] = {
     "corrected, older revision": lambda told: told.corrected(revision=0),
 }
 
+# Steps of the diagram that no cell takes: the batch, and what it is told.
+BESIDES: list[tuple[Callable[[], Told], Callable[[Told], Disposition]]] = [
+    (_told(lambda told: told.opened(**MANIFEST), lambda told: told.cancelled()), lambda told: told.reopened()),
+]
+
 
 def answer(told: Told, tell: Callable[[Told], Disposition]) -> str:
     """What the record did, and where the batch then stands: `accepted: completed, 2 of 2, revision 1`."""
@@ -132,3 +139,18 @@ def test_where_the_table_says_nothing_happens_nothing_does(state: str, message: 
     before = repr(told.batch), repr(told.registers)
     if answer(told, MESSAGES[message]) in ("–", "dead letter"):
         assert (repr(told.batch), repr(told.registers)) == before
+
+
+def test_the_diagram_has_every_step_that_the_tables_take_and_no_other() -> None:
+    drawn = set(re.findall(r"^ {4}(\S+) --> (\S+):", DOCUMENT.read_text(), re.MULTILINE))
+    taken = set()
+    for build, tell in [*product(STATES.values(), MESSAGES.values()), *BESIDES]:
+        told = build()
+        before, revision = told.batch.state if told.next_offset else "[*]", told.batch.revision
+        with suppress(Refused):
+            if tell(told) is Disposition.NO_EFFECT:
+                continue
+            ended = told.batch.outcome is not None and told.batch.revision != revision
+            if told.batch.state != before or ended:
+                taken.add((before, told.batch.state))
+    assert taken == drawn

@@ -1,6 +1,6 @@
 """Whole lives of batches on a real PostgreSQL: however the log is read, and wherever reading is cut off, one state.
 
-`ROLLCALL_LIVES` says how many messages the log has; `.ci/run` asks for 50,000.
+`ROLLCALL_LIVES` says how many messages the log has; `make test-lives` asks for 50,000.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,10 +13,10 @@ import pytest
 
 from migrations.run import migrate
 from rollcall.settings import Settings
-from schemas.topics import Topics, home_partition
+from schemas.topics import Topics
 from store import batches, outbox, positions, tables, trimming
 from store.connection import BY_KEY, Connection, Database
-from store.rows import Batch, DeadLetterRow, OutboxRow, Position
+from store.rows import Batch, DeadLetterRow
 from streams.trimming import Trimmer
 from tests.harness.histories import Message
 from tests.harness.product import running
@@ -191,62 +190,3 @@ async def test_a_relay_that_begins_anew_after_trimming_publishes_nothing_twice_a
     events = await finalized_events(settings)
     assert {batch_id: len(found) for batch_id, found in events.items()} == {f"b{number:03}": 1 for number in range(110)}
     assert len(await drain(settings.bootstrap_servers, topics.dead_letters)) == 2
-
-
-# An hour of ten micro-batches a second: ROLLCALL_TEST_MICRO_BATCHES=36000.
-MICRO_BATCHES = int(os.environ.get("ROLLCALL_TEST_MICRO_BATCHES", "1500"))
-
-
-async def test_hot_rows_do_not_bloat(connection: Connection, settings: Settings) -> None:
-    partitions, at_once, results = 12, 240, 10
-    await positions.create(connection, TOPIC, dict.fromkeys(range(partitions), 0))
-    open_batches = [Batch(f"b{number:07}", home_partition(f"b{number:07}", partitions)) for number in range(at_once)]
-    number = at_once
-    async with trimmed(settings.database(), timedelta(seconds=5)):
-        for step in range(MICRO_BATCHES):
-            async with connection.transaction():
-                advances = [(step, Position(each, step + 1, step, step, step, {})) for each in range(partitions)]
-                await positions.compare_and_set(connection, TOPIC, advances)
-                touched = open_batches[step % 12 :: 12]
-                events = []
-                for batch in touched:
-                    batch.succeeded += 1
-                    batch.last_result_offset = step
-                    if batch.succeeded == results:
-                        batch.state, batch.outcome, batch.finalized_by = "finalized", "completed", "all_items_in"
-                        batch.finalized_at, batch.decided_offset, batch.revision = NOW, step, 1
-                        events.append(
-                            OutboxRow(f"f/{batch.batch_id}/1", "finalized", batch.batch_id, 1, "x" * 700, "{}")
-                        )
-                await batches.write(connection, sorted(touched, key=lambda each: each.batch_id))
-                await outbox.insert(connection, events)
-                await positions.commit_lightly(connection)
-            published = [
-                outbox.PublishedEvent(each.id, each.channel, each.batch_id, each.revision, datetime.now(UTC), 0, step)
-                for each in events
-            ]
-            await outbox.mark_published(connection, published)
-            for place, batch in enumerate(open_batches):
-                if batch.outcome is not None:
-                    open_batches[place] = Batch(f"b{number:07}", batch.partition)
-                    number += 1
-    await connection.execute("SELECT pg_stat_force_next_flush()")
-    figures = {
-        each["relname"]: each
-        for each in await connection.fetch(
-            "SELECT relname, n_tup_upd, n_tup_hot_upd, n_live_tup, n_dead_tup, autovacuum_count,"
-            " pg_table_size(relid) AS bytes, pg_indexes_size(relid) AS index_bytes"
-            " FROM pg_stat_user_tables WHERE schemaname = $1",
-            settings.database_schema,
-        )
-    }
-    for name in ("positions", "batches", "outbox"):
-        print(name, dict(figures[name]))
-    # Twelve rows, changed thousands of times: updates in place, and pages that stay few.
-    assert figures["positions"]["n_tup_upd"] == MICRO_BATCHES * partitions
-    assert figures["positions"]["n_tup_hot_upd"] > 0.9 * figures["positions"]["n_tup_upd"]
-    assert figures["positions"]["bytes"] < 512 * 1024
-    # All updates of counts are in place; the one that ends a batch moves it out of the index of open ones.
-    assert figures["batches"]["n_tup_hot_upd"] > 0.7 * figures["batches"]["n_tup_upd"]
-    rows = await connection.fetchval("SELECT count(*) FROM batches")
-    assert figures["batches"]["bytes"] < 1_000 * rows + 512 * 1024

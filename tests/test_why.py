@@ -56,6 +56,9 @@ async def test_every_reason_is_found_and_said(settings: Settings) -> None:
                 result("nobody opened this", "a"),
                 opened("open-ended"),
                 opened("done", total_items=1),
+                opened("cut short", item_ids=["a", "b"]),
+                result("cut short", "a"),
+                event("cut short", type="batch.finalize_requested"),
                 result("done", "a"),
                 Event(b"only refused", b"{broken"),
             ],
@@ -85,6 +88,8 @@ async def test_every_reason_is_found_and_said(settings: Settings) -> None:
         assert (await sentences(settings, "nobody opened this")).keys() == {"never_opened", "last_result"}
         assert (await sentences(settings, "open-ended")).keys() == {"not_sealed"}
         assert await sentences(settings, "done") == {"finalized": "it is done: completed (all_items_in), revision 1"}
+        said = await sentences(settings, "cut short")
+        assert said["never_answered"] == "1 of 2 items had not answered when it ended: b"
         assert (await sentences(settings, "only refused")).keys() == {"not_applied", "dead_letters"}
 
         shown = await rollcall(settings, "batch", "why", "many", "--limit", "1")

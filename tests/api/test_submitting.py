@@ -168,6 +168,7 @@ async def test_a_reopened_batch_ends_in_another_revision(live: ServedApi, batch_
     results = [{"item_id": "a", "status": "succeeded"}, {"item_id": "b", "status": "failed"}]
     await live.post(f"batches/{batch_id}/results", {"results": results}, 202)
     await status_of(live, batch_id, "completed_with_errors")
+    await live.post(f"batches/{batch_id}/reopen", {"item_ids": ["b", "B"]}, 422)
     reopened = await live.post(f"batches/{batch_id}/reopen")
     assert (reopened["items"], reopened["batch"]["state"]) == (1, "processing")
     fixed = {"results": [{"item_id": "b", "status": "succeeded", "attempt": 2}]}

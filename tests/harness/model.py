@@ -164,6 +164,7 @@ class Batch:
     reason: str | None = None
     error: Mapping[str, Any] | None = None
     is_final: bool = False
+    revision: int = 0
     revisions: list[ExpectedFinalized] = field(default_factory=list)
     alerts: list[tuple[str, int]] = field(default_factory=list)
     requests: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
@@ -242,6 +243,10 @@ class Model:
                 effect = "summary"
             case "batch.reopened":
                 effect = _reopen(batch, offset, timestamp_ms, value)
+            case "batch.corrected":
+                effect = self._refuse(batch_id, offset, "nobody knows this batch" if is_new else None)
+                if effect == "accepted":
+                    effect = _correct(batch, offset, timestamp_ms, value["revision"])
             case _ if batch.is_final:
                 effect = "ignored"
             case "batch.cancelled":
@@ -440,7 +445,7 @@ def _revise(batch: Batch, item_id: str, new: Register, timestamp_ms: int) -> Non
 
 def _reopen(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> Effect:
     revision = value.get("revision")
-    if not batch.is_final or (revision is not None and revision != len(batch.revisions)):
+    if not batch.is_final or (revision is not None and revision != batch.revision):
         return "ignored"
     named = value.get("item_ids")
     if named is None:
@@ -466,6 +471,16 @@ def _reopen(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, An
         late, held = batch.late.pop(item_id), batch.registers.get(item_id)
         generation = held.generation if held else 0
         _count(batch, item_id, Register(late.offset, late.content, generation), batch.late_at_ms.pop(late.offset))
+    return "accepted"
+
+
+def _correct(batch: Batch, offset: int, timestamp_ms: int, revision: int) -> Effect:
+    """The revision of that number was published, and wrongly: what holds goes out under a number behind it."""
+    if batch.revision > revision or (batch.revision == revision and not batch.is_final):
+        return "ignored"
+    batch.revision = revision
+    if batch.is_final:
+        _finalize(batch, batch.revisions[-1].finalized_by, offset, timestamp_ms)
     return "accepted"
 
 
@@ -523,6 +538,7 @@ def _same(a: Any, b: Any) -> bool:
 def _finalize(batch: Batch, finalized_by: str, offset: int, timestamp_ms: int) -> None:
     """End the batch, or end it anew."""
     batch.is_final = True
+    batch.revision += 1
     total = batch.known_total()
     counts = {name: count for name, count in batch.item_counts().items() if count is not None}
     if total is None or "missing" not in counts:
@@ -532,7 +548,7 @@ def _finalize(batch: Batch, finalized_by: str, offset: int, timestamp_ms: int) -
     missing_ids = sorted(batch.manifest - answered) if batch.manifest is not None else []
     final = ExpectedFinalized(
         batch_id=batch.batch_id,
-        revision=len(batch.revisions) + 1,
+        revision=batch.revision,
         outcome=_outcome(batch, counts, finalized_by),
         finalized_by=finalized_by,
         item_counts=counts,

@@ -185,7 +185,7 @@ def _batch_expected(batch: Batch, model: Model, partitions: int) -> Row:
         "state": "finalized" if final else model.status(batch.batch_id),
         "outcome": final.outcome if final else None,
         "finalized_by": final.finalized_by if final else None,
-        "revision": len(batch.revisions),
+        "revision": batch.revision,
         "generation": batch.generation,
         "sealed": batch.sealed,
         "total_items": batch.total,
