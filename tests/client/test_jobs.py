@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rollcall_client import ConfigurationError, Rollcall
+from rollcall_client import ConfigurationError, InvalidMessageError, Rollcall
 from rollcall_client.jobs import (
     CriticalError,
     DependencyError,
@@ -172,6 +173,18 @@ async def test_a_job_starts_after_another_and_not_where_that_one_failed(rc: Roll
         await quietly(second_step, ["a"], rc, now=later, rerun="all")
 
 
+async def test_a_job_starts_after_a_batch_that_is_named(rc: Rollcall) -> None:
+    before = await rc.open(total_items=1)
+    await rc.flush()
+    going = asyncio.create_task(quietly(every_kind, ["created-1"], rc, after_batch_id=before.batch_id))
+    await before.succeeded("one")
+    assert (await asyncio.wait_for(going, 60)).status == "COMPLETED"
+    failed = await rc.open(total_items=1)
+    await failed.failed("one", "no")
+    with pytest.raises(DependencyError, match="ended failed"):
+        await quietly(every_kind, ["created-1"], rc, after_batch_id=failed.batch_id)
+
+
 async def test_what_cannot_work_is_said_before_anything_is_published(rc: Rollcall) -> None:
     with pytest.raises(ConfigurationError, match="api_url"):
         await quietly(first_step, ["a"], rc)
@@ -192,7 +205,7 @@ async def test_what_cannot_work_is_said_before_anything_is_published(rc: Rollcal
 async def test_no_new_item_starts_above_the_memory_limit(rc: Rollcall, monkeypatch: pytest.MonkeyPatch) -> None:
     used = 100.0
     monkeypatch.setattr(memory, "resident_mb", lambda: used)
-    monkeypatch.setattr(memory, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(memory, "WAIT_S", 0.01)
     handled: list[int] = []
 
     @job(concurrency=1, memory_limit_mb=200)
@@ -218,14 +231,86 @@ async def test_no_new_item_starts_above_the_memory_limit(rc: Rollcall, monkeypat
     assert "raise memory_limit_mb" in result.error
 
 
-async def test_progress_is_told_and_its_last_word_is_the_whole(rc: Rollcall) -> None:
+async def test_memory_that_items_hold_stays_near_its_limit(rc: Rollcall) -> None:
+    begin = memory.resident_mb()
+    assert begin is not None
+    most = 0.0
+    held: list[bytes] = []
+
+    @job(concurrency=50, memory_limit_mb=begin + 150)
+    async def holding(item: int) -> None:
+        nonlocal most
+        held.append(os.urandom(10 * 2**20))
+        most = max(most, memory.resident_mb() or 0)
+        await asyncio.sleep(0.05)
+        held.pop()
+
+    result = await quietly(holding, range(150), rc)
+    assert (result.status, result.processed) == ("COMPLETED", 150)
+    # All fifty at a time would hold 500 MiB.
+    assert begin + 100 < most < begin + 300
+
+
+async def test_an_item_whose_work_is_cancelled_fails_and_the_others_go_on(rc: Rollcall) -> None:
+    @job(concurrency=2)
+    async def waits_for_the_cancelled(item: int) -> None:
+        if item % 10 == 3:
+            waited_for = asyncio.ensure_future(asyncio.sleep(30))
+            waited_for.cancel()
+            await waited_for
+
+    result = await quietly(waits_for_the_cancelled, range(40), rc)
+    assert (result.processed, result.failed) == (40, 4)
+
+
+async def test_a_run_can_be_cancelled(rc: Rollcall) -> None:
+    started = asyncio.Event()
+
+    @job(concurrency=2)
+    async def forever(item: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(quietly(forever, range(4), rc))
+    await asyncio.wait_for(started.wait(), 60)
+    running.cancel()
+    await asyncio.wait({running}, timeout=60)
+    assert running.cancelled()
+
+
+async def test_ids_that_are_there_twice_are_refused_or_asked_about(rc: Rollcall) -> None:
+    with pytest.raises(InvalidMessageError, match="twice"):
+        await quietly(every_kind, ["created-1", "created-1"], rc)
+    with pytest.raises(TimeoutError, match="it has 2 items: are their ids distinct"):
+        await run(every_kind, iter(["created-1", "created-1"]), rc=rc, progress=None, wait_timeout_s=2)
+
+
+async def test_a_metric_of_the_job_that_is_no_number_is_left_out(rc: Rollcall) -> None:
+    @job
+    async def measuring(item: int) -> None:
+        current().job_metrics.update(rows=3, text="x", inf=float("inf"))  # type: ignore[arg-type]
+
+    assert (await quietly(measuring, [1], rc)).metrics == {"rows": 3}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_progress_is_told_and_its_last_word_is_the_whole(rc: Rollcall, listed: bool) -> None:
     told: list[tuple[int | None, int, int]] = []
 
     def tell(progress: Progress) -> None:
         told.append((progress.total, progress.done, progress.failed))
 
-    await run(every_kind, [f"created-{n}" for n in range(500)] + ["broken-1"], rc=rc, progress=tell, wait_timeout_s=60)
-    assert told[-1] == (501, 501, 1)
+    items = [f"created-{n}" for n in range(500)] + ["broken-1"]
+    await run(every_kind, items if listed else iter(items), rc=rc, progress=tell, wait_timeout_s=60)
+    assert told[-1] == (501 if listed else None, 501, 1)
+
+
+async def test_a_job_is_not_lost_over_what_shows_its_progress(rc: Rollcall) -> None:
+    def broken(progress: Progress) -> None:
+        raise OSError("the screen is gone")
+
+    result = await run(every_kind, ["created-1"], rc=rc, progress=broken, wait_timeout_s=60)
+    assert result.status == "COMPLETED"
 
 
 def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:

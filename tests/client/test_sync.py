@@ -33,8 +33,30 @@ def publish_and_wait(product: Product) -> None:
             if heard.batch_id == batch.batch_id:
                 assert heard.ce_id == event.ce_id
                 break
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RollcallError, match="closed"):
         batch.succeeded("0")
+
+
+def start_and_close(product: Product) -> None:
+    settings = product.settings
+    rc = Rollcall.from_environment(topic_prefix=settings.topic_prefix)
+    rc.start()
+    batch = rc.open()
+    batch.succeeded("a")
+    batch.seal()
+    assert (batch.wait(timeout=60).item_counts.total, rc.undelivered) == (1, False)
+    batch.retrying("a", attempt=2)
+    rc.close()
+    rc.close()
+    with pytest.raises(RollcallError, match="closed"):
+        rc.flush()
+
+
+async def test_the_twin_has_two_ends_where_a_block_does_not_fit(
+    product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROLLCALL_BOOTSTRAP_SERVERS", product.settings.bootstrap_servers)
+    await asyncio.wait_for(asyncio.to_thread(start_and_close, product), 120)
 
 
 async def test_the_twin_publishes_from_many_threads_waits_and_listens(product: Product) -> None:
@@ -46,7 +68,7 @@ def test_the_twin_has_every_method_of_its_original() -> None:
         return {name for name in dir(of) if not name.startswith("_")}
 
     assert public(rollcall_client.Batch) <= public(Batch)
-    inner = {"api", "kafka", "publish", "start", "close", "undelivered", "appended", "from_environment", "options"}
+    inner = {"api", "kafka", "publish", "appended", "options"}
     assert public(rollcall_client.Rollcall) - inner <= public(Rollcall)
     assert Batch.failed.__doc__ == rollcall_client.Batch.failed.__doc__
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+import os
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from rollcall_client import environment
 from rollcall_client.batch import Batch as AsyncBatch
 from rollcall_client.client import Rollcall as AsyncRollcall
 from rollcall_client.errors import RollcallError
@@ -18,23 +20,32 @@ from rollcall_client.listening import Start
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A")
-T = TypeVar("T")
+
+
+class _Thread:
+    """Where a client's event loop runs, between its start and its end."""
+
+    def __init__(self) -> None:
+        self.portal: BlockingPortal | None = None
+
+    @property
+    def running(self) -> BlockingPortal:
+        if self.portal is None:
+            raise RollcallError("this client is not started, or closed: use it as with Rollcall(...) as rc")
+        return self.portal
 
 
 class _Twin(Generic[A]):
     """The blocking face of an asynchronous object."""
 
-    _portal: BlockingPortal | None
+    _thread: _Thread
     _twin: A
 
     def _call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
-        if self._portal is None:
-            raise RollcallError("this client is not started: use it as with Rollcall(...) as rc")
-
         async def call() -> R:
             return await function(self._twin, *args, **kwargs)
 
-        return self._portal.call(call)
+        return self._thread.running.call(call)
 
 
 def _blocking(
@@ -51,8 +62,8 @@ def _blocking(
 class Batch(_Twin[AsyncBatch]):
     """``rollcall_client.Batch`` with methods that block."""
 
-    def __init__(self, portal: BlockingPortal, twin: AsyncBatch) -> None:
-        self._portal = portal
+    def __init__(self, thread: _Thread, twin: AsyncBatch) -> None:
+        self._thread = thread
         self._twin = twin
 
     @property
@@ -90,27 +101,44 @@ def _opening(
 class Rollcall(_Twin[AsyncRollcall]):
     """``rollcall_client.Rollcall`` with methods that block, used as ``with Rollcall(...) as rc:``.
 
-    Takes the same arguments, and may be used by several threads at once.
+    Takes the same arguments, and may be used by several threads at once. Where a block doesn't fit, ``start`` and
+    ``close`` are its two ends.
     """
 
-    def __init__(self, bootstrap_servers: str, api_url: str | None = None, **options: Any) -> None:
-        self._make = lambda: AsyncRollcall(bootstrap_servers, api_url, **options)
-        self._portal = None
+    def __init__(self, bootstrap_servers: str | Sequence[str], api_url: str | None = None, **options: Any) -> None:
+        self._twin = AsyncRollcall(bootstrap_servers, api_url, **options)
+        self._thread = _Thread()
         self._exits = ExitStack()
 
-    def __enter__(self) -> Self:
+    @classmethod
+    def from_environment(cls, **options: Any) -> Self:
+        """A client as the environment says; ``options`` go before it. See ``rollcall_client.environment``."""
+        return cls(**{**environment.options(os.environ), **options})
+
+    def start(self) -> None:
+        """Connect; ``with`` does it. Raises RollcallError where Kafka or the topics are not there."""
         with ExitStack() as exits:
-            portal = exits.enter_context(start_blocking_portal())
-            self._twin = portal.call(_made, self._make)
+            portal = exits.enter_context(start_blocking_portal(name="rollcall-client"))
             exits.enter_context(portal.wrap_async_context_manager(self._twin))
+            exits.callback(self._ended)
+            self._thread.portal = portal
             self._exits = exits.pop_all()
-        self._portal = portal
+
+    def close(self) -> None:
+        """Flush, and let go of all connections. Raises DeliveryError naming what Kafka did not acknowledge."""
+        self._exits.close()
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._exits.__exit__(kind, error, trace)
+
+    def _ended(self) -> None:
+        self._thread.portal = None
 
     open = _opening(AsyncRollcall.open)
     flush = _blocking(AsyncRollcall.flush)
@@ -120,6 +148,11 @@ class Rollcall(_Twin[AsyncRollcall]):
     def batch(self, batch_id: str) -> Batch:
         """A batch that was opened elsewhere, to publish results for it. Raises InvalidMessageError."""
         return self._wrapped(self._twin.batch(batch_id))
+
+    @property
+    def undelivered(self) -> bool:
+        """Whether messages were given up; the next ``flush`` raises and names them."""
+        return self._twin.undelivered
 
     def finalized(self, *, group: str | None = None, start: Start = "earliest") -> Iterator[FinalizedEvent]:
         """Finalized events as they come; see ``rollcall_client.Rollcall.finalized``."""
@@ -131,16 +164,11 @@ class Rollcall(_Twin[AsyncRollcall]):
                 except StopAsyncIteration:
                     return
         finally:
-            self._call(_close, stream)
+            if self._thread.portal is not None:  # else it was closed with the client
+                self._call(_close, stream)
 
     def _wrapped(self, opened: AsyncBatch) -> Batch:
-        if self._portal is None:
-            raise RollcallError("this client is not started: use it as with Rollcall(...) as rc")
-        return Batch(self._portal, opened)
-
-
-async def _made(make: Callable[[], T]) -> T:
-    return make()
+        return Batch(self._thread, opened)
 
 
 async def _listen(rc: AsyncRollcall, group: str | None, start: Start) -> AsyncGenerator[FinalizedEvent, None]:

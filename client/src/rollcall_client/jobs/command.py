@@ -53,6 +53,7 @@ async def _run(options: argparse.Namespace) -> int:
             _items(options.items),
             rc=None,
             batch_id=options.batch_id,
+            after_batch_id=options.after,
             params=_params(options.param),
             rerun="all" if options.all else "missing",
             partitions=options.partitions,
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--items", metavar="FILE", help="items, one a line (JSON, or text); - is stdin")
     run_.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="passed to the job's items()")
     run_.add_argument("--batch-id", help="run this batch, or what is left of it")
+    run_.add_argument("--after", metavar="BATCH_ID", help="wait for this batch, and start if it ended well enough")
     run_.add_argument("--all", action="store_true", help="do all of a batch again, without asking the API what is done")
     run_.add_argument("--partitions", type=int, default=1, metavar="N", help="processes to spread the items over")
     run_.add_argument("--partition", metavar="K/N", help="do only the Kth of N shares: the others run elsewhere")

@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeAlias
 
+import structlog
+
+from rollcall_client.errors import InvalidMessageError
 from rollcall_client.events import FinalizedEvent
+from rollcall_client.messages import check_metrics
+
+_log = structlog.get_logger(__name__)
 
 JobStatus: TypeAlias = Literal["COMPLETED", "PARTIAL", "FAILED"]
 
@@ -89,6 +95,17 @@ class JobResult:
             revision=event.revision,
             ran=ran,
         )
+
+
+def numbers_in(job_metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A job's own metrics without those that are no number: a result isn't lost over them."""
+    numbers: dict[str, float] = {}
+    for name, number in job_metrics.items():
+        try:
+            numbers.update(check_metrics({name: number}))
+        except InvalidMessageError as error:
+            _log.warning("a metric of the job is left out", error=str(error))
+    return numbers
 
 
 def status_of(event: FinalizedEvent) -> JobStatus:
