@@ -50,7 +50,7 @@ async def mails_again(rc: Rollcall, orders: JobResult, mail: Mail) -> JobResult:
     if rc.api is None:
         raise RuntimeError("which mails failed is asked of Rollcall's API: give api_url")
     unsent = [each["item_id"] async for each in rc.api.items(orders.batch_id) if each["status"] == "partial"]
-    return await run(Mails(mail), unsent, rc=rc, metadata={"mails_of": orders.batch_id})
+    return await run(Mails(mail), unsent, rc=rc, retry_of=orders.batch_id)
 
 
 async def main() -> None:

@@ -162,6 +162,8 @@ def test_no_type_of_message_is_left_out() -> None:
         lambda: messages.item_result("b", "i", "succeeded", worker="no\x00name"),
         lambda: messages.item_result("b", "i", "succeeded", worker="w" * 201),
         lambda: messages.item_result("b", "i", "succeeded", occurred_at="yesterday"),  # type: ignore[arg-type]
+        lambda: messages.item_result("b", "i", "failed", error=404),  # type: ignore[arg-type]
+        lambda: messages.item_result("b", "i", "succeeded", metrics=[1]),  # type: ignore[arg-type]
         lambda: list(messages.manifest_pieces("abc")),
     ],
 )

@@ -48,15 +48,15 @@ async def results_of(product: Product, batch_id: str) -> dict[str, list[dict[str
 
 async def test_every_item_answers_in_its_own_way(rc: Rollcall, product: Product) -> None:
     kinds = ["created", "updated", "unchanged", "skipped", "partial", "refused", "broken", "hopeless", "slow", "flaky"]
-    kinds += ["given", "none", "unstorable"]
+    kinds += ["given", "none", "unstorable", "wrong"]
     result = await quietly(every_kind, [f"{kind}-{n}" for kind in kinds for n in range(2)], rc)
     assert result.payload().keys() == {
         "processed", "created", "updated", "skipped", "failed", "duration_ms", "metrics", "status",
     }  # fmt: skip
-    assert (result.processed, result.created, result.updated, result.skipped) == (26, 4, 2, 4)
+    assert (result.processed, result.created, result.updated, result.skipped) == (28, 4, 2, 4)
     assert (result.failed, result.missing, result.status, result.ran) == (8, 0, "PARTIAL", True)
     assert result.outcome == "completed_with_errors"
-    assert result.error == "8 of 26 failed"
+    assert result.error == "8 of 28 failed"
     assert result.metrics["seen"] >= 14
     said = await results_of(product, result.batch_id)
     assert [(each["status"], each["attempt"]) for each in said["flaky-0"]] == [
@@ -71,6 +71,7 @@ async def test_every_item_answers_in_its_own_way(rc: Rollcall, product: Product)
     assert said["given-0"][0]["output"] == {"price": 12}
     assert said["created-0"][0]["metrics"] == {"bytes": 10}
     assert "could be kept" in said["unstorable-0"][0]["message"]
+    assert (said["wrong-0"][0]["status"], said["wrong-0"][0]["error"]) == ("partial", {"message": "404"})
     assert all(each["duration_ms"] >= 0 and each["worker"] for item in said.values() for each in item)
 
 
@@ -116,6 +117,18 @@ async def test_items_may_come_from_generators_and_a_source_that_breaks_leaves_th
         await quietly(every_kind, broken(), rc, batch_id=batch_id, rerun="all")
     again = await quietly(every_kind, ["created-0", "created-1"], rc, batch_id=batch_id, rerun="all")
     assert (again.created, again.status) == (2, "COMPLETED")
+
+
+async def test_what_is_no_id_is_said_before_the_items_work_is_done(rc: Rollcall) -> None:
+    handled: list[str] = []
+
+    @job(concurrency=1)
+    async def noting(item: str) -> None:
+        handled.append(item)
+
+    with pytest.raises(InvalidMessageError, match="item id"):
+        await quietly(noting, iter(["a", "b\n", "c"]), rc)
+    assert handled == ["a"]
 
 
 async def test_no_more_items_are_handled_or_drawn_at_a_time_than_the_job_says(rc: Rollcall) -> None:

@@ -100,7 +100,7 @@ async def test_a_killed_job_run_again_does_what_is_left_and_every_item_counts_on
 async def test_what_failed_is_tried_again_before_the_batch_ends(asking: Rollcall, tmp_path: Path) -> None:
     batch_id, log = f"again-{uuid.uuid4().hex[:8]}", tmp_path / "log"
     batch = await asking.open(batch_id=batch_id)
-    await batch.succeeded("0000")
+    await batch.succeeded("0000", metrics={"letters": 4})
     await batch.failed("0001", "for now", attempt=3)
     await batch.retrying("0002", "for now", attempt=2)
     await batch.partial("0003", "no mail")
@@ -109,6 +109,8 @@ async def test_what_failed_is_tried_again_before_the_batch_ends(asking: Rollcall
     assert done_items(log) == Counter(["0001", "0002", "0004", "0005"])
     reported = await again(asking, batch_id, log, count="6")
     assert (reported.ran, reported.processed, reported.status) == (False, 6, "COMPLETED")
+    assert (result.metrics, reported.metrics) == ({"letters": 4}, {"letters": 4}), "of the run before, too"
+    assert reported.workers == result.workers
     assert sum(done_items(log).values()) == 4
 
 

@@ -219,6 +219,10 @@ def error_of(error: Error) -> dict[str, str]:
             trace = "".join(traceback.format_exception(error))
             found["stack_trace"] = cut(trace, MAX_STACK_TRACE_BYTES, keep_end=True)
         return found
+    if not isinstance(error, Mapping):
+        raise InvalidMessageError(
+            f"an error is a sentence, an exception or a mapping with a message, not {error!r:.100}"
+        )
     unknown = sorted(error.keys() - {"code", "message", "stack_trace"})
     if unknown or "message" not in error:
         raise InvalidMessageError(f"an error has a message, and perhaps code and stack_trace, not {sorted(error)}")
@@ -264,6 +268,8 @@ def check_json(what: str, value: Any, max_bytes: int) -> None:
 
 def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics as they are sent. Raises InvalidMessageError for what is no name with a finite number."""
+    if not isinstance(metrics, Mapping):
+        raise InvalidMessageError(f"metrics are numbers by name, not {metrics!r:.100}")
     for name, number in metrics.items():
         if not isinstance(name, str) or _UNSTORABLE.search(name):
             raise InvalidMessageError(f"a metric's name is a text, not {name!r}")

@@ -18,7 +18,7 @@ from rollcall_client.jobs.memory import InFlight, MemoryGate
 from rollcall_client.jobs.outcomes import Outcome, Succeeded
 from rollcall_client.jobs.progress import Callback, Progress
 from rollcall_client.jobs.rates import Rate
-from rollcall_client.messages import Error, error_of
+from rollcall_client.messages import Error, check_item_id, error_of
 
 _log = structlog.get_logger(__name__)
 
@@ -104,7 +104,7 @@ class Drawing:
         return chunk
 
     def _work(self, item: Any) -> Work | None:
-        item_id = self._job.item_id(item)
+        item_id = check_item_id(self._job.item_id(item))  # before its work is done, not when that is reported
         self.drawn += 1
         if not self._is_ours(item_id):
             return None
