@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rollcall_client import ConfigurationError, InvalidMessageError, Rollcall
 from rollcall_client.jobs import (
+    Created,
     CriticalError,
     DependencyError,
     Job,
@@ -73,6 +74,17 @@ async def test_every_item_answers_in_its_own_way(rc: Rollcall, product: Product)
     assert "could be kept" in said["unstorable-0"][0]["message"]
     assert (said["wrong-0"][0]["status"], said["wrong-0"][0]["error"]) == ("partial", {"message": "404"})
     assert all(each["duration_ms"] >= 0 and each["worker"] for item in said.values() for each in item)
+
+
+async def test_the_result_is_what_the_stream_counted_not_what_the_job_believes(rc: Rollcall) -> None:
+    @job
+    async def believing(item: str) -> Created:
+        if item == "b":
+            await rc.batch(current().batch_id).failed(item, "taken back by somebody else", attempt=2)
+        return Created()
+
+    result = await quietly(believing, ["a", "b", "c"], rc)
+    assert (result.status, result.created, result.failed, result.failed_item_ids) == ("PARTIAL", 2, 1, ["b"])
 
 
 async def test_a_critical_error_stops_the_job_and_the_rest_is_named_missing(rc: Rollcall) -> None:
@@ -301,7 +313,7 @@ async def test_ids_that_are_there_twice_are_refused_or_asked_about(rc: Rollcall)
 async def test_a_metric_of_the_job_that_is_no_number_is_left_out(rc: Rollcall) -> None:
     @job
     async def measuring(item: int) -> None:
-        current().job_metrics.update(rows=3, text="x", inf=float("inf"))  # type: ignore[arg-type]
+        current().job_metrics |= {"rows": 3, "text": "x", "inf": float("inf")}  # type: ignore[dict-item]
 
     assert (await quietly(measuring, [1], rc)).metrics == {"rows": 3}
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sysconfig
 import uuid
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,33 @@ async def test_waiting_asks_the_api_where_to_begin(asking: Rollcall, rc: Rollcal
     await rc.open(total_items=0, batch_id=unknown)
     await rc.flush()
     assert (await waiting).batch_id == unknown
+
+
+async def test_a_terminal_shows_a_bar_and_log_lines_above_it(product: Product, tmp_path: Path) -> None:
+    (tmp_path / "items").write_text("\n".join([*(f"created-{number}" for number in range(199)), "broken-1"]))
+    ours, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, "run", "tests.client.sample_jobs:every_kind", "--items", str(tmp_path / "items")),
+        env={**environment(product), "TERM": "xterm", "COLUMNS": "120"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+
+    def shown() -> bytes:
+        seen = b""
+        with suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while some := os.read(ours, 4096):
+                seen += some
+        return seen
+
+    (stdout, _), seen = await asyncio.wait_for(asyncio.gather(process.communicate(), asyncio.to_thread(shown)), 120)
+    os.close(ours)
+    text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", seen).decode()
+    assert "200/200 199 ok 1 failed" in text
+    assert re.search(r"\d:\d\d:\d\d \d:\d\d:\d\d", text), "how long it took, and will take"
+    assert "cannot do broken-1" in text
+    assert (process.returncode, b"PARTIAL" in stdout) == (1, True)
 
 
 async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:

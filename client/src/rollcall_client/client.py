@@ -21,7 +21,7 @@ from rollcall_client.errors import ApiError, ConfigurationError, RollcallError
 from rollcall_client.events import FinalizedEvent
 from rollcall_client.kafka import Kafka
 from rollcall_client.listening import NOT_YET, Since, Start
-from rollcall_client.messages import Deadline, Message, Policy
+from rollcall_client.messages import Deadline, Encoded, Message, Policy
 from rollcall_client.publishing import Appended, Publisher
 
 _log = structlog.get_logger(__name__)
@@ -208,9 +208,13 @@ class Rollcall:
 
     async def publish(self, message: Message) -> None:
         """Publish a message of ``rollcall_client.messages``; waits only while the buffer is full."""
+        await self.publish_encoded(messages.encoded(message))
+
+    async def publish_encoded(self, message: Encoded) -> None:
+        """Publish a message as it goes out."""
         if self._publisher is None:
             raise RollcallError("this client is not started: use it as async with Rollcall(...) as rc")
-        await self._publisher.publish(message["batch_id"], message.get("item_id"), messages.encode(message))
+        await self._publisher.publish(*message)
 
     async def flush(self) -> None:
         """Wait until Kafka has acknowledged all that was published before.

@@ -10,7 +10,7 @@ import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from rollcall_client.errors import InvalidMessageError
 
@@ -70,6 +70,19 @@ def encode(message: Message) -> bytes:
     if len(value) > MAX_MESSAGE_BYTES:
         raise InvalidMessageError(f"{_about(message)}: {len(value)} bytes are more than a message may have")
     return value
+
+
+class Encoded(NamedTuple):
+    """A message as it goes out, and what it is about; ``item_id`` is None where that is the batch itself."""
+
+    batch_id: str
+    item_id: str | None
+    value: bytes
+
+
+def encoded(message: Message) -> Encoded:
+    """Raises InvalidMessageError."""
+    return Encoded(message["batch_id"], message.get("item_id"), encode(message))
 
 
 # Batches
@@ -220,9 +233,7 @@ def error_of(error: Error) -> dict[str, str]:
             found["stack_trace"] = cut(trace, MAX_STACK_TRACE_BYTES, keep_end=True)
         return found
     if not isinstance(error, Mapping):
-        raise InvalidMessageError(
-            f"an error is a sentence, an exception or a mapping with a message, not {error!r:.100}"
-        )
+        raise InvalidMessageError(f"an error is a sentence, an exception or a mapping, not {error!r:.100}")
     unknown = sorted(error.keys() - {"code", "message", "stack_trace"})
     if unknown or "message" not in error:
         raise InvalidMessageError(f"an error has a message, and perhaps code and stack_trace, not {sorted(error)}")
