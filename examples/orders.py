@@ -1,6 +1,6 @@
 """Two steps an item: book the order, then send a mail as well as one can.
 
-    ROLLCALL_BOOTSTRAP_SERVERS=localhost:9092 ROLLCALL_API_URL=http://localhost:8000 python examples/orders.py
+    ROLLCALL_BOOTSTRAP_SERVERS=localhost:9092 ROLLCALL_API_URL=http://localhost:8080 python examples/orders.py
 
 An order whose mail fails is ``partial``: booked, and not to be booked again. The mails that failed are a batch of their
 own afterwards, which knows whose retry it is.
