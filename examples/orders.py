@@ -63,7 +63,7 @@ async def main() -> None:
 
     async with Rollcall.from_environment() as rc:
         orders = await run(Orders({}, mail), [f"order-{number}" for number in range(10)], rc=rc)
-        print(orders.status, orders.processed, "booked")
+        print(orders.status, orders.processed, "booked,", orders.partial, "without a mail")
         down = False
         mails = await mails_again(rc, orders, mail)
         print(mails.status, mails.processed, "mails sent after all")

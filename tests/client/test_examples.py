@@ -58,7 +58,7 @@ async def test_the_examples_run_from_the_command_line(product: Product, api_url:
     checked = await command(product, sys.executable, "examples/checksums.py", "aiolimiter", "anyio")
     assert [line for line in checked.splitlines() if line.startswith("checksums-") and " COMPLETED " in line][1:]
     ordered = await command(product, sys.executable, "examples/orders.py", ROLLCALL_API_URL=api_url)
-    assert "COMPLETED 10 booked" in ordered
+    assert "COMPLETED 10 booked, 1 without a mail" in ordered
     assert "COMPLETED 1 mails sent after all" in ordered
     prices = (
         str(SCRIPTS / "rollcall-job"),
@@ -126,6 +126,7 @@ async def test_mails_that_failed_are_sent_again_without_booking_again(asking: Ro
     ids = [f"order-{number}" for number in range(20)]
     booked = await run(orders.Orders(book, mail), ids, rc=asking, progress=None)
     assert (booked.status, booked.processed, booked.created, booked.failed) == ("COMPLETED", 20, 18, 0)
+    assert booked.partial == 2
     down = False
     again = await orders.mails_again(asking, booked, mail)
     assert (again.status, again.processed) == ("COMPLETED", 2)

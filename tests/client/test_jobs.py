@@ -183,6 +183,35 @@ async def test_a_stopped_job_leaves_its_batch_open_for_the_next_run(rc: Rollcall
     assert (await quietly(stopped, range(30), rc, batch_id=batch_id, rerun="all")).processed == 30
 
 
+async def test_a_job_that_only_waits_can_be_stopped_too(rc: Rollcall, product: Product) -> None:
+    before = await rc.open(total_items=1)
+    stop = asyncio.Event()
+    waiting = asyncio.create_task(quietly(every_kind, [], rc, stop=stop, after_batch_id=before.batch_id))
+    stop.set()
+    with pytest.raises(JobStoppedError, match="waiting for what every-kind is to come after"):
+        await asyncio.wait_for(waiting, 60)
+    stop.clear()
+    # Nobody does the other share: this one has nothing left but to wait for it.
+    batch_id = f"shared-{uuid.uuid4().hex[:6]}"
+    progress = Progress()
+
+    def tell(told: Progress) -> None:
+        nonlocal progress
+        progress = told
+
+    items = [f"created-{number}" for number in range(20)]
+    options: dict[str, Any] = {"rc": rc, "rerun": "all", "progress": tell, "stop": stop, "batch_id": batch_id}
+    waiting = asyncio.create_task(run(every_kind, items, partition=(1, 2), **options))
+
+    async def published() -> bool:
+        return 0 < progress.done == len(await results_of(product, batch_id))
+
+    await eventually(published, 60)
+    stop.set()
+    with pytest.raises(JobStoppedError):
+        await asyncio.wait_for(waiting, 60)
+
+
 async def test_a_job_starts_after_another_and_not_where_that_one_failed(rc: Rollcall) -> None:
     # Buckets give the same ids to all of the run: a time of this test's own.
     now = datetime(2020, 1, 1, tzinfo=UTC).replace(year=1990 + uuid.uuid4().int % 1000)

@@ -16,7 +16,8 @@ from rollcall_client.jobs import logs
 from rollcall_client.jobs.job import jobs_in, load_job
 from rollcall_client.jobs.requests import listen
 from rollcall_client.jobs.results import JobResult
-from rollcall_client.jobs.running import JobStoppedError, run
+from rollcall_client.jobs.running import run
+from rollcall_client.jobs.stopping import JobStoppedError
 
 OK, WENT_WRONG, WRONG_USE = 0, 1, 2
 STOPPED = 130
@@ -141,7 +142,7 @@ def _for_people(result: JobResult) -> str:
     lines = [
         f"{result.job}: {result.status} ({result.outcome}), batch {result.batch_id}",
         f"processed {result.processed}, created {result.created}, updated {result.updated}, "
-        f"skipped {result.skipped}, failed {result.failed}, missing {result.missing}",
+        f"skipped {result.skipped}, partial {result.partial}, failed {result.failed}, missing {result.missing}",
     ]
     if not result.ran:
         lines.append("the batch was finalized before: nothing was done")

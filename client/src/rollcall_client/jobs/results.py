@@ -29,9 +29,9 @@ class WorkerResult:
 class JobResult:
     """How a run went, taken from the batch's finalized event and summary.
 
-    ``processed`` are the answered items, ``skipped`` those skipped or left unchanged; ``metrics`` the sums of the
-    items' metrics (from the summary) and the run's own. ``ran`` is False where the batch was finalized before and
-    nothing was done.
+    ``processed`` are the answered items, ``skipped`` those skipped or left unchanged, ``partial`` those done but for a
+    side effect; ``metrics`` the sums of the items' metrics (from the summary) and the run's own. ``ran`` is False where
+    the batch was finalized before and nothing was done.
     """
 
     job: str
@@ -44,6 +44,7 @@ class JobResult:
     skipped: int
     failed: int
     missing: int
+    partial: int
     duration_ms: int | None
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
@@ -83,6 +84,7 @@ class JobResult:
             skipped=items.skipped + writes.unchanged,
             failed=items.failed,
             missing=items.missing,
+            partial=items.partial,
             duration_ms=event.duration_ms,
             metrics={**summed, **job_metrics},
             error=error or event.error_summary,

@@ -21,6 +21,7 @@ from rollcall_client.jobs.partitions import run_in_processes
 from rollcall_client.jobs.prior import prior_of
 from rollcall_client.jobs.progress import Callback, Progress, Showing, shown
 from rollcall_client.jobs.results import JobResult, numbers_in
+from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
 
 _log = structlog.get_logger(__name__)
 
@@ -29,10 +30,6 @@ DEPENDENCY_WAIT_S = 3600.0
 SUMMARY_WAIT_S = 30.0
 
 Rerun = Literal["missing", "all"]
-
-
-class JobStoppedError(RollcallError):
-    """A run was asked to stop; what ran is reported, and the same batch can be run again."""
 
 
 class DependencyError(RollcallError):
@@ -80,7 +77,9 @@ async def run(
     now = now or datetime.now(UTC)
     _check_shares(partitions, partition)
     async with _client(rc) as client:
-        await _await_dependency(chosen, client, now, after_batch_id)
+        await unless_stopped(
+            _await_dependency(chosen, client, now, after_batch_id), stop, f"what {chosen.name} is to come after"
+        )
         own_id = batch_id or chosen.batch_id_at(now)
         if partition is not None and own_id is None:
             raise ConfigurationError(f"{chosen.name}: shares of a run need one batch_id (or a bucket) for all")
@@ -248,7 +247,8 @@ class _Run:
         return await self._result(event, numbers_in(execution.job_metrics), counted, critical, ran=True)
 
     async def _finalized(self) -> FinalizedEvent:
-        return await self._client.wait(self._batch_id, timeout=self._wait_timeout_s)
+        waiting = self._client.wait(self._batch_id, timeout=self._wait_timeout_s)
+        return await unless_stopped(waiting, self._stop, f"the end of batch {self._batch_id}")
 
     async def _result(
         self, event: FinalizedEvent, metrics: Mapping[str, float], counted: bool, error: str | None, *, ran: bool
@@ -260,7 +260,9 @@ class _Run:
             except TimeoutError:
                 self.log.warning("no summary yet: the result is without metrics and shares")
         result = JobResult.of(self._job.name, event, summary, job_metrics=metrics, error=error, ran=ran)
-        self.log.info("job finished", **result.payload(), outcome=result.outcome, missing=result.missing)
+        self.log.info(
+            "job finished", **result.payload(), outcome=result.outcome, missing=result.missing, partial=result.partial
+        )
         return result
 
 
