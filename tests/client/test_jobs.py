@@ -95,6 +95,12 @@ async def test_a_critical_error_stops_the_job_and_the_rest_is_named_missing(rc: 
     assert "39" in result.missing_item_ids
 
 
+async def test_a_critical_error_with_nothing_left_to_miss_is_still_named(rc: Rollcall) -> None:
+    result = await quietly(stops_at_the_third, ["02", "03"], rc)
+    assert (result.status, result.missing, result.failed_item_ids) == ("PARTIAL", 0, ["03"])
+    assert result.error == "the account is blocked"
+
+
 async def test_a_job_without_items_is_completed_at_once(rc: Rollcall) -> None:
     nothing: Iterable[str]
     for nothing in ([], iter(())):

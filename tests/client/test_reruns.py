@@ -171,6 +171,8 @@ async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:
         (["run", "tests.client.sample_jobs:every_kind"], "does not say what its items are"),
         (["run", "tests.client.sample_jobs:every_kind", "--items", "/nowhere"], "cannot be read"),
         (["run", "tests.client.sample_jobs:Recorded"], "ROLLCALL_API_URL"),
+        (["run", "tests.client.sample_jobs:second_step", "--items", __file__], "ROLLCALL_API_URL"),
+        (["run", "tests.client.sample_jobs:every_kind", "--items", __file__, "--batch-id", "a/b"], "without control"),
     ):
         done = await rollcall_job(product, None, *arguments)
         assert done.exit_code == 2, done

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall_client.client import Rollcall
-from rollcall_client.errors import ConfigurationError, RollcallError
+from rollcall_client.errors import ConfigurationError, InvalidMessageError, RollcallError
 from rollcall_client.jobs import logs
 from rollcall_client.jobs.job import jobs_in, load_job
 from rollcall_client.jobs.requests import listen
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except JobStoppedError as error:
         print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(STOPPED)
-    except (ConfigurationError, _UsageError) as error:
+    except (ConfigurationError, InvalidMessageError, _UsageError) as error:
         print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(WRONG_USE)
     except (RollcallError, TimeoutError) as error:

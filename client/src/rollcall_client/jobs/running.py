@@ -22,6 +22,7 @@ from rollcall_client.jobs.prior import prior_of
 from rollcall_client.jobs.progress import Callback, Progress, Showing, shown
 from rollcall_client.jobs.results import JobResult, numbers_in
 from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
+from rollcall_client.messages import check_batch_id
 
 _log = structlog.get_logger(__name__)
 
@@ -77,10 +78,7 @@ async def run(
     now = now or datetime.now(UTC)
     _check_shares(partitions, partition)
     async with _client(rc) as client:
-        await unless_stopped(
-            _await_dependency(chosen, client, now, after_batch_id), stop, f"what {chosen.name} is to come after"
-        )
-        own_id = batch_id or chosen.batch_id_at(now)
+        own_id = chosen.batch_id_at(now) if batch_id is None else check_batch_id(batch_id)
         if partition is not None and own_id is None:
             raise ConfigurationError(f"{chosen.name}: shares of a run need one batch_id (or a bucket) for all")
         if own_id is not None and rerun == "missing" and client.api is None:
@@ -88,6 +86,9 @@ async def run(
                 f"{chosen.name}: what is done of batch {own_id} is asked of Rollcall's API: "
                 'give api_url (ROLLCALL_API_URL), or rerun="all" to do everything again'
             )
+        await unless_stopped(
+            _await_dependency(chosen, client, now, after_batch_id), stop, f"what {chosen.name} is to come after"
+        )
         started = _Run(
             job=chosen,
             client=client,
