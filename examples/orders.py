@@ -1,6 +1,6 @@
 """Two steps an item: book the order, then send a mail as well as one can.
 
-    ROLLCALL_BOOTSTRAP_SERVERS=localhost:9092 ROLLCALL_API_URL=http://localhost:8000 python examples/orders.py
+    ROLLCALL_BOOTSTRAP_SERVERS=localhost:9092 ROLLCALL_API_URL=http://localhost:8080 python examples/orders.py
 
 An order whose mail fails is ``partial``: booked, and not to be booked again. The mails that failed are a batch of their
 own afterwards, which knows whose retry it is.
@@ -50,7 +50,7 @@ async def mails_again(rc: Rollcall, orders: JobResult, mail: Mail) -> JobResult:
     if rc.api is None:
         raise RuntimeError("which mails failed is asked of Rollcall's API: give api_url")
     unsent = [each["item_id"] async for each in rc.api.items(orders.batch_id) if each["status"] == "partial"]
-    return await run(Mails(mail), unsent, rc=rc, metadata={"mails_of": orders.batch_id})
+    return await run(Mails(mail), unsent, rc=rc, retry_of=orders.batch_id)
 
 
 async def main() -> None:
@@ -63,7 +63,7 @@ async def main() -> None:
 
     async with Rollcall.from_environment() as rc:
         orders = await run(Orders({}, mail), [f"order-{number}" for number in range(10)], rc=rc)
-        print(orders.status, orders.processed, "booked")
+        print(orders.status, orders.processed, "booked,", orders.partial, "without a mail")
         down = False
         mails = await mails_again(rc, orders, mail)
         print(mails.status, mails.processed, "mails sent after all")

@@ -1,6 +1,6 @@
 """Collect prices once a minute into a table of one's own, however often it is started.
 
-    ROLLCALL_BOOTSTRAP_SERVERS=localhost:9092 ROLLCALL_API_URL=http://localhost:8000 \
+    ROLLCALL_BOOTSTRAP_SERVERS=localhost:9092 ROLLCALL_API_URL=http://localhost:8080 \
     PRICES_DATABASE_URL=postgresql://localhost/prices rollcall-job run examples.prices:Prices
 
 The minute is part of the batch id and of the table's key: the second run of a minute finds the batch finalized and

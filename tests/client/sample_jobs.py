@@ -54,6 +54,7 @@ async def every_kind(item: str) -> Any:
         "partial": Partial({"code": "smtp", "message": "no mail"}, metrics={"bytes": 5}),
         "refused": Failed("not a customer"),
         "unstorable": Created(output=float("nan")),
+        "wrong": Partial(404),  # type: ignore[arg-type]
     }.get(kind)
 
 

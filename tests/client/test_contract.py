@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,15 +21,17 @@ from streams.decoding import decode
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
-texts = st.text(max_size=250)
-long_texts = st.builds(lambda text, times: text * times, st.text(max_size=20), st.integers(0, 2_000))
+# What cannot be stored or is no id is rare among all characters: here it is not.
+characters = st.one_of(st.characters(), st.sampled_from('\x00\ud800\udfff\x1f\x7f\x85/"\\\u2028\U0001f600'))
+texts = st.text(characters, max_size=250)
+long_texts = st.builds(lambda text, times: text * times, st.text(characters, max_size=20), st.integers(0, 2_000))
 numbers = st.one_of(st.integers(), st.floats(), st.integers(10**300, 10**320), st.booleans())
 values: st.SearchStrategy[Any] = st.recursive(
     st.one_of(st.none(), numbers, texts),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
     max_leaves=10,
 )
-ids = st.one_of(st.text(min_size=1, max_size=20), texts)
+ids = st.one_of(st.text(min_size=1, max_size=20), st.text(characters, min_size=1, max_size=20), texts)
 errors = st.one_of(
     long_texts,
     st.builds(ValueError, long_texts),
@@ -147,6 +150,26 @@ def test_no_type_of_message_is_left_out() -> None:
     }
     operators = {"batch.reopened", "batch.finalize_requested", "batch.expired", "batch.corrected"}
     assert ours | operators == set(events.ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: messages.opened("b", name="no\x00name"),
+        lambda: messages.opened("b", name="half\ud83d"),
+        lambda: messages.opened("b", metadata=["a", "list"]),  # type: ignore[arg-type]
+        lambda: messages.opened("b", sealed=True),
+        lambda: messages.item_result("b", "i", "succeeded", worker="no\x00name"),
+        lambda: messages.item_result("b", "i", "succeeded", worker="w" * 201),
+        lambda: messages.item_result("b", "i", "succeeded", occurred_at="yesterday"),  # type: ignore[arg-type]
+        lambda: messages.item_result("b", "i", "failed", error=404),  # type: ignore[arg-type]
+        lambda: messages.item_result("b", "i", "succeeded", metrics=[1]),  # type: ignore[arg-type]
+        lambda: list(messages.manifest_pieces("abc")),
+    ],
+)
+def test_what_the_service_would_refuse_is_refused_before_it_is_sent(made: Callable[[], object]) -> None:
+    with pytest.raises(InvalidMessageError):
+        made()
 
 
 def test_limits_are_the_services() -> None:

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rollcall_client import ConfigurationError, Rollcall
+from rollcall_client import ConfigurationError, InvalidMessageError, Rollcall
 from rollcall_client.jobs import (
+    Created,
     CriticalError,
     DependencyError,
     Job,
@@ -47,15 +48,15 @@ async def results_of(product: Product, batch_id: str) -> dict[str, list[dict[str
 
 async def test_every_item_answers_in_its_own_way(rc: Rollcall, product: Product) -> None:
     kinds = ["created", "updated", "unchanged", "skipped", "partial", "refused", "broken", "hopeless", "slow", "flaky"]
-    kinds += ["given", "none", "unstorable"]
+    kinds += ["given", "none", "unstorable", "wrong"]
     result = await quietly(every_kind, [f"{kind}-{n}" for kind in kinds for n in range(2)], rc)
     assert result.payload().keys() == {
         "processed", "created", "updated", "skipped", "failed", "duration_ms", "metrics", "status",
     }  # fmt: skip
-    assert (result.processed, result.created, result.updated, result.skipped) == (26, 4, 2, 4)
+    assert (result.processed, result.created, result.updated, result.skipped) == (28, 4, 2, 4)
     assert (result.failed, result.missing, result.status, result.ran) == (8, 0, "PARTIAL", True)
     assert result.outcome == "completed_with_errors"
-    assert result.error == "8 of 26 failed"
+    assert result.error == "8 of 28 failed"
     assert result.metrics["seen"] >= 14
     said = await results_of(product, result.batch_id)
     assert [(each["status"], each["attempt"]) for each in said["flaky-0"]] == [
@@ -70,7 +71,19 @@ async def test_every_item_answers_in_its_own_way(rc: Rollcall, product: Product)
     assert said["given-0"][0]["output"] == {"price": 12}
     assert said["created-0"][0]["metrics"] == {"bytes": 10}
     assert "could be kept" in said["unstorable-0"][0]["message"]
+    assert (said["wrong-0"][0]["status"], said["wrong-0"][0]["error"]) == ("partial", {"message": "404"})
     assert all(each["duration_ms"] >= 0 and each["worker"] for item in said.values() for each in item)
+
+
+async def test_the_result_is_what_the_stream_counted_not_what_the_job_believes(rc: Rollcall) -> None:
+    @job
+    async def believing(item: str) -> Created:
+        if item == "b":
+            await rc.batch(current().batch_id).failed(item, "taken back by somebody else", attempt=2)
+        return Created()
+
+    result = await quietly(believing, ["a", "b", "c"], rc)
+    assert (result.status, result.created, result.failed, result.failed_item_ids) == ("PARTIAL", 2, 1, ["b"])
 
 
 async def test_a_critical_error_stops_the_job_and_the_rest_is_named_missing(rc: Rollcall) -> None:
@@ -80,6 +93,12 @@ async def test_a_critical_error_stops_the_job_and_the_rest_is_named_missing(rc: 
     assert result.processed < 10
     assert result.missing == 40 - result.processed
     assert "39" in result.missing_item_ids
+
+
+async def test_a_critical_error_with_nothing_left_to_miss_is_still_named(rc: Rollcall) -> None:
+    result = await quietly(stops_at_the_third, ["02", "03"], rc)
+    assert (result.status, result.missing, result.failed_item_ids) == ("PARTIAL", 0, ["03"])
+    assert result.error == "the account is blocked"
 
 
 async def test_a_job_without_items_is_completed_at_once(rc: Rollcall) -> None:
@@ -115,6 +134,18 @@ async def test_items_may_come_from_generators_and_a_source_that_breaks_leaves_th
         await quietly(every_kind, broken(), rc, batch_id=batch_id, rerun="all")
     again = await quietly(every_kind, ["created-0", "created-1"], rc, batch_id=batch_id, rerun="all")
     assert (again.created, again.status) == (2, "COMPLETED")
+
+
+async def test_what_is_no_id_is_said_before_the_items_work_is_done(rc: Rollcall) -> None:
+    handled: list[str] = []
+
+    @job(concurrency=1)
+    async def noting(item: str) -> None:
+        handled.append(item)
+
+    with pytest.raises(InvalidMessageError, match="item id"):
+        await quietly(noting, iter(["a", "b\n", "c"]), rc)
+    assert handled == ["a"]
 
 
 async def test_no_more_items_are_handled_or_drawn_at_a_time_than_the_job_says(rc: Rollcall) -> None:
@@ -158,6 +189,35 @@ async def test_a_stopped_job_leaves_its_batch_open_for_the_next_run(rc: Rollcall
     assert (await quietly(stopped, range(30), rc, batch_id=batch_id, rerun="all")).processed == 30
 
 
+async def test_a_job_that_only_waits_can_be_stopped_too(rc: Rollcall, product: Product) -> None:
+    before = await rc.open(total_items=1)
+    stop = asyncio.Event()
+    waiting = asyncio.create_task(quietly(every_kind, [], rc, stop=stop, after_batch_id=before.batch_id))
+    stop.set()
+    with pytest.raises(JobStoppedError, match="waiting for what every-kind is to come after"):
+        await asyncio.wait_for(waiting, 60)
+    stop.clear()
+    # Nobody does the other share: this one has nothing left but to wait for it.
+    batch_id = f"shared-{uuid.uuid4().hex[:6]}"
+    progress = Progress()
+
+    def tell(told: Progress) -> None:
+        nonlocal progress
+        progress = told
+
+    items = [f"created-{number}" for number in range(20)]
+    options: dict[str, Any] = {"rc": rc, "rerun": "all", "progress": tell, "stop": stop, "batch_id": batch_id}
+    waiting = asyncio.create_task(run(every_kind, items, partition=(1, 2), **options))
+
+    async def published() -> bool:
+        return 0 < progress.done == len(await results_of(product, batch_id))
+
+    await eventually(published, 60)
+    stop.set()
+    with pytest.raises(JobStoppedError):
+        await asyncio.wait_for(waiting, 60)
+
+
 async def test_a_job_starts_after_another_and_not_where_that_one_failed(rc: Rollcall) -> None:
     # Buckets give the same ids to all of the run: a time of this test's own.
     now = datetime(2020, 1, 1, tzinfo=UTC).replace(year=1990 + uuid.uuid4().int % 1000)
@@ -170,6 +230,18 @@ async def test_a_job_starts_after_another_and_not_where_that_one_failed(rc: Roll
     await quietly(first_step, ["a", "bad"], rc, now=later, rerun="all")
     with pytest.raises(DependencyError, match="ended completed_with_errors, accepted is completed"):
         await quietly(second_step, ["a"], rc, now=later, rerun="all")
+
+
+async def test_a_job_starts_after_a_batch_that_is_named(rc: Rollcall) -> None:
+    before = await rc.open(total_items=1)
+    await rc.flush()
+    going = asyncio.create_task(quietly(every_kind, ["created-1"], rc, after_batch_id=before.batch_id))
+    await before.succeeded("one")
+    assert (await asyncio.wait_for(going, 60)).status == "COMPLETED"
+    failed = await rc.open(total_items=1)
+    await failed.failed("one", "no")
+    with pytest.raises(DependencyError, match="ended failed"):
+        await quietly(every_kind, ["created-1"], rc, after_batch_id=failed.batch_id)
 
 
 async def test_what_cannot_work_is_said_before_anything_is_published(rc: Rollcall) -> None:
@@ -192,7 +264,7 @@ async def test_what_cannot_work_is_said_before_anything_is_published(rc: Rollcal
 async def test_no_new_item_starts_above_the_memory_limit(rc: Rollcall, monkeypatch: pytest.MonkeyPatch) -> None:
     used = 100.0
     monkeypatch.setattr(memory, "resident_mb", lambda: used)
-    monkeypatch.setattr(memory, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(memory, "WAIT_S", 0.01)
     handled: list[int] = []
 
     @job(concurrency=1, memory_limit_mb=200)
@@ -218,14 +290,86 @@ async def test_no_new_item_starts_above_the_memory_limit(rc: Rollcall, monkeypat
     assert "raise memory_limit_mb" in result.error
 
 
-async def test_progress_is_told_and_its_last_word_is_the_whole(rc: Rollcall) -> None:
+async def test_memory_that_items_hold_stays_near_its_limit(rc: Rollcall) -> None:
+    begin = memory.resident_mb()
+    assert begin is not None
+    most = 0.0
+    held: list[bytes] = []
+
+    @job(concurrency=50, memory_limit_mb=begin + 150)
+    async def holding(item: int) -> None:
+        nonlocal most
+        held.append(b"x" * (10 * 2**20))
+        most = max(most, memory.resident_mb() or 0)
+        await asyncio.sleep(0.05)
+        held.pop()
+
+    result = await quietly(holding, range(60), rc)
+    assert (result.status, result.processed) == ("COMPLETED", 60)
+    # All fifty at a time would hold 500 MiB.
+    assert begin + 100 < most < begin + 300
+
+
+async def test_an_item_whose_work_is_cancelled_fails_and_the_others_go_on(rc: Rollcall) -> None:
+    @job(concurrency=2)
+    async def waits_for_the_cancelled(item: int) -> None:
+        if item % 10 == 3:
+            waited_for = asyncio.ensure_future(asyncio.sleep(30))
+            waited_for.cancel()
+            await waited_for
+
+    result = await quietly(waits_for_the_cancelled, range(40), rc)
+    assert (result.processed, result.failed) == (40, 4)
+
+
+async def test_a_run_can_be_cancelled(rc: Rollcall) -> None:
+    started = asyncio.Event()
+
+    @job(concurrency=2)
+    async def forever(item: int) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    running = asyncio.create_task(quietly(forever, range(4), rc))
+    await asyncio.wait_for(started.wait(), 60)
+    running.cancel()
+    await asyncio.wait({running}, timeout=60)
+    assert running.cancelled()
+
+
+async def test_ids_that_are_there_twice_are_refused_or_asked_about(rc: Rollcall) -> None:
+    with pytest.raises(InvalidMessageError, match="twice"):
+        await quietly(every_kind, ["created-1", "created-1"], rc)
+    with pytest.raises(TimeoutError, match="it has 2 items: are their ids distinct"):
+        await run(every_kind, iter(["created-1", "created-1"]), rc=rc, progress=None, wait_timeout_s=2)
+
+
+async def test_a_metric_of_the_job_that_is_no_number_is_left_out(rc: Rollcall) -> None:
+    @job
+    async def measuring(item: int) -> None:
+        current().job_metrics |= {"rows": 3, "text": "x", "inf": float("inf")}  # type: ignore[dict-item]
+
+    assert (await quietly(measuring, [1], rc)).metrics == {"rows": 3}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_progress_is_told_and_its_last_word_is_the_whole(rc: Rollcall, listed: bool) -> None:
     told: list[tuple[int | None, int, int]] = []
 
     def tell(progress: Progress) -> None:
         told.append((progress.total, progress.done, progress.failed))
 
-    await run(every_kind, [f"created-{n}" for n in range(500)] + ["broken-1"], rc=rc, progress=tell, wait_timeout_s=60)
-    assert told[-1] == (501, 501, 1)
+    items = [f"created-{n}" for n in range(500)] + ["broken-1"]
+    await run(every_kind, items if listed else iter(items), rc=rc, progress=tell, wait_timeout_s=60)
+    assert told[-1] == (501 if listed else None, 501, 1)
+
+
+async def test_a_job_is_not_lost_over_what_shows_its_progress(rc: Rollcall) -> None:
+    def broken(progress: Progress) -> None:
+        raise OSError("the screen is gone")
+
+    result = await run(every_kind, ["created-1"], rc=rc, progress=broken, wait_timeout_s=60)
+    assert result.status == "COMPLETED"
 
 
 def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:

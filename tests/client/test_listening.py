@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from rollcall_client import ConfigurationError, FinalizedEvent, Rollcall
 from rollcall_client.kafka import home_partition
 
 from tests.harness.product import Product
-from tests.harness.topics import end_offsets
+from tests.harness.servers import Servers
+from tests.harness.topics import create_topic, end_offsets
 
 
 async def finish(rc: Rollcall, name: str, count: int) -> list[str]:
@@ -122,15 +125,51 @@ async def test_waiting_finds_what_was_published_before_without_having_opened_it(
             await other.wait(old, since=datetime.now())
 
 
-async def test_waiting_for_a_batch_opened_here_does_not_read_what_is_older(
-    rc: Rollcall, product: Product, caplog: pytest.LogCaptureFixture
+async def test_waiting_does_not_read_what_is_older_than_the_batch(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = await rc.open(total_items=0)
-    await rc.flush()
-    begin = await rc._since(batch.batch_id)
-    assert isinstance(begin, datetime)
-    assert abs((datetime.now(UTC) - begin).total_seconds()) < 60
-    assert (await batch.wait(timeout=60)).item_counts.total == 0
+    here = servers.bootstrap_servers
+    await create_topic(here, f"{topic_prefix}events")
+    # Times as the producer gives them, so that a long history can be made up.
+    await create_topic(here, f"{topic_prefix}finalized", configs={"message.timestamp.type": "CreateTime"})
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    read = 0
+    getmany = AIOKafkaConsumer.getmany
+
+    async def counted(self: AIOKafkaConsumer, *arguments: Any, **options: Any) -> Any:
+        nonlocal read
+        fetched = await getmany(self, *arguments, **options)
+        read += sum(len(records) for records in fetched.values())
+        return fetched
+
+    def event(batch_id: str) -> bytes:
+        said = {"batch_id": batch_id, "revision": 1, "outcome": "completed", "finalized_by": "all_items_in"}
+        return json.dumps({**said, "item_counts": {"total": 0}}).encode()
+
+    async with (
+        AIOKafkaProducer(bootstrap_servers=here, linger_ms=5) as producer,
+        Rollcall(here, topic_prefix=topic_prefix) as rc,
+    ):
+        batch = await rc.open(total_items=0)
+        for number in range(3_000):
+            old_ms = now_ms - 86_400_000 + number * 1_000
+            await producer.send(
+                f"{topic_prefix}finalized", event(f"old-{number}"), key=f"old-{number}".encode(), timestamp_ms=old_ms
+            )
+        await producer.flush()
+        await producer.send_and_wait(
+            f"{topic_prefix}finalized", event(batch.batch_id), key=batch.batch_id.encode(), timestamp_ms=now_ms
+        )
+        monkeypatch.setattr(AIOKafkaConsumer, "getmany", counted)
+        assert (await batch.wait(timeout=60)).batch_id == batch.batch_id
+        own, read = read, 0
+        since = datetime.fromtimestamp(now_ms / 1000, UTC)
+        async with Rollcall(here, topic_prefix=topic_prefix) as other:
+            await other.wait(batch.batch_id, since=since, timeout=60)
+            told, read = read, 0
+            await other.wait(batch.batch_id, timeout=60)
+    assert (own, told) == (1, 1)
+    assert read == 3_001, "nobody says from when: the whole partition"
 
 
 async def test_what_is_no_finalized_event_is_passed_over(rc: Rollcall, product: Product) -> None:

@@ -59,6 +59,38 @@ async def test_an_unsealed_batch_ends_when_it_is_sealed(rc: Rollcall) -> None:
     assert (await batch.wait(timeout=60)).item_counts.succeeded == 10
 
 
+async def test_a_batch_opened_with_neither_has_as_many_items_as_were_published(rc: Rollcall) -> None:
+    batch = await rc.open(name="counted")
+    for number in range(5):
+        await batch.retrying(f"{number}")
+        await batch.result(f"{number}", "succeeded", attempt=2)
+    await batch.failed("5")
+    await batch.partial("6")
+    await batch.seal()
+    counts = (await batch.wait(timeout=60)).item_counts
+    assert (counts.total, counts.succeeded, counts.failed, counts.partial, counts.unexpected) == (7, 5, 1, 1, 0)
+
+
+async def test_very_many_items_are_not_counted(rc: Rollcall, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollcall_client.batch.COUNTED_AT_MOST", 3)
+    batch = await rc.open()
+    for number in range(4):
+        await batch.succeeded(f"{number}")
+    with pytest.raises(InvalidMessageError, match="total_items"):
+        await batch.seal()
+    await batch.seal(total_items=4)
+    assert (await batch.wait(timeout=60)).item_counts.total == 4
+
+
+async def test_how_many_items_a_batch_has_that_was_submitted_before_has_to_be_said(rc: Rollcall) -> None:
+    batch = await rc.open(batch_id=own_id("again"))
+    await batch.succeeded("a")
+    with pytest.raises(InvalidMessageError, match="total_items"):
+        await batch.seal()
+    await batch.seal(total_items=1)
+    assert (await batch.wait(timeout=60)).item_counts.total == 1
+
+
 async def test_a_long_manifest_goes_out_in_pieces_and_may_be_submitted_again(rc: Rollcall, product: Product) -> None:
     items = [f"item-{number:05d}" for number in range(25_000)]
     batch_id = own_id("manifest")

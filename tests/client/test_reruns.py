@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sysconfig
 import uuid
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -100,7 +102,7 @@ async def test_a_killed_job_run_again_does_what_is_left_and_every_item_counts_on
 async def test_what_failed_is_tried_again_before_the_batch_ends(asking: Rollcall, tmp_path: Path) -> None:
     batch_id, log = f"again-{uuid.uuid4().hex[:8]}", tmp_path / "log"
     batch = await asking.open(batch_id=batch_id)
-    await batch.succeeded("0000")
+    await batch.succeeded("0000", metrics={"letters": 4})
     await batch.failed("0001", "for now", attempt=3)
     await batch.retrying("0002", "for now", attempt=2)
     await batch.partial("0003", "no mail")
@@ -109,6 +111,8 @@ async def test_what_failed_is_tried_again_before_the_batch_ends(asking: Rollcall
     assert done_items(log) == Counter(["0001", "0002", "0004", "0005"])
     reported = await again(asking, batch_id, log, count="6")
     assert (reported.ran, reported.processed, reported.status) == (False, 6, "COMPLETED")
+    assert (result.metrics, reported.metrics) == ({"letters": 4}, {"letters": 4}), "of the run before, too"
+    assert reported.workers == result.workers
     assert sum(done_items(log).values()) == 4
 
 
@@ -133,6 +137,33 @@ async def test_waiting_asks_the_api_where_to_begin(asking: Rollcall, rc: Rollcal
     assert (await waiting).batch_id == unknown
 
 
+async def test_a_terminal_shows_a_bar_and_log_lines_above_it(product: Product, tmp_path: Path) -> None:
+    (tmp_path / "items").write_text("\n".join([*(f"created-{number}" for number in range(199)), "broken-1"]))
+    ours, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, "run", "tests.client.sample_jobs:every_kind", "--items", str(tmp_path / "items")),
+        env={**environment(product), "TERM": "xterm", "COLUMNS": "120"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+
+    def shown() -> bytes:
+        seen = b""
+        with suppress(OSError):  # how a terminal says that nobody writes to it any more
+            while some := os.read(ours, 4096):
+                seen += some
+        return seen
+
+    (stdout, _), seen = await asyncio.wait_for(asyncio.gather(process.communicate(), asyncio.to_thread(shown)), 120)
+    os.close(ours)
+    text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", seen).decode()
+    assert "200/200 199 ok 1 failed" in text
+    assert re.search(r"\d:\d\d:\d\d \d:\d\d:\d\d", text), "how long it took, and will take"
+    assert "cannot do broken-1" in text
+    assert (process.returncode, b"PARTIAL" in stdout) == (1, True)
+
+
 async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:
     for arguments, says in (
         (["run", "tests.client.sample_jobs:nothing"], "has no nothing"),
@@ -140,6 +171,8 @@ async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:
         (["run", "tests.client.sample_jobs:every_kind"], "does not say what its items are"),
         (["run", "tests.client.sample_jobs:every_kind", "--items", "/nowhere"], "cannot be read"),
         (["run", "tests.client.sample_jobs:Recorded"], "ROLLCALL_API_URL"),
+        (["run", "tests.client.sample_jobs:second_step", "--items", __file__], "ROLLCALL_API_URL"),
+        (["run", "tests.client.sample_jobs:every_kind", "--items", __file__, "--batch-id", "a/b"], "without control"),
     ):
         done = await rollcall_job(product, None, *arguments)
         assert done.exit_code == 2, done

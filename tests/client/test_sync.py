@@ -16,16 +16,16 @@ from tests.harness.product import Product
 def publish_and_wait(product: Product) -> None:
     settings = product.settings
     with Rollcall(settings.bootstrap_servers, topic_prefix=settings.topic_prefix) as rc:
-        batch = rc.open(name="sync", items=[f"{number}" for number in range(400)])
+        batch = rc.open(name="sync", items=[f"{number}" for number in range(MANY)])
 
         def work(thread: int) -> None:
-            for number in range(thread, 400, 4):
+            for number in range(thread, MANY, 4):
                 batch.succeeded(f"{number}", worker=f"thread-{thread}")
 
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(work, range(4)))
         event = rc.wait(batch.batch_id, timeout=60)
-        assert event.item_counts.succeeded == 400
+        assert event.item_counts.succeeded == MANY
         with pytest.raises(InvalidMessageError):
             batch.failed("", error="no id")
         rc.batch("another").batch_id  # noqa: B018 - it can be had
@@ -33,8 +33,38 @@ def publish_and_wait(product: Product) -> None:
             if heard.batch_id == batch.batch_id:
                 assert heard.ce_id == event.ce_id
                 break
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RollcallError, match="closed"):
         batch.succeeded("0")
+
+
+MANY = 20_000
+"""More than may be on the way to the loop at a time."""
+
+
+def start_and_close(product: Product) -> None:
+    settings = product.settings
+    rc = Rollcall.from_environment(topic_prefix=settings.topic_prefix)
+    rc.start()
+    batch = rc.open()
+    batch.succeeded("a")
+    batch.seal()
+    assert (batch.wait(timeout=60).item_counts.total, rc.undelivered) == (1, False)
+    last = rc.open(total_items=5_000)
+    for number in range(5_000):
+        last.succeeded(f"{number}")
+    rc.close()
+    rc.close()
+    with Rollcall.from_environment(topic_prefix=settings.topic_prefix) as another:
+        assert another.wait(last.batch_id, timeout=60).item_counts.succeeded == 5_000
+    with pytest.raises(RollcallError, match="closed"):
+        rc.flush()
+
+
+async def test_the_twin_has_two_ends_where_a_block_does_not_fit(
+    product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROLLCALL_BOOTSTRAP_SERVERS", product.settings.bootstrap_servers)
+    await asyncio.wait_for(asyncio.to_thread(start_and_close, product), 120)
 
 
 async def test_the_twin_publishes_from_many_threads_waits_and_listens(product: Product) -> None:
@@ -45,8 +75,8 @@ def test_the_twin_has_every_method_of_its_original() -> None:
     def public(of: type) -> set[str]:
         return {name for name in dir(of) if not name.startswith("_")}
 
-    assert public(rollcall_client.Batch) <= public(Batch)
-    inner = {"api", "kafka", "publish", "start", "close", "undelivered", "appended", "from_environment", "options"}
+    assert public(rollcall_client.Batch) - {"published_by"} <= public(Batch)
+    inner = {"api", "kafka", "publish", "publish_encoded", "appended", "options"}
     assert public(rollcall_client.Rollcall) - inner <= public(Rollcall)
     assert Batch.failed.__doc__ == rollcall_client.Batch.failed.__doc__
 

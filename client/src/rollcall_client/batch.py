@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, Unpack
 
 from rollcall_client import messages
+from rollcall_client.errors import InvalidMessageError
 from rollcall_client.events import FinalizedEvent
-from rollcall_client.messages import Effect, Error, Status
-
-if TYPE_CHECKING:
-    from rollcall_client.client import Rollcall
+from rollcall_client.messages import Effect, Error, Message, Status
 
 
 class ResultFields(TypedDict, total=False):
@@ -31,15 +29,50 @@ class ResultFields(TypedDict, total=False):
     occurred_at: datetime | None
 
 
+COUNTED_AT_MOST = 1_000_000
+"""Distinct items of a batch that are counted for its sealing: their ids take memory."""
+
+Total: TypeAlias = Literal["not ours to say", "counted here", "told at the end"]
+"""Where the total comes from that seals a batch: it needs none or the caller knows, this object saw all of its items,
+or the caller has to say."""
+
+
+class Publishing(Protocol):
+    """What a batch needs of a client."""
+
+    @property
+    def undelivered(self) -> bool:
+        """Whether messages were given up."""
+        ...
+
+    async def publish(self, message: Message) -> None:
+        """Buffer a message."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until Kafka has acknowledged all that was published before."""
+        ...
+
+    async def wait(self, batch_id: str, *, timeout: float | None = None) -> FinalizedEvent:
+        """The batch's finalized event."""
+        ...
+
+
 class Batch:
     """One batch. Its methods buffer a message and wait only while the buffer is full; see ``Rollcall.flush``.
 
     They raise InvalidMessageError for what Rollcall could not take; nothing of it is sent then.
     """
 
-    def __init__(self, client: Rollcall, batch_id: str) -> None:
+    def __init__(self, client: Publishing, batch_id: str, *, total: Total = "not ours to say") -> None:
         self._client = client
+        self._total = total
+        self._seen: set[str] = set()
         self.batch_id = messages.check_batch_id(batch_id)
+
+    def published_by(self, client: Publishing) -> Batch:
+        """The same batch on another client."""
+        return Batch(client, self.batch_id, total=self._total)
 
     def __repr__(self) -> str:
         return f"Batch({self.batch_id!r})"
@@ -55,16 +88,18 @@ class Batch:
         """How an item went. Sent twice it changes nothing; a higher ``attempt`` replaces a lower one."""
         result = messages.item_result(self.batch_id, item_id, status, error=error, **fields)
         await self._client.publish(result)
+        if self._total == "counted here":
+            self._count(item_id)
 
     async def succeeded(self, item_id: str, **fields: Unpack[ResultFields]) -> None:
         """The item is done."""
         await self.result(item_id, "succeeded", **fields)
 
-    async def failed(self, item_id: str, error: Error, **fields: Unpack[ResultFields]) -> None:
+    async def failed(self, item_id: str, error: Error | None = None, **fields: Unpack[ResultFields]) -> None:
         """The item failed for good. ``error``: a sentence, an exception, or a mapping with ``message``."""
         await self.result(item_id, "failed", error=error, **fields)
 
-    async def partial(self, item_id: str, error: Error, **fields: Unpack[ResultFields]) -> None:
+    async def partial(self, item_id: str, error: Error | None = None, **fields: Unpack[ResultFields]) -> None:
         """The item's main work is in, a side effect failed: done, not failed."""
         await self.result(item_id, "partial", error=error, **fields)
 
@@ -77,8 +112,24 @@ class Batch:
         await self.result(item_id, "retrying", error=error, **fields)
 
     async def seal(self, total_items: int | None = None) -> None:
-        """Say that no more items come; ``total_items`` is needed where the batch has no manifest."""
+        """Say that no more items come; a batch without a manifest has ``total_items``.
+
+        Left out, and the batch opened by this client with neither total nor items nor a batch id: it has the items
+        that results were published of through this object, which holds up to a million ids for that.
+        """
+        if total_items is None and self._total == "counted here":
+            total_items = len(self._seen)
+        if total_items is None and self._total == "told at the end":
+            raise InvalidMessageError(
+                f"how many items batch {self.batch_id} has is not known here (it may have been submitted before, or "
+                f"they are more than {COUNTED_AT_MOST}): seal(total_items=...)"
+            )
         await self._client.publish(messages.sealed(self.batch_id, total_items))
+
+    def _count(self, item_id: str) -> None:
+        self._seen.add(item_id)
+        if len(self._seen) > COUNTED_AT_MOST:
+            self._total, self._seen = "told at the end", set()
 
     async def cancel(self, reason: str | None = None) -> None:
         """End the batch on purpose: outcome ``cancelled``. What was published before is in first."""

@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -16,12 +16,12 @@ from aiokafka import ConsumerRecord
 
 from rollcall_client import environment, listening, messages
 from rollcall_client.api import Api, time_of
-from rollcall_client.batch import Batch
+from rollcall_client.batch import Batch, Total
 from rollcall_client.errors import ApiError, ConfigurationError, RollcallError
 from rollcall_client.events import FinalizedEvent
 from rollcall_client.kafka import Kafka
 from rollcall_client.listening import NOT_YET, Since, Start
-from rollcall_client.messages import Deadline, Message, Policy
+from rollcall_client.messages import Deadline, Encoded, Message, Policy
 from rollcall_client.publishing import Appended, Publisher
 
 _log = structlog.get_logger(__name__)
@@ -36,17 +36,17 @@ REMEMBERED_BATCHES = 10_000
 class Rollcall:
     """A connection to one installation of Rollcall, used as ``async with Rollcall(...) as rc:``.
 
-    ``bootstrap_servers`` are Kafka's, as "host:port,host:port". ``api_url`` is where the service's HTTP API is; without
-    it everything works but the re-run of half-finished jobs, and ``wait`` reads more. ``kafka`` holds further options
-    of aiokafka's (``security_protocol``, ``ssl_context``, ``sasl_mechanism`` ...). Messages are buffered up to
-    ``buffer_bytes`` and sent again for ``delivery_timeout_s`` seconds; leaving the block flushes, and raises
-    DeliveryError naming the items that Kafka did not acknowledge. ``compression`` is None, "gzip", or with aiokafka's
-    extras "snappy", "lz4" or "zstd".
+    ``bootstrap_servers`` are Kafka's, as "host:port,host:port" or a list. ``api_url`` is where the service's HTTP API
+    is; without it everything works but the re-run of half-finished jobs, and ``wait`` reads more. ``kafka`` holds
+    further options of aiokafka's (``security_protocol``, ``ssl_context``, ``sasl_mechanism`` ...). Messages are
+    buffered up to ``buffer_bytes`` and sent again for ``delivery_timeout_s`` seconds; leaving the block flushes, and
+    raises DeliveryError naming the items that Kafka did not acknowledge. ``compression`` is None, "gzip", or with
+    aiokafka's extras "snappy", "lz4" or "zstd".
     """
 
     def __init__(
         self,
-        bootstrap_servers: str,
+        bootstrap_servers: str | Sequence[str],
         api_url: str | None = None,
         *,
         api_key: str | None = None,
@@ -56,7 +56,8 @@ class Rollcall:
         buffer_bytes: int = BUFFER_BYTES,
         compression: str | None = None,
     ) -> None:
-        self._kafka = Kafka(bootstrap_servers, topic_prefix, kafka or {})
+        servers = bootstrap_servers if isinstance(bootstrap_servers, str) else ",".join(bootstrap_servers)
+        self._kafka = Kafka(servers, topic_prefix, kafka or {})
         self._publisher: Publisher | None = None
         self._publisher_options: dict[str, Any] = {
             "delivery_timeout_s": delivery_timeout_s,
@@ -64,7 +65,7 @@ class Rollcall:
             "compression": compression,
         }
         self._options: dict[str, Any] = {
-            "bootstrap_servers": bootstrap_servers,
+            "bootstrap_servers": servers,
             "api_url": api_url,
             "api_key": api_key,
             "topic_prefix": topic_prefix,
@@ -166,7 +167,10 @@ class Rollcall:
         Raises InvalidMessageError.
         """
         given = batch_id is not None
-        batch = Batch(self, batch_id if batch_id is not None else fresh_id(name))
+        total: Total = "not ours to say"
+        if total_items is None and items is None:
+            total = "told at the end" if given else "counted here"
+        batch = Batch(self, batch_id if batch_id is not None else fresh_id(name), total=total)
         opened = partial(
             messages.opened,
             batch.batch_id,
@@ -204,9 +208,13 @@ class Rollcall:
 
     async def publish(self, message: Message) -> None:
         """Publish a message of ``rollcall_client.messages``; waits only while the buffer is full."""
+        await self.publish_encoded(messages.encoded(message))
+
+    async def publish_encoded(self, message: Encoded) -> None:
+        """Publish a message as it goes out."""
         if self._publisher is None:
             raise RollcallError("this client is not started: use it as async with Rollcall(...) as rc")
-        await self._publisher.publish(message["batch_id"], message.get("item_id"), messages.encode(message))
+        await self._publisher.publish(*message)
 
     async def flush(self) -> None:
         """Wait until Kafka has acknowledged all that was published before.

@@ -10,7 +10,7 @@ import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from rollcall_client.errors import InvalidMessageError
 
@@ -72,6 +72,19 @@ def encode(message: Message) -> bytes:
     return value
 
 
+class Encoded(NamedTuple):
+    """A message as it goes out, and what it is about; ``item_id`` is None where that is the batch itself."""
+
+    batch_id: str
+    item_id: str | None
+    value: bytes
+
+
+def encoded(message: Message) -> Encoded:
+    """Raises InvalidMessageError."""
+    return Encoded(message["batch_id"], message.get("item_id"), encode(message))
+
+
 # Batches
 
 
@@ -90,9 +103,11 @@ def opened(
     """``batch.opened``; fields that are None are left out."""
     if total_items is not None and item_ids is not None:
         raise InvalidMessageError("give total_items or items, not both")
-    if name is not None and len(name) > MAX_NAME_CHARS:
-        raise InvalidMessageError(f"a batch's name has at most {MAX_NAME_CHARS} characters, this one {len(name)}")
+    if sealed and total_items is None and item_ids is None:
+        raise InvalidMessageError("a batch that is sealed from the beginning needs total_items or items")
     if metadata is not None:
+        if not isinstance(metadata, Mapping):
+            raise InvalidMessageError(f"metadata is a mapping, not {metadata!r:.100}")
         check_json("metadata", metadata, MAX_METADATA_BYTES)
     if retry_of is not None:
         check_batch_id(retry_of)
@@ -102,7 +117,7 @@ def opened(
         total_items=None if total_items is None else _count("total_items", total_items),
         item_ids=item_ids,
         sealed=sealed,
-        name=name,
+        name=None if name is None else _name("a batch's", name),
         deadline_at=deadline_at,
         policy=None if policy is None else _policy(policy),
         metadata=metadata,
@@ -137,6 +152,8 @@ def manifest_pieces(item_ids: Iterable[str]) -> Iterator[list[str]]:
 
     Raises InvalidMessageError for what is no id, or is there twice.
     """
+    if isinstance(item_ids, str):
+        raise InvalidMessageError(f"items are several ids, not one text: {item_ids!r:.100}")
     seen: set[str] = set()
     piece: list[str] = []
     size, pieces = 0, 0
@@ -199,11 +216,7 @@ def item_result(
     if metrics is not None:
         result["metrics"] = check_metrics(metrics)
     if worker is not None:
-        if len(worker) > MAX_NAME_CHARS:
-            raise InvalidMessageError(
-                f"a worker's name has at most {MAX_NAME_CHARS} characters, this one {len(worker)}"
-            )
-        result["worker"] = worker
+        result["worker"] = _name("a worker's", worker)
     if occurred_at is not None:
         result["occurred_at"] = time_text(occurred_at)
     return result
@@ -219,6 +232,8 @@ def error_of(error: Error) -> dict[str, str]:
             trace = "".join(traceback.format_exception(error))
             found["stack_trace"] = cut(trace, MAX_STACK_TRACE_BYTES, keep_end=True)
         return found
+    if not isinstance(error, Mapping):
+        raise InvalidMessageError(f"an error is a sentence, an exception or a mapping, not {error!r:.100}")
     unknown = sorted(error.keys() - {"code", "message", "stack_trace"})
     if unknown or "message" not in error:
         raise InvalidMessageError(f"an error has a message, and perhaps code and stack_trace, not {sorted(error)}")
@@ -264,6 +279,8 @@ def check_json(what: str, value: Any, max_bytes: int) -> None:
 
 def check_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics as they are sent. Raises InvalidMessageError for what is no name with a finite number."""
+    if not isinstance(metrics, Mapping):
+        raise InvalidMessageError(f"metrics are numbers by name, not {metrics!r:.100}")
     for name, number in metrics.items():
         if not isinstance(name, str) or _UNSTORABLE.search(name):
             raise InvalidMessageError(f"a metric's name is a text, not {name!r}")
@@ -298,8 +315,8 @@ def deadline_text(deadline: Deadline | None, now: datetime) -> str | None:
 
 def time_text(time: datetime) -> str:
     """RFC 3339 in UTC. Raises InvalidMessageError for a time without a zone."""
-    if time.tzinfo is None:
-        raise InvalidMessageError(f"the time {time} has no zone: use datetime.now(UTC)")
+    if not isinstance(time, datetime) or time.tzinfo is None:
+        raise InvalidMessageError(f"a time with a zone is needed, like datetime.now(UTC), not {time!r}")
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -322,6 +339,12 @@ def _policy(policy: Mapping[str, Any]) -> dict[str, Any]:
     if policy.get("late_results", "record") not in ("record", "revise"):
         raise InvalidMessageError("policy: late_results is record or revise")
     return dict(policy)
+
+
+def _name(whose: str, name: str) -> str:
+    if not isinstance(name, str) or len(name) > MAX_NAME_CHARS:
+        raise InvalidMessageError(f"{whose} name is a text of at most {MAX_NAME_CHARS} characters, not {name!r:.100}")
+    return name if name.isprintable() else _encodable(name, f"{whose} name")
 
 
 def _count(what: str, number: int) -> int:
@@ -358,9 +381,9 @@ def _check_value(what: str, value: Any, depth: int) -> None:
         raise InvalidMessageError(f"{what} holds a number that is not finite, or too large")
 
 
-def _encodable(text: str) -> str:
+def _encodable(text: str, what: str = "the id") -> str:
     if _UNSTORABLE.search(text):
-        raise InvalidMessageError(f"the id {text!r} holds half a surrogate pair: it is no text")
+        raise InvalidMessageError(f"{what} {text!r} holds U+0000 or half a surrogate pair, which cannot be stored")
     return text
 
 

@@ -335,4 +335,5 @@ async def _stopped(producer: AIOKafkaProducer) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    name, said = type(error).__name__, str(error)
+    return said if said.startswith(name) else f"{name}: {said}" if said else name

@@ -1,40 +1,138 @@
-"""The client for programs without asyncio: the same one, run by an event loop in a thread of its own."""
+"""The client for programs without asyncio: the same one, run by an event loop in a thread of its own.
+
+Of a batch, everything but the sending is done in the caller's thread, by the same ``Batch``: its messages are handed
+over to the loop in passing, since a call there and back for each would cost more than all the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+import asyncio
+import os
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack
+from threading import Lock
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from rollcall_client import environment
 from rollcall_client.batch import Batch as AsyncBatch
 from rollcall_client.client import Rollcall as AsyncRollcall
 from rollcall_client.errors import RollcallError
 from rollcall_client.events import FinalizedEvent
 from rollcall_client.listening import Start
+from rollcall_client.messages import Encoded, Message, encoded
 
 P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A")
-T = TypeVar("T")
+
+HANDED_OVER_AT_ONCE = 500
+MOST_BYTES_ON_THE_WAY = 1024 * 1024
+
+
+class _Loop:
+    """The thread of a client's event loop, and the messages on their way there: what its batches publish to."""
+
+    def __init__(self, twin: AsyncRollcall) -> None:
+        self._twin = twin
+        self._portal: BlockingPortal | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._on_the_way: deque[Encoded] = deque()
+        self._bytes_on_the_way = 0
+        self._woken = False
+        self._lock = Lock()
+        self._one_at_a_time = asyncio.Lock()
+        self._handing_over: set[asyncio.Task[None]] = set()
+
+    @property
+    def running(self) -> bool:
+        return self._portal is not None
+
+    def start(self, portal: BlockingPortal) -> None:
+        self._loop = portal.call(_this_loop)
+        self._portal = portal
+
+    def end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Take no more; what is on the way is handed over, unless this is an interruption."""
+        with self._lock:
+            portal, self._portal = self._portal, None
+        if portal is not None and (error is None or isinstance(error, Exception)):
+            portal.call(self._hand_over)
+
+    def call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
+        """Run it there, behind all that was published before, and wait for it."""
+
+        async def behind_the_others() -> R:
+            await self._hand_over()
+            return await function(*args, **kwargs)
+
+        return self._there.call(behind_the_others)
+
+    # What a batch needs of a client: never awaits anything, but may block.
+
+    @property
+    def undelivered(self) -> bool:
+        return self._twin.undelivered
+
+    async def publish(self, message: Message) -> None:
+        ready = encoded(message)
+        with self._lock:
+            loop = self._loop
+            if self._portal is None or loop is None:
+                raise _not_started()
+            self._on_the_way.append(ready)
+            self._bytes_on_the_way += len(ready.value)
+            too_many = self._bytes_on_the_way > MOST_BYTES_ON_THE_WAY
+            wake, self._woken = not self._woken, True
+        if wake:
+            loop.call_soon_threadsafe(self._wake)
+        if too_many:
+            self._there.call(self._hand_over)
+
+    async def flush(self) -> None:
+        self.call(self._twin.flush)
+
+    async def wait(self, batch_id: str, *, timeout: float | None = None) -> FinalizedEvent:
+        return self.call(self._twin.wait, batch_id, timeout=timeout)
+
+    # In the loop's thread.
+
+    def _wake(self) -> None:
+        with self._lock:  # else it could be set to True again for a wake-up that was this one
+            self._woken = False
+        task = asyncio.ensure_future(self._hand_over())
+        self._handing_over.add(task)
+        task.add_done_callback(self._handing_over.discard)
+
+    async def _hand_over(self) -> None:
+        async with self._one_at_a_time:
+            count = 0
+            while self._on_the_way:
+                with self._lock:
+                    ready = self._on_the_way.popleft()
+                    self._bytes_on_the_way -= len(ready.value)
+                await self._twin.publish_encoded(ready)
+                count += 1
+                if not count % HANDED_OVER_AT_ONCE:
+                    await asyncio.sleep(0)  # they have to be sent, too
+
+    @property
+    def _there(self) -> BlockingPortal:
+        if self._portal is None:
+            raise _not_started()
+        return self._portal
 
 
 class _Twin(Generic[A]):
     """The blocking face of an asynchronous object."""
 
-    _portal: BlockingPortal | None
     _twin: A
 
     def _call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
-        if self._portal is None:
-            raise RollcallError("this client is not started: use it as with Rollcall(...) as rc")
-
-        async def call() -> R:
-            return await function(self._twin, *args, **kwargs)
-
-        return self._portal.call(call)
+        raise NotImplementedError
 
 
 def _blocking(
@@ -51,9 +149,17 @@ def _blocking(
 class Batch(_Twin[AsyncBatch]):
     """``rollcall_client.Batch`` with methods that block."""
 
-    def __init__(self, portal: BlockingPortal, twin: AsyncBatch) -> None:
-        self._portal = portal
+    def __init__(self, twin: AsyncBatch) -> None:
         self._twin = twin
+
+    def _call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
+        coroutine = function(self._twin, *args, **kwargs)
+        try:
+            coroutine.send(None)
+        except StopIteration as ended:
+            result: R = ended.value
+            return result
+        raise AssertionError("a batch awaits nothing but its client, and that one blocks")
 
     @property
     def batch_id(self) -> str:
@@ -90,21 +196,38 @@ def _opening(
 class Rollcall(_Twin[AsyncRollcall]):
     """``rollcall_client.Rollcall`` with methods that block, used as ``with Rollcall(...) as rc:``.
 
-    Takes the same arguments, and may be used by several threads at once.
+    Takes the same arguments, and may be used by several threads at once. Where a block doesn't fit, ``start`` and
+    ``close`` are its two ends.
     """
 
-    def __init__(self, bootstrap_servers: str, api_url: str | None = None, **options: Any) -> None:
-        self._make = lambda: AsyncRollcall(bootstrap_servers, api_url, **options)
-        self._portal = None
+    def __init__(self, bootstrap_servers: str | Sequence[str], api_url: str | None = None, **options: Any) -> None:
+        self._twin = AsyncRollcall(bootstrap_servers, api_url, **options)
+        self._loop = _Loop(self._twin)
         self._exits = ExitStack()
 
-    def __enter__(self) -> Self:
+    def _call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
+        return self._loop.call(function, self._twin, *args, **kwargs)
+
+    @classmethod
+    def from_environment(cls, **options: Any) -> Self:
+        """A client as the environment says; ``options`` go before it. See ``rollcall_client.environment``."""
+        return cls(**{**environment.options(os.environ), **options})
+
+    def start(self) -> None:
+        """Connect; ``with`` does it. Raises RollcallError where Kafka or the topics are not there."""
         with ExitStack() as exits:
-            portal = exits.enter_context(start_blocking_portal())
-            self._twin = portal.call(_made, self._make)
+            portal = exits.enter_context(start_blocking_portal(name="rollcall-client"))
             exits.enter_context(portal.wrap_async_context_manager(self._twin))
+            exits.push(self._loop.end)
+            self._loop.start(portal)
             self._exits = exits.pop_all()
-        self._portal = portal
+
+    def close(self) -> None:
+        """Flush, and let go of all connections. Raises DeliveryError naming what Kafka did not acknowledge."""
+        self._exits.close()
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(
@@ -121,6 +244,11 @@ class Rollcall(_Twin[AsyncRollcall]):
         """A batch that was opened elsewhere, to publish results for it. Raises InvalidMessageError."""
         return self._wrapped(self._twin.batch(batch_id))
 
+    @property
+    def undelivered(self) -> bool:
+        """Whether messages were given up; the next ``flush`` raises and names them."""
+        return self._twin.undelivered
+
     def finalized(self, *, group: str | None = None, start: Start = "earliest") -> Iterator[FinalizedEvent]:
         """Finalized events as they come; see ``rollcall_client.Rollcall.finalized``."""
         stream = self._call(_listen, group, start)
@@ -131,16 +259,19 @@ class Rollcall(_Twin[AsyncRollcall]):
                 except StopAsyncIteration:
                     return
         finally:
-            self._call(_close, stream)
+            if self._loop.running:  # else it was closed with the client
+                self._call(_close, stream)
 
     def _wrapped(self, opened: AsyncBatch) -> Batch:
-        if self._portal is None:
-            raise RollcallError("this client is not started: use it as with Rollcall(...) as rc")
-        return Batch(self._portal, opened)
+        return Batch(opened.published_by(self._loop))
 
 
-async def _made(make: Callable[[], T]) -> T:
-    return make()
+def _not_started() -> RollcallError:
+    return RollcallError("this client is not started, or closed: use it as with Rollcall(...) as rc")
+
+
+async def _this_loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()
 
 
 async def _listen(rc: AsyncRollcall, group: str | None, start: Start) -> AsyncGenerator[FinalizedEvent, None]:

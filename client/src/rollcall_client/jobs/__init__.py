@@ -14,7 +14,8 @@ from rollcall_client.jobs.outcomes import (
 from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.rates import Rate, Retry, time_bucket
 from rollcall_client.jobs.results import JobResult, WorkerResult
-from rollcall_client.jobs.running import DependencyError, JobStoppedError, run
+from rollcall_client.jobs.running import DependencyError, run
+from rollcall_client.jobs.stopping import JobStoppedError
 
 __all__ = [
     "Created",

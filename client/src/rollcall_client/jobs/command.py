@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from rollcall_client.client import Rollcall
-from rollcall_client.errors import ConfigurationError, RollcallError
+from rollcall_client.errors import ConfigurationError, InvalidMessageError, RollcallError
 from rollcall_client.jobs import logs
 from rollcall_client.jobs.job import jobs_in, load_job
 from rollcall_client.jobs.requests import listen
 from rollcall_client.jobs.results import JobResult
-from rollcall_client.jobs.running import JobStoppedError, run
+from rollcall_client.jobs.running import run
+from rollcall_client.jobs.stopping import JobStoppedError
 
 OK, WENT_WRONG, WRONG_USE = 0, 1, 2
 STOPPED = 130
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except JobStoppedError as error:
         print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(STOPPED)
-    except (ConfigurationError, _UsageError) as error:
+    except (ConfigurationError, InvalidMessageError, _UsageError) as error:
         print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(WRONG_USE)
     except (RollcallError, TimeoutError) as error:
@@ -53,6 +54,7 @@ async def _run(options: argparse.Namespace) -> int:
             _items(options.items),
             rc=None,
             batch_id=options.batch_id,
+            after_batch_id=options.after,
             params=_params(options.param),
             rerun="all" if options.all else "missing",
             partitions=options.partitions,
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     run_.add_argument("--items", metavar="FILE", help="items, one a line (JSON, or text); - is stdin")
     run_.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="passed to the job's items()")
     run_.add_argument("--batch-id", help="run this batch, or what is left of it")
+    run_.add_argument("--after", metavar="BATCH_ID", help="wait for this batch, and start if it ended well enough")
     run_.add_argument("--all", action="store_true", help="do all of a batch again, without asking the API what is done")
     run_.add_argument("--partitions", type=int, default=1, metavar="N", help="processes to spread the items over")
     run_.add_argument("--partition", metavar="K/N", help="do only the Kth of N shares: the others run elsewhere")
@@ -139,7 +142,7 @@ def _for_people(result: JobResult) -> str:
     lines = [
         f"{result.job}: {result.status} ({result.outcome}), batch {result.batch_id}",
         f"processed {result.processed}, created {result.created}, updated {result.updated}, "
-        f"skipped {result.skipped}, failed {result.failed}, missing {result.missing}",
+        f"skipped {result.skipped}, partial {result.partial}, failed {result.failed}, missing {result.missing}",
     ]
     if not result.ran:
         lines.append("the batch was finalized before: nothing was done")

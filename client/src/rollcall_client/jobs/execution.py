@@ -18,7 +18,7 @@ from rollcall_client.jobs.memory import InFlight, MemoryGate
 from rollcall_client.jobs.outcomes import Outcome, Succeeded
 from rollcall_client.jobs.progress import Callback, Progress
 from rollcall_client.jobs.rates import Rate
-from rollcall_client.messages import Error, error_of
+from rollcall_client.messages import Error, check_item_id, error_of
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Tried(NamedTuple):
     """What came of an attempt: a value, or what was raised."""
 
     returned: Any
-    raised: Exception | None
+    raised: BaseException | None
     duration_ms: float
 
 
@@ -104,7 +104,7 @@ class Drawing:
         return chunk
 
     def _work(self, item: Any) -> Work | None:
-        item_id = self._job.item_id(item)
+        item_id = check_item_id(self._job.item_id(item))  # before its work is done, not when that is reported
         self.drawn += 1
         if not self._is_ours(item_id):
             return None
@@ -166,11 +166,10 @@ class Execution:
                 self._in_flight.count -= len(chunk)
 
     async def _next(self, source: Source) -> list[Work]:
-        if self._gate.must_look:
-            try:
-                await self._gate.passed(self._in_flight)
-            except CriticalError as error:
-                self.end_by(error)
+        try:
+            await self._gate.passed(self._in_flight, self._stop)
+        except CriticalError as error:
+            self.end_by(error)
         if self._stop.is_set() or self._batch.undelivered:
             return []
         self._started += 1
@@ -209,7 +208,7 @@ class Execution:
         set_current(Current(self._batch.batch_id, work.item_id, work.attempt, self._worker, self.job_metrics))
         started = time.perf_counter()
         returned: Any = None
-        raised: Exception | None = None
+        raised: BaseException | None = None
         limit = self._job.item_timeout_s
         try:
             if limit is None:
@@ -221,6 +220,11 @@ class Execution:
             raised = error
             if limit is not None and timeout.expired():
                 raised = ItemTimeoutError(f"took longer than {limit:g} s")
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raised = error  # something that the item waited for was cancelled, not this run
         except Exception as error:
             raised = error
         return Tried(returned, raised, round((time.perf_counter() - started) * 1000, 3))

@@ -16,5 +16,6 @@ def to_stderr() -> None:
             *([] if people else [structlog.processors.format_exc_info]),
             structlog.dev.ConsoleRenderer() if people else structlog.processors.JSONRenderer(default=str),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Looked up for each line: a progress bar puts itself below what is printed.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )

@@ -23,6 +23,7 @@ from rollcall_client.jobs.execution import Drawing, Execution, Work
 from rollcall_client.jobs.job import CriticalError, Job
 from rollcall_client.jobs.progress import Callback, Progress
 from rollcall_client.jobs.rates import Rate
+from rollcall_client.jobs.results import numbers_in
 from rollcall_client.messages import error_of
 
 _log = structlog.get_logger(__name__)
@@ -90,7 +91,8 @@ async def run_in_processes(
             while True:
                 said = await to_thread.run_sync(pipe.recv, abandon_on_cancel=True, limiter=threads)
                 if isinstance(said, Ended):
-                    execution.job_metrics.update(said.job_metrics)
+                    for name, value in said.job_metrics.items():
+                        execution.job_metrics[name] = execution.job_metrics.get(name, 0) + value
                     if said.critical is not None:
                         execution.end_by(CriticalError(said.critical["message"]), said.critical)
                     return True
@@ -137,7 +139,7 @@ async def _work(job: Job, options: Mapping[str, Any], batch_id: str, worker: str
         critical = None if execution.critical is None else error_of(execution.critical)
         await to_thread.run_sync(pipe.send, More(progress.succeeded, progress.failed))
         await to_thread.run_sync(pipe.recv)
-        await to_thread.run_sync(pipe.send, Ended(critical, execution.job_metrics))
+        await to_thread.run_sync(pipe.send, Ended(critical, numbers_in(execution.job_metrics)))
 
 
 class _Received:

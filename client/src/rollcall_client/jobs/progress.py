@@ -3,9 +3,13 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+
+import structlog
+
+_log = structlog.get_logger(__name__)
 
 TELL_EVERY_S = 0.2
 
@@ -38,24 +42,38 @@ def shown(name: str, showing: Showing) -> Iterator[Callback]:
 
     "auto" is a bar where stderr is a terminal and rich is installed, and nothing else.
     """
-    if showing == "auto":
-        with _bar(name) as tell:
-            yield _throttled(tell)
-    else:
-        yield _throttled(showing or _nobody)
+    with ExitStack() as until_the_end:
+        bar = until_the_end.enter_context(_bar(name)) if showing == "auto" else showing or _nobody
+        telling = _Throttled(bar)
+        try:
+            yield telling.tell
+        finally:
+            telling.tell_the_last()
 
 
-def _throttled(tell: Callback) -> Callback:
-    told_at = 0.0
+class _Throttled:
+    def __init__(self, tell: Callback) -> None:
+        self._tell = tell
+        self._told_at = 0.0
+        self._untold: Progress | None = None
 
-    def throttled(progress: Progress) -> None:
-        nonlocal told_at
-        now = time.monotonic()
-        if now - told_at >= TELL_EVERY_S or progress.done == progress.total:
-            told_at = now
-            tell(progress)
+    def tell(self, progress: Progress) -> None:
+        if time.monotonic() - self._told_at < TELL_EVERY_S:
+            self._untold = progress
+        else:
+            self._now(progress)
 
-    return throttled
+    def tell_the_last(self) -> None:
+        if self._untold is not None:
+            self._now(self._untold)
+
+    def _now(self, progress: Progress) -> None:
+        self._told_at, self._untold = time.monotonic(), None
+        try:
+            self._tell(progress)
+        except Exception as error:  # somebody's callback: a job isn't lost over what it shows
+            _log.warning("progress could not be shown, and is not any more", error=str(error), exc_info=error)
+            self._tell = _nobody
 
 
 @contextmanager

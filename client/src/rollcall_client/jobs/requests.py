@@ -16,6 +16,7 @@ from rollcall_client.jobs.job import Items, Job
 from rollcall_client.jobs.prior import DONE, prior_of
 from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.running import run, worker_name
+from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
 from rollcall_client.messages import Message, check_batch_id
 
 _log = structlog.get_logger(__name__)
@@ -34,7 +35,11 @@ async def listen(jobs: Mapping[str, Job], client: Rollcall, *, group: str, stop:
     topic = client.kafka.topic("requests")
     stream = listening.records(client.kafka, topic, group=group, start="earliest", max_body_s=listening.DAY_S)
     async with aclosing(stream) as requests:
-        while (record := await _unless_stopped(requests, stop)) is not None:
+        while True:
+            try:
+                record = await unless_stopped(anext(requests), stop, "requests")
+            except JobStoppedError:
+                return
             headers = dict(record.headers)
             kind = (
                 (headers.get("ce_type") or b"").decode(errors="replace").removeprefix("rollcall.").removesuffix(".v1")
@@ -51,19 +56,6 @@ async def listen(jobs: Mapping[str, Job], client: Rollcall, *, group: str, stop:
                 if stop is not None and stop.is_set():
                     return  # it was interrupted: not committed, so it comes again
                 _log.error("a request went wrong", kind=kind, error=str(error), offset=record.offset, exc_info=error)
-
-
-async def _unless_stopped(requests: AsyncIterator[Any], stop: asyncio.Event | None) -> Any:
-    """The next request; None once it is to stop."""
-    coming = asyncio.ensure_future(anext(requests))
-    stopping = asyncio.ensure_future(stop.wait() if stop is not None else asyncio.Event().wait())
-    try:
-        await asyncio.wait({coming, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return coming.result() if coming.done() and not stopping.done() else None
-    finally:
-        for each in (coming, stopping):
-            each.cancel()
-        await asyncio.wait({coming, stopping})
 
 
 async def _run_requested(

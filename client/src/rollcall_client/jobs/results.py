@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypeAlias
 
+import structlog
+
+from rollcall_client.errors import InvalidMessageError
 from rollcall_client.events import FinalizedEvent
+from rollcall_client.messages import check_metrics
+
+_log = structlog.get_logger(__name__)
 
 JobStatus: TypeAlias = Literal["COMPLETED", "PARTIAL", "FAILED"]
 
@@ -23,9 +29,9 @@ class WorkerResult:
 class JobResult:
     """How a run went, taken from the batch's finalized event and summary.
 
-    ``processed`` are the answered items, ``skipped`` those skipped or left unchanged; ``metrics`` the sums of the
-    items' metrics (from the summary) and the run's own. ``ran`` is False where the batch was finalized before and
-    nothing was done.
+    ``processed`` are the answered items, ``skipped`` those skipped or left unchanged, ``partial`` those done but for a
+    side effect; ``metrics`` the sums of the items' metrics (from the summary) and the run's own. ``ran`` is False where
+    the batch was finalized before and nothing was done.
     """
 
     job: str
@@ -38,6 +44,7 @@ class JobResult:
     skipped: int
     failed: int
     missing: int
+    partial: int
     duration_ms: int | None
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
@@ -77,6 +84,7 @@ class JobResult:
             skipped=items.skipped + writes.unchanged,
             failed=items.failed,
             missing=items.missing,
+            partial=items.partial,
             duration_ms=event.duration_ms,
             metrics={**summed, **job_metrics},
             error=error or event.error_summary,
@@ -89,6 +97,17 @@ class JobResult:
             revision=event.revision,
             ran=ran,
         )
+
+
+def numbers_in(job_metrics: Mapping[str, Any]) -> dict[str, float]:
+    """A job's own metrics without those that are no number: a result isn't lost over them."""
+    numbers: dict[str, float] = {}
+    for name, number in job_metrics.items():
+        try:
+            numbers.update(check_metrics({name: number}))
+        except InvalidMessageError as error:
+            _log.warning("a metric of the job is left out", error=str(error))
+    return numbers
 
 
 def status_of(event: FinalizedEvent) -> JobStatus:

@@ -20,7 +20,9 @@ from rollcall_client.jobs.job import Items, Job, as_job
 from rollcall_client.jobs.partitions import run_in_processes
 from rollcall_client.jobs.prior import prior_of
 from rollcall_client.jobs.progress import Callback, Progress, Showing, shown
-from rollcall_client.jobs.results import JobResult
+from rollcall_client.jobs.results import JobResult, numbers_in
+from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
+from rollcall_client.messages import check_batch_id
 
 _log = structlog.get_logger(__name__)
 
@@ -29,10 +31,6 @@ DEPENDENCY_WAIT_S = 3600.0
 SUMMARY_WAIT_S = 30.0
 
 Rerun = Literal["missing", "all"]
-
-
-class JobStoppedError(RollcallError):
-    """A run was asked to stop; what ran is reported, and the same batch can be run again."""
 
 
 class DependencyError(RollcallError):
@@ -48,6 +46,8 @@ async def run(
     now: datetime | None = None,
     params: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    retry_of: str | None = None,
+    after_batch_id: str | None = None,
     rerun: Rerun = "missing",
     partitions: int = 1,
     partition: tuple[int, int] | None = None,
@@ -68,7 +68,8 @@ async def run(
 
     ``partitions`` spreads the items over so many processes of this machine, ``partition=(2, 3)`` does the second of
     three shares here and leaves the others to others, who are to use the same ``batch_id``. ``worker`` is the name
-    under which this process reports. ``stop``, once set, ends the run early.
+    under which this process reports. ``stop``, once set, ends the run early. ``retry_of`` names the batch that this
+    one does items of again, ``after_batch_id`` the one to wait for, where that has no ``bucket`` to tell by.
 
     Raises JobStoppedError, DependencyError, ConfigurationError, DeliveryError, ApiError, TimeoutError where the batch
     isn't finalized within ``wait_timeout_s`` of the last item, and what ``items`` raises; the batch then stays open.
@@ -77,8 +78,7 @@ async def run(
     now = now or datetime.now(UTC)
     _check_shares(partitions, partition)
     async with _client(rc) as client:
-        await _await_dependency(chosen, client, now)
-        own_id = batch_id or chosen.batch_id_at(now)
+        own_id = chosen.batch_id_at(now) if batch_id is None else check_batch_id(batch_id)
         if partition is not None and own_id is None:
             raise ConfigurationError(f"{chosen.name}: shares of a run need one batch_id (or a bucket) for all")
         if own_id is not None and rerun == "missing" and client.api is None:
@@ -86,6 +86,9 @@ async def run(
                 f"{chosen.name}: what is done of batch {own_id} is asked of Rollcall's API: "
                 'give api_url (ROLLCALL_API_URL), or rerun="all" to do everything again'
             )
+        await unless_stopped(
+            _await_dependency(chosen, client, now, after_batch_id), stop, f"what {chosen.name} is to come after"
+        )
         started = _Run(
             job=chosen,
             client=client,
@@ -99,10 +102,18 @@ async def run(
             progress=progress,
             stop=stop,
             wait_timeout_s=wait_timeout_s,
+            retry_of=retry_of,
+            metadata={"job": chosen.name, **({"params": params} if params else {}), **(metadata or {})},
         )
-        return await started.to_the_end(
-            {"job": chosen.name, **({"params": params} if params else {}), **(metadata or {})}
-        )
+        try:
+            return await started.to_the_end()
+        except JobStoppedError as stopped:
+            started.log.warning("job stopped", reason=str(stopped))
+            raise
+        except Exception as error:
+            told = isinstance(error, RollcallError | TimeoutError)  # its one line says it all
+            started.log.error("job went wrong", error=str(error), exc_info=None if told else error)
+            raise
 
 
 class _Run:
@@ -121,6 +132,8 @@ class _Run:
         progress: Showing,
         stop: asyncio.Event | None,
         wait_timeout_s: float,
+        retry_of: str | None,
+        metadata: Mapping[str, Any],
     ) -> None:
         self._job = job
         self._client = client
@@ -134,27 +147,31 @@ class _Run:
         self._showing = progress
         self._stop = stop
         self._wait_timeout_s = wait_timeout_s
-        self._log = _log.bind(job=job.name, batch_id=batch_id)
+        self._retry_of = retry_of
+        self._metadata = metadata
+        self.log = _log.bind(job=job.name, batch_id=batch_id)
 
-    async def to_the_end(self, metadata: Mapping[str, Any]) -> JobResult:
+    async def to_the_end(self) -> JobResult:
         ids = self._manifest()
-        batch = await self._client.open(
+        opened = await self._client.open(
             name=self._job.name,
             items=ids,
             deadline=self._job.deadline,
             policy=self._job.policy,
-            metadata=metadata,
+            metadata=self._metadata,
             batch_id=None if self._fresh else self._batch_id,
+            retry_of=self._retry_of,
         )
+        batch = self._client.batch(opened.batch_id)  # which holds no ids: the items are counted as they are drawn
         self._batch_id = batch.batch_id
-        self._log = self._log.bind(batch_id=batch.batch_id)
+        self.log = self.log.bind(batch_id=batch.batch_id)
         prior: Prior | None = Prior()
         if not self._fresh and self._rerun == "missing":
             prior = await prior_of(self._client, batch.batch_id)
         if prior is None:
-            self._log.info("the batch is finalized: nothing to do")
-            return await self._result(await self._finalized(), {}, False, None, ran=False)
-        self._log.info("job started", items=None if ids is None else len(ids), done_before=len(prior.done))
+            self.log.info("the batch is finalized: nothing to do")
+            return await self._result(await self._finalized(), {}, True, None, ran=False)
+        self.log.info("job started", items=None if ids is None else len(ids), done_before=len(prior.done))
         with shown(self._job.name, self._showing) as tell:
             progress = Progress(total=None if ids is None else self._share_of(ids, prior))
             execution = Execution(self._job, batch, worker=self._worker, progress=progress, tell=tell)
@@ -208,10 +225,9 @@ class _Run:
     async def _conclude(self, batch: Batch, execution: Execution, drawing: Drawing, *, sealed: bool) -> JobResult:
         await self._client.flush()
         if execution.critical is not None:
-            self._log.error("job stopped by a critical error", error=str(execution.critical))
+            self.log.error("job stopped by a critical error", error=str(execution.critical))
             await batch.abort(execution.critical_details)
         elif drawing.error is not None:
-            self._log.error("the items could not be drawn, the batch stays open", error=str(drawing.error))
             raise drawing.error
         elif execution.stopped:
             raise JobStoppedError(
@@ -220,14 +236,20 @@ class _Run:
         elif not sealed:
             await batch.seal(total_items=drawing.drawn)
         await self._client.flush()
-        metrics, critical = execution.job_metrics, execution.critical
-        counted = execution.item_metrics or self._partitions > 1 or self._partition is not None
-        return await self._result(
-            await self._finalized(), metrics, counted, None if critical is None else str(critical), ran=True
-        )
+        critical = None if execution.critical is None else str(execution.critical)
+        # Only these have something in the summary that the event has not.
+        counted = execution.item_metrics or self._partitions > 1 or self._partition is not None or not self._fresh
+        try:
+            event = await self._finalized()
+        except TimeoutError as error:
+            if sealed:
+                raise
+            raise TimeoutError(f"{error}; it has {drawing.drawn} items: are their ids distinct?") from None
+        return await self._result(event, numbers_in(execution.job_metrics), counted, critical, ran=True)
 
     async def _finalized(self) -> FinalizedEvent:
-        return await self._client.wait(self._batch_id, timeout=self._wait_timeout_s)
+        waiting = self._client.wait(self._batch_id, timeout=self._wait_timeout_s)
+        return await unless_stopped(waiting, self._stop, f"the end of batch {self._batch_id}")
 
     async def _result(
         self, event: FinalizedEvent, metrics: Mapping[str, float], counted: bool, error: str | None, *, ran: bool
@@ -237,27 +259,32 @@ class _Run:
             try:
                 summary = await self._client.summary(self._batch_id, revision=event.revision, timeout=SUMMARY_WAIT_S)
             except TimeoutError:
-                self._log.warning("no summary yet: the result is without metrics and shares")
+                self.log.warning("no summary yet: the result is without metrics and shares")
         result = JobResult.of(self._job.name, event, summary, job_metrics=metrics, error=error, ran=ran)
-        self._log.info("job finished", **result.payload(), outcome=result.outcome, missing=result.missing)
+        self.log.info(
+            "job finished", **result.payload(), outcome=result.outcome, missing=result.missing, partial=result.partial
+        )
         return result
 
 
-async def _await_dependency(job: Job, client: Rollcall, now: datetime) -> None:
-    if job.after is None:
-        return
-    before = as_job(job.after)
-    batch_id = before.batch_id_at(now)
+async def _await_dependency(job: Job, client: Rollcall, now: datetime, batch_id: str | None) -> None:
     if batch_id is None:
-        raise ConfigurationError(f"{job.name} is to come after {before.name}, which needs a bucket for that")
-    _log.info("waiting for the job before", job=job.name, after=before.name, batch_id=batch_id)
+        if job.after is None:
+            return
+        before = as_job(job.after)
+        batch_id = before.batch_id_at(now)
+        if batch_id is None:
+            raise ConfigurationError(
+                f"{job.name} is to come after {before.name}, which needs a bucket for that, or after_batch_id"
+            )
+    _log.info("waiting for the batch before", job=job.name, after=batch_id)
     try:
         event = await client.wait(batch_id, timeout=DEPENDENCY_WAIT_S)
     except TimeoutError as error:
-        raise DependencyError(f"{job.name} is to come after {before.name}: {error}") from error
+        raise DependencyError(f"{job.name} is to come after another: {error}") from error
     if event.outcome not in job.after_outcomes:
         raise DependencyError(
-            f"{job.name} doesn't start: batch {batch_id} of {before.name} ended {event.outcome}, "
+            f"{job.name} doesn't start: batch {batch_id} ended {event.outcome}, "
             f"accepted is {', '.join(job.after_outcomes)}"
         )
 
