@@ -8,12 +8,11 @@ import argparse
 import asyncio
 import os
 import random
-import re
 import sys
 import tempfile
 from pathlib import Path
 
-from bench.__main__ import run_pipeline, say, servers
+from bench.__main__ import rate_of_applying, run_pipeline, say, servers
 from bench.workload import fill
 from rollcall.settings import Settings
 from schemas.topics import Topics
@@ -48,14 +47,26 @@ async def main() -> int:
             say(f"topic filled with {records:,} records")
             live, _ = await run_pipeline(settings, records, options.batches, options.processes)
             say(f"live intake, {options.processes} workers: {live:,.0f} items/s")
-            said = await rollcall(settings, "replay", "--into", "replayed", "--processes", str(options.processes))
-            say(said)
-            replayed = int(re.search(r"\(([\d,]+) a second\)", said).group(1).replace(",", ""))  # type: ignore[union-attr]
-            say(f"replay / live: {replayed / live:.2f}")
+            replayed = await replayed_at(settings, records, options.processes)
+            say(f"replay, {options.processes} processes: {replayed:,.0f} items/s; replay / live: {replayed / live:.2f}")
             equal = await is_equal(settings, "replayed")
             say(f"equals the live state: {equal}")
             resumed = await killed_and_resumed(settings, records, options.kills, options.processes)
             return 0 if equal and resumed else 1
+
+
+async def replayed_at(settings: Settings, records: int, processes: int) -> float:
+    """Items/s of a replay, taken as those of the live intake are."""
+    connection = await settings.database().connect("bench")
+    replaying = asyncio.create_task(rollcall(settings, "replay", "--into", "replayed", "--processes", str(processes)))
+    try:
+        events = Topics(settings.topic_prefix).events
+        measuring = asyncio.create_task(rate_of_applying(connection, "replayed", events, records))
+        await asyncio.wait([replaying, measuring], return_when=asyncio.FIRST_EXCEPTION)
+        say(await replaying)
+        return await measuring
+    finally:
+        await connection.close()
 
 
 async def rollcall(settings: Settings, *arguments: str) -> str:

@@ -42,6 +42,7 @@ class Promoted:
     dropped: list[str]
     carried: int
     corrected: int
+    has_pruned: bool
 
 
 @app.command()
@@ -161,6 +162,7 @@ async def _take_over(
 ) -> Promoted:
     """The pause: lock, fold the rest, copy what is not in the log, rename. Nothing has changed unless it commits."""
     from rollcall.replaying import ReplayError
+    from store import pruning
     from store.promotion import Promotion
 
     promotion = Promotion(connection, settings.database_schema, schema)
@@ -178,12 +180,13 @@ async def _take_over(
             await _correct(settings, live, corrections)
             await connection.execute("COMMIT")
             pause = time.monotonic() - started
+        has_pruned = bool(await pruning.left(connection, "", 1))
     except TimeoutError:
         raise ReplayError(
             f"taking over took longer than {TAKE_OVER_TIMEOUT_S:g} s, so it was given up; nothing has changed."
             " Try again when less is going on"
         ) from None
-    return Promoted(old, pause, changed, dropped, carried, len(corrections))
+    return Promoted(old, pause, changed, dropped, carried, len(corrections), has_pruned)
 
 
 async def _correct(settings: Settings, live: Live, corrections: list[Changed]) -> None:
@@ -252,6 +255,8 @@ def _conclude(settings: Settings, schema: str, promoted: Promoted, emit_changes:
         say(f"{promoted.carried:,} batches that began before the replay were carried over as they were\n")
     if promoted.dropped:
         say(f"{len(promoted.dropped):,} batches that the log does not know are in the old one only\n")
+    if promoted.has_pruned:
+        say("items that were pruned are back: `rollcall prune` deletes them again\n")
     for each in promoted.changed[:20]:
         say(
             f"{each.batch_id}: was {each.old_outcome or 'open'} (revision {each.old_revision}), is"
