@@ -58,6 +58,7 @@ async def _replay(settings: Settings, schema: str, from_: str, to: str, batch_id
     from rollcall.replay_progress import shown
     from rollcall.replaying import ReplayError, fold_in_processes, look, prepare_shadow, shadow_database
     from store import shadows
+    from store.promotion import Promotion
     from store.shadows import Shadow
 
     _check_where(from_, "--from", ("earliest",))
@@ -84,6 +85,7 @@ async def _replay(settings: Settings, schema: str, from_: str, to: str, batch_id
     last = await shown(folding)
     connection = await shadow_database(settings, schema).connect("replay")
     try:
+        await Promotion(connection, settings.database_schema, schema).mark_incomplete(live.topics.events)
         incomplete = await shadows.count_incomplete(connection)
     finally:
         await connection.close()

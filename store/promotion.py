@@ -177,6 +177,10 @@ class Promotion:
         for statement in (_MARK_EVENTS, _MARK_LETTERS, _MARK_BATCHES):
             await self._execute(statement)
 
+    async def mark_incomplete(self, topic: str) -> None:
+        """Mark batches that the live schema has known since before where the replay began."""
+        await self._execute(_MARK_INCOMPLETE, topic)
+
     async def lock(self) -> None:
         """Let all writers wait until this transaction ends."""
         named = ", ".join(f'"{self._live}".{table}' for table in _LOCKED)
@@ -187,7 +191,7 @@ class Promotion:
 
         Returns the batches that are not what they were, those that the log does not know, and how many were carried.
         """
-        await self._execute(_MARK_INCOMPLETE, topic)
+        await self.mark_incomplete(topic)
         await self._execute(_CARRY, topic)
         carried = await self._carry()
         await self._execute(_COPY_EVENTS)

@@ -111,15 +111,20 @@ async def test_a_replay_from_the_middle_marks_what_it_has_not_seen_begin(setting
 
     async with running(settings, workers=1, relay=False) as product:
         first = [opened("old"), result("old", "1"), opened("over"), result("over", "1"), result("over", "2")]
-        later = [opened("new"), result("new", "1"), result("new", "2"), result("old", "2")]
+        # Of this one results came before its opening, some of them before where the replay begins.
+        first += [result("early", "1")]
+        later = [opened("new"), result("new", "1"), result("new", "2"), result("old", "2"), opened("early")]
         await produce(settings.bootstrap_servers, topics.events, [*first, *later])
         await product.await_applied(len(first) + len(later))
     shadow = shadow_of(settings)
     done = await commands.rollcall(settings, "replay", "--from", f"0:{len(first)}", "--into", shadow.database_schema)
     assert done.exit_code == 0, done.stderr
-    assert "1 batches were not seen from their beginning" in done.stdout
-    assert [row["batch_id"] for row in await table_rows(shadow, "incomplete_history", "batch_id")] == ["old"]
-    assert [row["batch_id"] for row in await table_rows(shadow, "batches")] == ["new", "old"]
+    assert "2 batches were not seen from their beginning" in done.stdout
+    assert [row["batch_id"] for row in await table_rows(shadow, "incomplete_history", "batch_id")] == [
+        "early",
+        "old",
+    ]
+    assert [row["batch_id"] for row in await table_rows(shadow, "batches")] == ["early", "new", "old"]
     time = (await drain(settings.bootstrap_servers, topics.events))[0].timestamp
     another = shadow_of(settings, "one")
     done = await commands.rollcall(
