@@ -108,20 +108,21 @@ WHERE EXISTS (SELECT FROM {shadow}.incomplete_history i WHERE i.batch_id = l.bat
    OR NOT EXISTS (SELECT FROM {shadow}.batches s WHERE s.batch_id = l.batch_id)
 """
 
-# Summaries of batches that are as they were need no computing again.
-_TAKE_SUMMARIES = """
-UPDATE {shadow}.summaries s SET state = l.state, attempts = l.attempts, retry_at = l.retry_at, problem = l.problem,
-    summary = l.summary
-FROM {live}.summaries l, {live}.batches b, {shadow}.batches n
-WHERE s.batch_id = l.batch_id AND b.batch_id = l.batch_id AND n.batch_id = l.batch_id
-  AND (s.revision, s.requested_offset) = (l.revision, l.requested_offset)
-  AND s.state = 'pending' AND l.state <> 'pending'
-  AND ({counts_of_b}) IS NOT DISTINCT FROM ({counts_of_n})
-"""
 _COUNTS = (
     *("outcome", "revision", "total_items", "expected", "matched", "succeeded", "partial", "failed", "skipped"),
     *("retrying", "created", "updated", "unchanged", "late", "last_result_offset", "decided_offset"),
 )
+
+# Summaries of batches that are as they were need no computing again.
+_TAKE_SUMMARIES = f"""
+UPDATE {{shadow}}.summaries s SET state = l.state, attempts = l.attempts, retry_at = l.retry_at, problem = l.problem,
+    summary = l.summary
+FROM {{live}}.summaries l, {{live}}.batches b, {{shadow}}.batches n
+WHERE s.batch_id = l.batch_id AND b.batch_id = l.batch_id AND n.batch_id = l.batch_id
+  AND (s.revision, s.requested_offset) = (l.revision, l.requested_offset)
+  AND s.state = 'pending' AND l.state <> 'pending'
+  AND ({column_list(_COUNTS, "b.")}) IS NOT DISTINCT FROM ({column_list(_COUNTS, "n.")})
+"""
 
 # The old schema's places in all topics; where reading of the log began is the replay's own.
 _TAKE_POSITIONS = """
@@ -136,7 +137,7 @@ VALUES (l.topic, l.partition, l.next_offset, l.last_offset, l.last_timestamp, l.
 # What people were told of batches, and what the log gives, where that is another outcome or number.
 _CHANGED = """
 SELECT l.batch_id, l.partition, l.revision AS old_revision, l.outcome AS old_outcome,
-       s.revision AS new_revision, s.outcome AS new_outcome
+       s.revision AS new_revision, s.outcome AS new_outcome, s.pruned_at IS NOT NULL AS is_pruned
 FROM {live}.batches l JOIN {shadow}.batches s USING (batch_id)
 WHERE (l.outcome, l.revision) IS DISTINCT FROM (s.outcome, s.revision) ORDER BY batch_id
 """
@@ -158,11 +159,15 @@ class Changed:
     old_outcome: str | None
     new_revision: int
     new_outcome: str | None
+    is_pruned: bool
 
     @property
     def needs_correction(self) -> bool:
-        """Whether what was published is wrong, and nothing that waits to be published says so."""
-        return self.old_revision > 0 and self.new_revision <= self.old_revision
+        """Whether what was published is wrong, and nothing that waits to be published says so.
+
+        Nothing is said any more of a batch that is pruned.
+        """
+        return self.old_revision > 0 and self.new_revision <= self.old_revision and not self.is_pruned
 
 
 class Promotion:
@@ -170,11 +175,17 @@ class Promotion:
 
     def __init__(self, connection: Connection, live: str, shadow: str) -> None:
         self._connection = connection
-        self._live, self._shadow = live, shadow
+        self._live, self.shadow = live, shadow
+
+    async def prepare(self) -> None:
+        """Do before the pause what can be done before it, and let the planner know how large the shadow is."""
+        for name in ("batches", "outbox", "summaries", "dead_letters", "incomplete_history"):
+            await self._execute(f"ANALYZE {{shadow}}.{name}")
+        await self.take_marks()
 
     async def take_marks(self) -> None:
-        """Note in the shadow what is published; what was noted before costs little again."""
-        for statement in (_MARK_EVENTS, _MARK_LETTERS, _MARK_BATCHES):
+        """Note in the shadow what is published and summarized; what was noted before costs little again."""
+        for statement in (_MARK_EVENTS, _MARK_LETTERS, _MARK_BATCHES, _TAKE_SUMMARIES):
             await self._execute(statement)
 
     async def mark_incomplete(self, topic: str) -> None:
@@ -200,11 +211,6 @@ class Promotion:
         await self._execute(_COPY_LETTERS.replace("{columns}", columns))
         await self._execute(_MARK_TRIMMED)
         await self._execute(_WITHHOLD, emit_changes)
-        counts = {"{counts_of_b}": column_list(_COUNTS, "b."), "{counts_of_n}": column_list(_COUNTS, "n.")}
-        statement = _TAKE_SUMMARIES
-        for placeholder, expression in counts.items():
-            statement = statement.replace(placeholder, expression)
-        await self._execute(statement)
         await self._execute(_TAKE_POSITIONS)
         changed = [Changed(*row) for row in await self._connection.fetch(self._sql(_CHANGED))]
         dropped = [row[0] for row in await self._connection.fetch(self._sql(_DROPPED))]
@@ -213,7 +219,7 @@ class Promotion:
 
     async def rename(self, now: datetime) -> str:
         """Give the shadow the live schema's name, and that another; returns that one."""
-        for name, is_in_shadow in await self._connection.fetch(_OTHERS, self._live, self._shadow):
+        for name, is_in_shadow in await self._connection.fetch(_OTHERS, self._live, self.shadow):
             if name in DERIVED:
                 continue
             if is_in_shadow:
@@ -251,4 +257,4 @@ class Promotion:
         await self._connection.execute(self._sql(statement), *arguments)
 
     def _sql(self, statement: str) -> str:
-        return statement.format(live=f'"{self._live}"', shadow=f'"{self._shadow}"')
+        return statement.format(live=f'"{self._live}"', shadow=f'"{self.shadow}"')
