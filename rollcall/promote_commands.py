@@ -30,6 +30,8 @@ TAKE_OVER_TIMEOUT_S = 25.0
 """What writers may be kept waiting for, at most; their own commands time out after 30 s."""
 PREPARE_TIMEOUT_S = 600.0
 """One statement before the pause."""
+WORK_MEM = "256MB"
+"""Whole tables are joined; spilled to disk they take several times as long."""
 LOCK_TIMEOUT_MS = 2_000
 LOCK_ATTEMPTS = 10
 
@@ -86,7 +88,7 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
 
     async with AsyncExitStack() as stack:
         connection = await settings.database().connect(
-            "promote", command_timeout=PREPARE_TIMEOUT_S, lock_timeout=str(LOCK_TIMEOUT_MS)
+            "promote", command_timeout=PREPARE_TIMEOUT_S, lock_timeout=str(LOCK_TIMEOUT_MS), work_mem=WORK_MEM
         )
         stack.callback(connection.terminate)
         live = await _checked(settings, connection, schema)

@@ -178,10 +178,14 @@ class Promotion:
         self._live, self.shadow = live, shadow
 
     async def prepare(self) -> None:
-        """Do before the pause what can be done before it, and let the planner know how large the shadow is."""
-        for name in ("batches", "outbox", "summaries", "dead_letters", "incomplete_history"):
-            await self._execute(f"ANALYZE {{shadow}}.{name}")
+        """Do before the pause what can be done before it, and let the planner know what the shadow is like then."""
+        await self._clean()
         await self.take_marks()
+        await self._clean()
+
+    async def _clean(self) -> None:
+        for name in ("batches", "outbox", "summaries", "dead_letters", "incomplete_history"):
+            await self._execute(f"VACUUM (ANALYZE) {{shadow}}.{name}")
 
     async def take_marks(self) -> None:
         """Note in the shadow what is published and summarized; what was noted before costs little again."""
