@@ -80,7 +80,7 @@ def promote(
 
 
 async def _promote(settings: Settings, schema: str, emit_changes: bool, processes: int) -> Promoted:
-    from rollcall.replaying import ReplayError, shadow_database
+    from rollcall.replaying import ReplayError, begins_midway, shadow_database
     from store import pruning
     from store.positions import LostRaceError
     from store.promotion import Promotion
@@ -103,7 +103,8 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
             await _pursue(settings, connection, live, replay)
             await promotion.prepare()
             await _pursue(settings, connection, live, replay)
-            promoted = await _take_over(settings, connection, live, promotion, replay, emit_changes)
+            begins = await begins_midway(settings, live, folding)
+            promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
         except LostRaceError:
             raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
         return replace(promoted, has_pruned=bool(await pruning.left(connection, "", 1)))
@@ -170,17 +171,24 @@ async def _live_ends(settings: Settings, connection: Connection, live: Live) -> 
 
 
 async def _take_over(
-    settings: Settings, connection: Connection, live: Live, promotion: Promotion, replay: Replay, emit_changes: bool
+    settings: Settings,
+    connection: Connection,
+    live: Live,
+    promotion: Promotion,
+    replay: Replay,
+    begins: dict[int, datetime | None],
+    emit_changes: bool,
 ) -> Promoted:
     """The pause: lock, fold the rest, copy what is not in the log, rename. Nothing has changed unless it commits."""
     from rollcall.replaying import ReplayError
 
+    topic = live.topics.events
     started = await _locked(connection, promotion)
     try:
         async with asyncio.timeout(TAKE_OVER_TIMEOUT_S):
             await replay.fold_to(await _live_ends(settings, connection, live))
             await _check_same_place(settings, connection, live, promotion.shadow)
-            changed, dropped, carried = await promotion.take_over(live.topics.events, emit_changes=emit_changes)
+            changed, dropped, carried = await promotion.take_over(topic, begins, emit_changes=emit_changes)
             corrections = [each for each in changed if emit_changes and each.needs_correction]
             old = await promotion.rename(datetime.now(UTC))
             # Before the commit: sent for nothing they change little, lost nobody would send them again. Whoever reads

@@ -5,9 +5,9 @@ changed hands PostgreSQL looks its table up anew. So nobody writes into the old 
 and no micro-batch is half in one and half in the other (its first statement locks its rows of ``positions``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from store import tables
 from store.connection import Connection
@@ -91,12 +91,11 @@ WHERE s.published_at IS NULL AND s.refused IS NULL AND NOT ($1 AND s.channel = '
   AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
 """
 
-# Of partitions whose replay began midway, batches that the old schema has known for longer.
+# Of a partition whose replay began midway, batches that the old schema has known since before. (partition, since when)
 _MARK_INCOMPLETE = """
 INSERT INTO {shadow}.incomplete_history
 SELECT s.batch_id FROM {shadow}.batches s JOIN {live}.batches l USING (batch_id)
-JOIN {shadow}.positions p ON p.topic = $1 AND p.partition = s.partition AND p.first_offset > 0
-WHERE least(l.opened_at, l.first_result_at) < least(s.opened_at, s.first_result_at)
+WHERE s.partition = $1 AND coalesce(least(l.opened_at, l.first_result_at, l.finalized_at) <= $2, true)
 ON CONFLICT DO NOTHING
 """
 
@@ -192,21 +191,27 @@ class Promotion:
         for statement in (_MARK_EVENTS, _MARK_LETTERS, _MARK_BATCHES, _TAKE_SUMMARIES):
             await self._execute(statement)
 
-    async def mark_incomplete(self, topic: str) -> None:
-        """Mark batches that the live schema has known since before where the replay began."""
-        await self._execute(_MARK_INCOMPLETE, topic)
+    async def mark_incomplete(self, begins: Mapping[int, datetime | None]) -> None:
+        """Mark batches that the live schema has known since before where the replay of a partition began.
+
+        ``begins`` are the append times of the last records before that (None: all of the partition's batches).
+        """
+        for partition, time in begins.items():
+            await self._execute(_MARK_INCOMPLETE, partition, time or datetime.max.replace(tzinfo=UTC))
 
     async def lock(self) -> None:
         """Let all writers wait until this transaction ends."""
         named = ", ".join(f'"{self._live}".{table}' for table in _LOCKED)
         await self._connection.execute(f"LOCK TABLE {named} IN EXCLUSIVE MODE")
 
-    async def take_over(self, topic: str, *, emit_changes: bool) -> tuple[list[Changed], list[str], int]:
+    async def take_over(
+        self, topic: str, begins: Mapping[int, datetime | None], *, emit_changes: bool
+    ) -> tuple[list[Changed], list[str], int]:
         """Bring into the shadow all that is not made from the log, or lies before where the replay began.
 
         Returns the batches that are not what they were, those that the log does not know, and how many were carried.
         """
-        await self.mark_incomplete(topic)
+        await self.mark_incomplete(begins)
         await self._execute(_CARRY, topic)
         carried = await self._carry()
         await self._execute(_COPY_EVENTS)

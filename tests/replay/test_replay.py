@@ -116,7 +116,9 @@ async def test_a_replay_from_the_middle_marks_what_it_has_not_seen_begin(setting
         # Of this one results came before its opening, some of them before where the replay begins.
         first += [result("early", "1")]
         later = [opened("new"), result("new", "1"), result("new", "2"), result("old", "2"), opened("early")]
-        await produce(settings.bootstrap_servers, topics.events, [*first, *later])
+        await produce(settings.bootstrap_servers, topics.events, first)
+        await product.await_applied(len(first))  # so that append times differ
+        await produce(settings.bootstrap_servers, topics.events, later)
         await product.await_applied(len(first) + len(later))
     shadow = shadow_of(settings)
     done = await commands.rollcall(settings, "replay", "--from", f"0:{len(first)}", "--into", shadow.database_schema)
