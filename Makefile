@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup demo test test-long test-lives test-faults test-soak check bench bench-api bench-client wheel
+.PHONY: help setup demo test test-long test-lives test-faults test-soak check bench bench-api bench-client bench-replay bench-promote wheel
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,12 @@ bench: $(READY) ## Measure the pipeline beside raw Kafka and PostgreSQL
 
 bench-api: $(READY) ## Measure the HTTP API beside a bare route, on 100,000 batches and 10,000,000 items
 	$(BIN)/python -m bench.api $(ARGS)
+
+bench-replay: $(READY) ## Replay 1,000,000 results beside their live intake, then killed and resumed ten times
+	$(BIN)/python -m bench.replay $(ARGS)
+
+bench-promote: $(READY) ## Promote ten times while 20,000 results a second flow, and print how long writers waited
+	$(BIN)/python -m bench.promote $(ARGS)
 
 bench-client: $(READY) ## Measure a job of the client beside a bare aiokafka producer
 	$(BIN)/python -m bench.client $(ARGS)

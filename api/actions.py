@@ -121,6 +121,7 @@ async def abort(batch_id: str, body: Abort, here: Here, caller: Operator) -> Res
 async def finalize(batch_id: str, here: Here, caller: Operator, body: Reason | None = None) -> Response:
     """End it as it stands; of one that has ended, compute the summary again."""
     found = await may_exist(here, batch_id)
+    _check_kept(found)
     event = {"type": "batch.finalize_requested", "batch_id": batch_id, **(body.given() if body else {})}
     return await _act(here, caller, "finalize", 0 if found and found.outcome else _missing(found), event)
 
@@ -136,6 +137,7 @@ async def reopen(batch_id: str, here: Here, caller: Operator, body: Reopen | Non
         strange = await reads.strange_items(connection, found, ids or [])
     if found.outcome is None:
         raise Problem(409, "the batch is not finalized")
+    _check_kept(found)
     if strange:
         raise invalid("item_ids", f'"{strange[0]}" is no item of the batch')
     items = len(ids) if ids is not None else found.failed + found.missing
@@ -171,6 +173,8 @@ async def retry(
     new_batch_id = body.batch_id or new_id(caller, idempotency_key, f"{batch_id[:150]}-retry-")
 
     async def act(again: bool) -> Answer:
+        if not body.item_ids:
+            _check_kept(found)
         ids = body.item_ids or [item_id async for item_id in _ids(here, batch_id, body.status)]
         if not ids:
             raise Problem(409, _nothing_to_retry(found, body.status))
@@ -221,6 +225,11 @@ async def _open(here: Context, batch_id: str) -> BatchStatus | None:
     if found is not None and found.outcome is not None:
         raise Problem(409, f"the batch is finalized: {found.outcome}")
     return found
+
+
+def _check_kept(found: BatchStatus | None) -> None:
+    if found is not None and found.pruned_at is not None:
+        raise Problem(409, "the batch's items were pruned: it stays as it is, and which of them failed is not known")
 
 
 def _missing(found: BatchStatus | None) -> int:

@@ -161,6 +161,7 @@ def _own(found: BatchStatus) -> list[TimelineEvent]:
         ("first_result", found.first_result_at, None),
         ("last_result", found.last_result_at, f"{found.answered} answered"),
         ("reopened", found.reopened_at, found.reason if found.outcome is None else None),
+        ("pruned", found.pruned_at, "its items are not kept any more"),
     ]
     return [_event(what, at, detail) for what, at, detail in moments if at is not None]
 

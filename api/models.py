@@ -79,6 +79,7 @@ class Batch(BaseModel):
     completed_at: datetime | None
     finalized_at: datetime | None
     published_at: datetime | None
+    pruned_at: datetime | None = Field(description="Since then its items are not kept: the numbers are what they were.")
     as_of: LogPlace | None = Field(
         description="The record that decided; of an open batch the last one applied on its partition."
     )

@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +24,7 @@ from rollcall.embedded.postgres import EmbeddedPostgres
 from rollcall.settings import Settings
 from rollcall.stack import all_assigned
 from schemas.topics import Topics
+from store.connection import Connection
 from streams.kafka import KafkaConnection
 from streams.topics import ensure_topics
 
@@ -113,22 +114,7 @@ async def run_pipeline(settings: Settings, records: int, batches: int, workers: 
         while not await all_assigned(admin, topics, workers):  # noqa: ASYNC110 (the broker does not tell by itself)
             await asyncio.sleep(0.02)
         await admin.close()
-        first: tuple[int, float] | None = None
-        while True:
-            applied = await connection.fetchval(
-                "SELECT coalesce(sum(next_offset), 0)::int8 FROM positions WHERE topic = $1", topics.events
-            )
-            now = time.monotonic()
-            if applied and first is None:
-                first = (applied, now)
-            if applied >= records:
-                break
-            for child in children:
-                if child.returncode is not None:
-                    raise RuntimeError(f"{child.name} ended with {child.returncode}")
-            await asyncio.sleep(0.02)
-        assert first is not None
-        rate = (records - first[0]) / (now - first[1])
+        rate = await rate_of_applying(connection, settings.database_schema, topics.events, records, children)
         finalized = await connection.fetchval("SELECT count(*) FROM batches WHERE state = 'finalized'")
         if finalized != batches:
             raise RuntimeError(f"{finalized} of {batches} batches finalized")
@@ -138,6 +124,28 @@ async def run_pipeline(settings: Settings, records: int, batches: int, workers: 
         await connection.close()
         for child in children:
             await child.stop(15)
+
+
+async def rate_of_applying(
+    connection: Connection, schema: str, topic: str, records: int, children: Sequence[Child] = ()
+) -> float:
+    """Items/s from when something is committed to when so many records are, as the positions of a schema say."""
+    first: tuple[int, float] | None = None
+    while True:
+        applied = 0
+        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.positions"):
+            applied = await connection.fetchval(
+                f"SELECT coalesce(sum(next_offset), 0)::int8 FROM {schema}.positions WHERE topic = $1", topic
+            )
+        now = time.monotonic()
+        if applied and first is None:
+            first = (applied, now)
+        if first is not None and applied >= records:
+            return (records - first[0]) / (now - first[1])
+        for child in children:
+            if child.returncode is not None:
+                raise RuntimeError(f"{child.name} ended with {child.returncode}")
+        await asyncio.sleep(0.02)
 
 
 async def keep_rows(settings: Settings) -> None:

@@ -78,6 +78,8 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[ItemRow], ta
 
 
 def _result(batch: Batch, registers: Registers, row: ItemRow) -> Disposition:
+    if batch.pruned_at is not None:
+        return Disposition.PRUNED  # whatever registers are still there: when they go is not the log's to say
     held = registers.items.get(row.item_id)
     if held is not None and held.generation != row.generation:
         row = row._replace(generation=held.generation)

@@ -1,8 +1,8 @@
 """What each lifecycle record means for its batch. Pure; part of the fold (``handlers.fold.step``).
 
 Each function raises Refused (``not_applicable``) where the state forbids the record, before it has changed anything.
-On a finalized batch all but ``batch.reopened``, ``batch.corrected`` and ``batch.finalize_requested`` change nothing:
-they lost a race.
+On a finalized batch all but ``batch.reopened``, ``batch.corrected``, ``batch.pruned`` and ``batch.finalize_requested``
+change nothing: they lost a race. Of one whose items were pruned nothing changes any more.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -101,10 +101,11 @@ def _finalize_requested(batch: Batch, registers: Registers, record: LifecycleRec
 
 
 def _summary_requested(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disposition:
+    _check_kept(batch, record)
     return Disposition.SUMMARY_REQUESTED
 
 
-def _nothing_to_reopen(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disposition:
+def _changes_nothing(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disposition:
     return Disposition.NO_EFFECT
 
 
@@ -112,6 +113,7 @@ def _reopened(batch: Batch, registers: Registers, record: LifecycleRecord) -> Di
     """A new generation: the chosen items are unanswered again, and late results of theirs count."""
     if record.body.get("revision", batch.revision) != batch.revision:
         return Disposition.NO_EFFECT
+    _check_kept(batch, record)
     some_missing = batch.missing > 0
     ids: Iterable[str] | None = record.body.get("item_ids")
     if ids is None:
@@ -154,9 +156,23 @@ def _outcome_corrected(batch: Batch, registers: Registers, record: LifecycleReco
     """It ended otherwise than was published: it goes out as it is, under the next number."""
     if batch.revision > record.body["revision"]:
         return Disposition.NO_EFFECT
+    _check_kept(batch, record)
     batch.revision = record.body["revision"]
     finalize(batch, cast(FinalizedBy, batch.finalized_by), record)
     return Disposition.ACCEPTED
+
+
+def _pruned(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disposition:
+    """From here on its items count for nothing, whether their rows are there yet or not."""
+    if batch.pruned_at is not None or batch.revision != record.body["revision"]:
+        return Disposition.NO_EFFECT
+    batch.pruned_at = record.received_at
+    return Disposition.ACCEPTED
+
+
+def _check_kept(batch: Batch, record: LifecycleRecord) -> None:
+    if batch.pruned_at is not None:
+        raise Refused(Reason.NOT_APPLICABLE, f"{record.type}: the batch's items were pruned, it stays as it is")
 
 
 def _is_known(batch: Batch) -> bool:
@@ -225,14 +241,16 @@ _ON_OPEN: dict[str, Callable[[Batch, Registers, LifecycleRecord], Disposition]] 
     "batch.aborted": _aborted,
     "batch.expired": _expired,
     "batch.finalize_requested": _finalize_requested,
-    "batch.reopened": _nothing_to_reopen,
+    "batch.reopened": _changes_nothing,
     "batch.corrected": _number_corrected,
+    "batch.pruned": _changes_nothing,
 }
 
 _ON_FINALIZED: dict[str, Callable[[Batch, Registers, LifecycleRecord], Disposition]] = {
     "batch.finalize_requested": _summary_requested,
     "batch.reopened": _reopened,
     "batch.corrected": _outcome_corrected,
+    "batch.pruned": _pruned,
 }
 
 

@@ -152,7 +152,7 @@ def _step_each(
         applied.dispositions[disposition] += 1
         if disposition is Disposition.SUMMARY_REQUESTED:
             requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.version)
-        elif disposition is not Disposition.NO_EFFECT:
+        elif disposition not in (Disposition.NO_EFFECT, Disposition.PRUNED):
             work.dirty = True
         if batch.revision != revision and batch.outcome is not None:
             work.finalized = True

@@ -33,6 +33,7 @@ class Disposition(StrEnum):
     UNEXPECTED = "unexpected"
     NO_EFFECT = "no_effect"
     SUMMARY_REQUESTED = "summary_requested"
+    PRUNED = "pruned"
 
 
 class RaisedAlert(NamedTuple):

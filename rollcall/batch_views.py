@@ -59,6 +59,7 @@ def show_batch(batch: BatchStatus) -> None:
             ("last result", at(batch.last_result_at)),
             ("completed", at(batch.completed_at)),
             ("finalized", at(batch.finalized_at)),
+            ("pruned", f"{at(batch.pruned_at)}: its items are not kept" if batch.pruned_at else None),
             ("published", at(batch.published_at) or ("not yet" if batch.revision else None)),
             ("revision", str(batch.revision) if batch.revision else None),
             ("as of", f"{as_of.topic}, partition {as_of.partition}, offset {as_of.offset}" if as_of else None),

@@ -28,6 +28,7 @@ _SUB_COMMANDS = {
     "dead-letters": "rollcall.dead_letter_commands",
     "doctor": "rollcall.doctor",
     "promote": "rollcall.promote_commands",
+    "prune": "rollcall.prune_commands",
     "publish": "rollcall.publish",
     "replay": "rollcall.replay_commands",
     "tail": "rollcall.tail",

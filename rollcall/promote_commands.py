@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ from rollcall.settings import Settings, load_settings
 if TYPE_CHECKING:
     from rollcall.replaying import Live
     from store.connection import Connection
-    from store.promotion import Changed
+    from store.promotion import Changed, Promotion
     from streams.replay import Replay
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -28,6 +28,10 @@ CLOSE = 20_000
 ROUNDS = 20
 TAKE_OVER_TIMEOUT_S = 25.0
 """What writers may be kept waiting for, at most; their own commands time out after 30 s."""
+PREPARE_TIMEOUT_S = 600.0
+"""One statement before the pause."""
+WORK_MEM = "256MB"
+"""Whole tables are joined; spilled to disk they take several times as long."""
 LOCK_TIMEOUT_MS = 2_000
 LOCK_ATTEMPTS = 10
 
@@ -42,6 +46,7 @@ class Promoted:
     dropped: list[str]
     carried: int
     corrected: int
+    has_pruned: bool = False
 
 
 @app.command()
@@ -75,12 +80,16 @@ def promote(
 
 
 async def _promote(settings: Settings, schema: str, emit_changes: bool, processes: int) -> Promoted:
-    from rollcall.replaying import ReplayError, shadow_database
+    from rollcall.replaying import ReplayError, begins_midway, shadow_database
+    from store import pruning
     from store.positions import LostRaceError
+    from store.promotion import Promotion
     from streams.applying import connect_to_apply
 
     async with AsyncExitStack() as stack:
-        connection = await settings.database().connect("promote", lock_timeout=str(LOCK_TIMEOUT_MS))
+        connection = await settings.database().connect(
+            "promote", command_timeout=PREPARE_TIMEOUT_S, lock_timeout=str(LOCK_TIMEOUT_MS), work_mem=WORK_MEM
+        )
         stack.callback(connection.terminate)
         live = await _checked(settings, connection, schema)
         await _catch_up(settings, live, schema, processes)
@@ -89,11 +98,16 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
         from rollcall.replaying import replaying
 
         replay = await stack.enter_async_context(replaying(settings, schema, live.homes, connection=folding))
+        promotion = Promotion(connection, settings.database_schema, schema)
         try:
             await _pursue(settings, connection, live, replay)
-            return await _take_over(settings, connection, live, schema, replay, emit_changes)
+            await promotion.prepare()
+            await _pursue(settings, connection, live, replay)
+            begins = await begins_midway(settings, live, folding)
+            promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
         except LostRaceError:
             raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
+        return replace(promoted, has_pruned=bool(await pruning.left(connection, "", 1)))
 
 
 async def _checked(settings: Settings, connection: Connection, schema: str) -> Live:
@@ -157,20 +171,24 @@ async def _live_ends(settings: Settings, connection: Connection, live: Live) -> 
 
 
 async def _take_over(
-    settings: Settings, connection: Connection, live: Live, schema: str, replay: Replay, emit_changes: bool
+    settings: Settings,
+    connection: Connection,
+    live: Live,
+    promotion: Promotion,
+    replay: Replay,
+    begins: dict[int, datetime | None],
+    emit_changes: bool,
 ) -> Promoted:
     """The pause: lock, fold the rest, copy what is not in the log, rename. Nothing has changed unless it commits."""
     from rollcall.replaying import ReplayError
-    from store.promotion import Promotion
 
-    promotion = Promotion(connection, settings.database_schema, schema)
-    await promotion.take_marks()
+    topic = live.topics.events
     started = await _locked(connection, promotion)
     try:
         async with asyncio.timeout(TAKE_OVER_TIMEOUT_S):
             await replay.fold_to(await _live_ends(settings, connection, live))
-            await _check_same_place(settings, connection, live, schema)
-            changed, dropped, carried = await promotion.take_over(live.topics.events, emit_changes=emit_changes)
+            await _check_same_place(settings, connection, live, promotion.shadow)
+            changed, dropped, carried = await promotion.take_over(topic, begins, emit_changes=emit_changes)
             corrections = [each for each in changed if emit_changes and each.needs_correction]
             old = await promotion.rename(datetime.now(UTC))
             # Before the commit: sent for nothing they change little, lost nobody would send them again. Whoever reads
@@ -205,14 +223,12 @@ async def _correct(settings: Settings, live: Live, corrections: list[Changed]) -
         await sender.close()
 
 
-async def _locked(connection: Connection, promotion: object) -> float:
+async def _locked(connection: Connection, promotion: Promotion) -> float:
     """Begin the transaction and lock; gives way to writers that hold what it wants. Returns when the pause began."""
     import asyncpg
 
     from rollcall.replaying import ReplayError
-    from store.promotion import Promotion
 
-    assert isinstance(promotion, Promotion)
     for attempt in range(LOCK_ATTEMPTS):
         await connection.execute("BEGIN")
         started = time.monotonic()
@@ -252,6 +268,8 @@ def _conclude(settings: Settings, schema: str, promoted: Promoted, emit_changes:
         say(f"{promoted.carried:,} batches that began before the replay were carried over as they were\n")
     if promoted.dropped:
         say(f"{len(promoted.dropped):,} batches that the log does not know are in the old one only\n")
+    if promoted.has_pruned:
+        say("items that were pruned are back: `rollcall prune` deletes them again\n")
     for each in promoted.changed[:20]:
         say(
             f"{each.batch_id}: was {each.old_outcome or 'open'} (revision {each.old_revision}), is"
@@ -260,3 +278,5 @@ def _conclude(settings: Settings, schema: str, promoted: Promoted, emit_changes:
     if promoted.changed:
         told = f"{promoted.corrected:,} corrections were sent" if emit_changes else "nothing of it was published"
         say(f"{len(promoted.changed):,} batches have another outcome or revision than before; {told}\n")
+        if pruned := sum(each.is_pruned for each in promoted.changed):
+            say(f"{pruned:,} of them are pruned: what was published of these stays\n")

@@ -56,8 +56,9 @@ def replay(
 async def _replay(settings: Settings, schema: str, from_: str, to: str, batch_id: str | None, processes: int) -> None:
     from migrations.version import check
     from rollcall.replay_progress import shown
-    from rollcall.replaying import ReplayError, fold_in_processes, look, prepare_shadow, shadow_database
+    from rollcall.replaying import ReplayError, begins_midway, fold_in_processes, look, prepare_shadow, shadow_database
     from store import shadows
+    from store.promotion import Promotion
     from store.shadows import Shadow
 
     _check_where(from_, "--from", ("earliest",))
@@ -84,6 +85,8 @@ async def _replay(settings: Settings, schema: str, from_: str, to: str, batch_id
     last = await shown(folding)
     connection = await shadow_database(settings, schema).connect("replay")
     try:
+        begins = await begins_midway(settings, live, connection)
+        await Promotion(connection, settings.database_schema, schema).mark_incomplete(begins)
         incomplete = await shadows.count_incomplete(connection)
     finally:
         await connection.close()

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from rollcall.children import Child
 from rollcall.settings import ENV_PREFIX, Settings
@@ -19,7 +20,7 @@ from store.connection import Connection, Database
 from store.rows import Position
 from store.shadows import Shadow
 from streams.applying import connect_to_apply
-from streams.log_span import Span, log_span
+from streams.log_span import Span, log_span, times_before
 from streams.reading import Homes
 from streams.replay import Replay
 from streams.topics import log_identity
@@ -102,6 +103,13 @@ async def look(settings: Settings, connection: Connection) -> Live:
     log_id = await log_identity(settings.kafka_connection(), topics)
     stored = await positions.load_all(connection, settings.database_schema, topics.events)
     return Live(topics, Homes(count, log_id), stored, await log_span(settings.kafka_connection(), topics.events))
+
+
+async def begins_midway(settings: Settings, live: Live, shadow: Connection) -> dict[int, datetime | None]:
+    """Of partitions whose replay began behind the log's first record: when the last record before that was appended."""
+    first = await positions.first_offsets(shadow, live.topics.events, sorted(live.span.starts))
+    midway = {partition: offset for partition, offset in first.items() if offset > 0}
+    return await times_before(settings.kafka_connection(), live.topics.events, midway) if midway else {}
 
 
 async def prepare_shadow(

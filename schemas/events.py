@@ -193,6 +193,19 @@ class BatchCorrected(TypedDict):
     reason: NotRequired[str | None]
 
 
+@_strict
+class BatchPruned(TypedDict):
+    """The items of a finalized batch, as of ``revision``, are no longer kept; what comes of it later changes nothing.
+
+    Written by ``rollcall prune``; on an open batch, or one that is at another revision, it changes nothing.
+    """
+
+    type: Literal["batch.pruned"]
+    batch_id: BatchId
+    schema_version: NotRequired[SchemaVersion | None]
+    revision: Count
+
+
 LIFECYCLE_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "batch.opened": TypeAdapter(BatchOpened),
     "batch.items_expected": TypeAdapter(BatchItemsExpected),
@@ -203,6 +216,7 @@ LIFECYCLE_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "batch.finalize_requested": TypeAdapter(BatchFinalizeRequested),
     "batch.reopened": TypeAdapter(BatchReopened),
     "batch.corrected": TypeAdapter(BatchCorrected),
+    "batch.pruned": TypeAdapter(BatchPruned),
 }
 
 ADAPTERS: dict[str, TypeAdapter[Any]] = {"item.result": TypeAdapter(ItemResult), **LIFECYCLE_ADAPTERS}

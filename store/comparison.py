@@ -56,6 +56,10 @@ STATE = (
     Compared(tables.dead_letters, ("topic", "partition", "record_offset"), ("reason", "key", "value", "headers")),
 )
 
+# When the rows of what the log says is pruned go, is not the log's to say.
+_ITEMS = (tables.item_results, tables.late_results, tables.expected_items)
+_IS_KEPT = " AND NOT EXISTS (SELECT FROM batches p WHERE p.batch_id = s.batch_id AND p.pruned_at IS NOT NULL)"
+
 # Batches that are left out: those whose beginning the log no longer holds, or, where some were chosen, all others.
 _UNVERIFIABLE = """
 INSERT INTO incomplete_history
@@ -246,6 +250,7 @@ class Comparison:
         ]
 
     def _differing(self, compared: Compared) -> str:
+        counts = self._counts() + (_IS_KEPT if compared.table in _ITEMS else "")
         keys, name = ", ".join(compared.keys), compared.table.name
         columns = ", ".join(f"{_comparable(compared.table, column)} AS {column}" for column in compared.columns)
         fields = f"{keys}, {columns}" if columns else keys
@@ -254,8 +259,8 @@ class Comparison:
         return f"""
 SELECT {keys}, CASE WHEN l.{first} IS NOT NULL THEN to_jsonb(l) END AS live,
        CASE WHEN s.{first} IS NOT NULL THEN to_jsonb(s) END AS log
-FROM (SELECT {fields} FROM {self._live}.{name} s WHERE {self._counts()}) l
-FULL JOIN (SELECT {fields} FROM {name} s WHERE {self._counts()}) s USING ({keys})
+FROM (SELECT {fields} FROM {self._live}.{name} s WHERE {counts}) l
+FULL JOIN (SELECT {fields} FROM {name} s WHERE {counts}) s USING ({keys})
 WHERE l.{first} IS NULL OR s.{first} IS NULL {f"OR {differ}" if differ else ""}
 ORDER BY {keys}
 """

@@ -5,9 +5,9 @@ changed hands PostgreSQL looks its table up anew. So nobody writes into the old 
 and no micro-batch is half in one and half in the other (its first statement locks its rows of ``positions``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from store import tables
 from store.connection import Connection
@@ -91,12 +91,11 @@ WHERE s.published_at IS NULL AND s.refused IS NULL AND NOT ($1 AND s.channel = '
   AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
 """
 
-# Of partitions whose replay began midway, batches that the old schema has known for longer.
+# Of a partition whose replay began midway, batches that the old schema has known since before. (partition, since when)
 _MARK_INCOMPLETE = """
 INSERT INTO {shadow}.incomplete_history
 SELECT s.batch_id FROM {shadow}.batches s JOIN {live}.batches l USING (batch_id)
-JOIN {shadow}.positions p ON p.topic = $1 AND p.partition = s.partition AND p.first_offset > 0
-WHERE least(l.opened_at, l.first_result_at) < least(s.opened_at, s.first_result_at)
+WHERE s.partition = $1 AND coalesce(least(l.opened_at, l.first_result_at, l.finalized_at) <= $2, true)
 ON CONFLICT DO NOTHING
 """
 
@@ -108,20 +107,21 @@ WHERE EXISTS (SELECT FROM {shadow}.incomplete_history i WHERE i.batch_id = l.bat
    OR NOT EXISTS (SELECT FROM {shadow}.batches s WHERE s.batch_id = l.batch_id)
 """
 
-# Summaries of batches that are as they were need no computing again.
-_TAKE_SUMMARIES = """
-UPDATE {shadow}.summaries s SET state = l.state, attempts = l.attempts, retry_at = l.retry_at, problem = l.problem,
-    summary = l.summary
-FROM {live}.summaries l, {live}.batches b, {shadow}.batches n
-WHERE s.batch_id = l.batch_id AND b.batch_id = l.batch_id AND n.batch_id = l.batch_id
-  AND (s.revision, s.requested_offset) = (l.revision, l.requested_offset)
-  AND s.state = 'pending' AND l.state <> 'pending'
-  AND ({counts_of_b}) IS NOT DISTINCT FROM ({counts_of_n})
-"""
 _COUNTS = (
     *("outcome", "revision", "total_items", "expected", "matched", "succeeded", "partial", "failed", "skipped"),
     *("retrying", "created", "updated", "unchanged", "late", "last_result_offset", "decided_offset"),
 )
+
+# Summaries of batches that are as they were need no computing again.
+_TAKE_SUMMARIES = f"""
+UPDATE {{shadow}}.summaries s SET state = l.state, attempts = l.attempts, retry_at = l.retry_at, problem = l.problem,
+    summary = l.summary
+FROM {{live}}.summaries l, {{live}}.batches b, {{shadow}}.batches n
+WHERE s.batch_id = l.batch_id AND b.batch_id = l.batch_id AND n.batch_id = l.batch_id
+  AND (s.revision, s.requested_offset) = (l.revision, l.requested_offset)
+  AND s.state = 'pending' AND l.state <> 'pending'
+  AND ({column_list(_COUNTS, "b.")}) IS NOT DISTINCT FROM ({column_list(_COUNTS, "n.")})
+"""
 
 # The old schema's places in all topics; where reading of the log began is the replay's own.
 _TAKE_POSITIONS = """
@@ -136,7 +136,7 @@ VALUES (l.topic, l.partition, l.next_offset, l.last_offset, l.last_timestamp, l.
 # What people were told of batches, and what the log gives, where that is another outcome or number.
 _CHANGED = """
 SELECT l.batch_id, l.partition, l.revision AS old_revision, l.outcome AS old_outcome,
-       s.revision AS new_revision, s.outcome AS new_outcome
+       s.revision AS new_revision, s.outcome AS new_outcome, s.pruned_at IS NOT NULL AS is_pruned
 FROM {live}.batches l JOIN {shadow}.batches s USING (batch_id)
 WHERE (l.outcome, l.revision) IS DISTINCT FROM (s.outcome, s.revision) ORDER BY batch_id
 """
@@ -158,11 +158,15 @@ class Changed:
     old_outcome: str | None
     new_revision: int
     new_outcome: str | None
+    is_pruned: bool
 
     @property
     def needs_correction(self) -> bool:
-        """Whether what was published is wrong, and nothing that waits to be published says so."""
-        return self.old_revision > 0 and self.new_revision <= self.old_revision
+        """Whether what was published is wrong, and nothing that waits to be published says so.
+
+        Nothing is said any more of a batch that is pruned.
+        """
+        return self.old_revision > 0 and self.new_revision <= self.old_revision and not self.is_pruned
 
 
 class Promotion:
@@ -170,24 +174,44 @@ class Promotion:
 
     def __init__(self, connection: Connection, live: str, shadow: str) -> None:
         self._connection = connection
-        self._live, self._shadow = live, shadow
+        self._live, self.shadow = live, shadow
+
+    async def prepare(self) -> None:
+        """Do before the pause what can be done before it, and let the planner know what the shadow is like then."""
+        await self._clean()
+        await self.take_marks()
+        await self._clean()
+
+    async def _clean(self) -> None:
+        for name in ("batches", "outbox", "summaries", "dead_letters", "incomplete_history"):
+            await self._execute(f"VACUUM (ANALYZE) {{shadow}}.{name}")
 
     async def take_marks(self) -> None:
-        """Note in the shadow what is published; what was noted before costs little again."""
-        for statement in (_MARK_EVENTS, _MARK_LETTERS, _MARK_BATCHES):
+        """Note in the shadow what is published and summarized; what was noted before costs little again."""
+        for statement in (_MARK_EVENTS, _MARK_LETTERS, _MARK_BATCHES, _TAKE_SUMMARIES):
             await self._execute(statement)
+
+    async def mark_incomplete(self, begins: Mapping[int, datetime | None]) -> None:
+        """Mark batches that the live schema has known since before where the replay of a partition began.
+
+        ``begins`` are the append times of the last records before that (None: all of the partition's batches).
+        """
+        for partition, time in begins.items():
+            await self._execute(_MARK_INCOMPLETE, partition, time or datetime.max.replace(tzinfo=UTC))
 
     async def lock(self) -> None:
         """Let all writers wait until this transaction ends."""
         named = ", ".join(f'"{self._live}".{table}' for table in _LOCKED)
         await self._connection.execute(f"LOCK TABLE {named} IN EXCLUSIVE MODE")
 
-    async def take_over(self, topic: str, *, emit_changes: bool) -> tuple[list[Changed], list[str], int]:
+    async def take_over(
+        self, topic: str, begins: Mapping[int, datetime | None], *, emit_changes: bool
+    ) -> tuple[list[Changed], list[str], int]:
         """Bring into the shadow all that is not made from the log, or lies before where the replay began.
 
         Returns the batches that are not what they were, those that the log does not know, and how many were carried.
         """
-        await self._execute(_MARK_INCOMPLETE, topic)
+        await self.mark_incomplete(begins)
         await self._execute(_CARRY, topic)
         carried = await self._carry()
         await self._execute(_COPY_EVENTS)
@@ -196,11 +220,6 @@ class Promotion:
         await self._execute(_COPY_LETTERS.replace("{columns}", columns))
         await self._execute(_MARK_TRIMMED)
         await self._execute(_WITHHOLD, emit_changes)
-        counts = {"{counts_of_b}": column_list(_COUNTS, "b."), "{counts_of_n}": column_list(_COUNTS, "n.")}
-        statement = _TAKE_SUMMARIES
-        for placeholder, expression in counts.items():
-            statement = statement.replace(placeholder, expression)
-        await self._execute(statement)
         await self._execute(_TAKE_POSITIONS)
         changed = [Changed(*row) for row in await self._connection.fetch(self._sql(_CHANGED))]
         dropped = [row[0] for row in await self._connection.fetch(self._sql(_DROPPED))]
@@ -209,7 +228,7 @@ class Promotion:
 
     async def rename(self, now: datetime) -> str:
         """Give the shadow the live schema's name, and that another; returns that one."""
-        for name, is_in_shadow in await self._connection.fetch(_OTHERS, self._live, self._shadow):
+        for name, is_in_shadow in await self._connection.fetch(_OTHERS, self._live, self.shadow):
             if name in DERIVED:
                 continue
             if is_in_shadow:
@@ -247,4 +266,4 @@ class Promotion:
         await self._connection.execute(self._sql(statement), *arguments)
 
     def _sql(self, statement: str) -> str:
-        return statement.format(live=f'"{self._live}"', shadow=f'"{self._shadow}"')
+        return statement.format(live=f'"{self._live}"', shadow=f'"{self.shadow}"')

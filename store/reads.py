@@ -93,6 +93,7 @@ batch_status = Table(
     Column("reason", Text),
     Column("error", JSON),
     Column("summary_state", Text),
+    Column("pruned_at", _Time),
 )
 
 
@@ -111,7 +112,8 @@ class BatchStatus:
 
     ``total`` is None where nobody has said yet; ``progress_percent`` then too. ``as_of`` is the record that decided a
     finalized batch, as in its event; of an open batch the last record of its partition that is applied (None: none).
-    Everything of its ``partition`` before ``next_offset`` is applied (None: nothing).
+    Everything of its ``partition`` before ``next_offset`` is applied (None: nothing). Of a batch with ``pruned_at`` the
+    items are not kept any more; its numbers are what they were.
     """
 
     batch_id: str
@@ -153,6 +155,7 @@ class BatchStatus:
     reason: str | None
     error: dict[str, Any] | None
     summary_state: str | None
+    pruned_at: datetime | None
     partition: int
     next_offset: int | None
     as_of: AsOf | None

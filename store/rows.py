@@ -81,6 +81,7 @@ class Batch:
     error: str | None = None
     failure_seen: bool = False
     threshold_exceeded: bool = False
+    pruned_at: datetime | None = None
 
     @property
     def answered(self) -> int:

@@ -96,6 +96,7 @@ batches = Table(
         server_default=text("false"),
         comment="batch.failure_threshold_exceeded is out",
     ),
+    Column("pruned_at", _Time, comment="since then its items are not kept; append time of the record that said so"),
     PrimaryKeyConstraint("batch_id"),
     CheckConstraint("state IN ('pending', 'processing', 'finalized')", name="state_known"),
     CheckConstraint(
@@ -115,6 +116,7 @@ batches = Table(
     CheckConstraint("completed_at IS NULL OR state = 'finalized'", name="completed_is_finalized"),
     CheckConstraint("published_at IS NULL OR revision > 0", name="published_has_a_revision"),
     CheckConstraint("matched <= coalesce(expected, 0)", name="matched_is_expected"),
+    CheckConstraint("pruned_at IS NULL OR state = 'finalized'", name="pruned_is_finalized"),
     Index("batches_by_opening", *_OPENING),
     # What the clock looks for. The columns change with a batch's state, not with its counts: those updates stay HOT.
     Index(
@@ -367,7 +369,7 @@ SELECT batch_id, coalesce(outcome, state) AS status, state, outcome, finalized_b
             WHEN total IS NULL THEN format('%s failed', failed)
             ELSE format('%s of %s failed', failed, total) END AS error_summary,
        deadline_at, retry_of, opened_at, first_result_at, last_result_at, completed_at, finalized_at, published_at,
-       partition, decided_offset, policy, reopened_at, reason, error, summary_state
+       partition, decided_offset, policy, reopened_at, reason, error, summary_state, pruned_at
 FROM (
     SELECT b.*,
            CASE WHEN b.state = 'finalized' THEN s.state END AS summary_state,

@@ -60,6 +60,7 @@ def abort(batch_id: str, found: BatchStatus | None, *, message: str, code: str |
 
 def finalize(found: BatchStatus, *, reason: str | None = None) -> Command:
     """End a batch as it stands; of one that has ended, have the summary computed again."""
+    _check_kept(found)
     event = _event("batch.finalize_requested", found.batch_id, reason=reason)
     if found.outcome is not None:
         return Command(found.batch_id, 0, f"it is {found.outcome}, only its summary is computed again", [event])
@@ -76,6 +77,7 @@ def reopen(
     """Ask for items of a finalized batch anew: these, or the failed and the missing."""
     if found.outcome is None:
         raise NothingToDoError(f"it is not finalized but {found.status}: there is nothing to reopen")
+    _check_kept(found)
     items = len(item_ids) or found.failed + found.missing
     if not items:
         raise NothingToDoError("no item failed and none is missing: there is nothing to ask for anew (see --item)")
@@ -101,6 +103,7 @@ def retry(
     deadline_at: str | None = None,
 ) -> Command:
     """Open a new batch of some items of another, and have the upstream service asked for them."""
+    _check_kept(found)
     if not item_ids:
         if "missing" in statuses and found.missing:
             raise NothingToDoError(
@@ -182,6 +185,11 @@ async def applied_within(connection: Connection, topics: Topics, last: Place, se
 def _check_open(found: BatchStatus | None, action: str) -> None:
     if found is not None and found.outcome is not None:
         raise NothingToDoError(f"it is finalized already, {found.outcome}: there is nothing to {action}")
+
+
+def _check_kept(found: BatchStatus) -> None:
+    if found.pruned_at is not None:
+        raise NothingToDoError("its items were pruned: it stays as it is, and which of them failed is not known")
 
 
 def _missing(found: BatchStatus | None) -> int:

@@ -71,6 +71,8 @@ def _state(facts: Facts) -> Iterator[Finding]:
             yield Finding("event_refused", f"Kafka refuses its finalized event: {facts.event.refused}")
         elif batch.published_at is None:
             yield Finding("not_published", "its finalized event is not published yet: is a relay running?")
+        if batch.pruned_at is not None:
+            yield Finding("pruned", f"its items were pruned at {_time(batch.pruned_at)}: they are not kept any more")
     elif batch.opened_at is None:
         yield Finding(
             "never_opened",

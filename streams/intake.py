@@ -19,6 +19,7 @@ from schemas.topics import Topics
 from store.connection import Database
 from store.failpoints import reach
 from streams.anchoring import Anchors, check_gap
+from streams.coverage import keep_all_read
 from streams.flushing import POSITION_TIMEOUT_S, Flusher
 from streams.health import NotReadyError, health
 from streams.kafka import KafkaConnection
@@ -63,6 +64,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._failure_rate_limit = failure_rate_limit
         self._max_records = max_records
         self._batch_timeout_ms = batch_timeout_ms
+        self._kafka = kafka
         self._topics = topics
         self._homes = homes
         self._anchors = Anchors()
@@ -118,6 +120,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         stopped = asyncio.create_task(stop.wait(), name="stop")
         # It waits for a first assignment, for as long as Kafka is away or the group settles.
         starting = asyncio.create_task(self._broker.start(), name="start")
+        covering = asyncio.create_task(keep_all_read(self._kafka, self._topics, self._consumer, stop), name="coverage")
         try:
             ends: set[asyncio.Future[Any]] = {flushing, stopped, self._failed}
             await asyncio.wait({starting, *ends}, return_when=asyncio.FIRST_COMPLETED)
@@ -137,9 +140,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         finally:
             self._stopping = True
             health.end("read")
-            for task in (starting, stopped, flushing):
+            for task in (starting, stopped, flushing, covering):
                 task.cancel()
-            await asyncio.gather(starting, flushing, return_exceptions=True)
+            await asyncio.gather(starting, flushing, covering, return_exceptions=True)
             await self._broker.stop()
 
     async def check_assigned(self) -> None:

@@ -8,6 +8,9 @@ from aiokafka import TopicPartition
 from streams.kafka import KafkaConnection
 from streams.reading import append_time
 
+LOOKED_BACK = 100
+"""Offsets that are searched for the last record before one: transaction markers take some, too."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -44,6 +47,33 @@ async def offsets_at(kafka: KafkaConnection, topic: str, span: Span, time: datet
         return {tp.partition: span.ends[tp.partition] if at is None else at.offset for tp, at in found.items()}
     finally:
         await consumer.stop()
+
+
+async def times_before(kafka: KafkaConnection, topic: str, offsets: dict[int, int]) -> dict[int, datetime | None]:
+    """Of each partition a time up to which records before this offset may have been appended: that of the last of them.
+
+    Where retention has taken that, the time of the first record left; None where nothing is left.
+    """
+    consumer = kafka.consumer(
+        isolation_level="read_uncommitted", enable_auto_commit=False, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        found: dict[int, datetime | None] = {}
+        for partition, offset in offsets.items():
+            tp = TopicPartition(topic, partition)
+            begin = max((await consumer.beginning_offsets([tp]))[tp], offset - LOOKED_BACK)
+            end = min(offset, (await consumer.end_offsets([tp]))[tp])
+            consumer.assign([tp])
+            consumer.seek(tp, begin)
+            while begin < end and await consumer.position(tp) < end:
+                for record in (await consumer.getmany(tp, timeout_ms=200)).get(tp, ()):
+                    if record.offset < offset:
+                        found[partition] = append_time(record.timestamp)
+    finally:
+        await consumer.stop()
+    unknown = {partition: offset for partition, offset in offsets.items() if partition not in found}
+    return {**found, **(await times_at(kafka, topic, unknown) if unknown else {})}
 
 
 async def times_at(kafka: KafkaConnection, topic: str, offsets: dict[int, int]) -> dict[int, datetime | None]:

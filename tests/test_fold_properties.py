@@ -102,7 +102,8 @@ reopened = merged(
     optional("deadline_at", st.just(DEADLINE)),
 )
 corrected = st.integers(0, 3).map(lambda revision: {"type": "batch.corrected", "revision": revision})
-single = st.one_of(results, results, results, results, opened, expected, sealed, ends, reopened, corrected).map(
+pruned = st.integers(0, 2).map(lambda revision: {"type": "batch.pruned", "revision": revision})
+single = st.one_of(results, results, results, results, opened, expected, sealed, ends, reopened, corrected, pruned).map(
     lambda event: [event]
 )
 logs = st.lists(st.one_of(single, single, answers), min_size=1, max_size=14).map(
@@ -215,6 +216,7 @@ def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:
             seen["finalized"] += other.outcome is not None
             seen["reopened"] += other.generation > 0
             seen["revised"] += other.revision > other.generation + 1
+            seen["pruned"] += other.pruned_at is not None
             seen["logs"] += 1
             assert other == batch
             for name in ("items", "late", "manifest", "alerts", "retries"):
@@ -227,6 +229,7 @@ def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:
     assert seen["finalized"] > 500
     assert seen["reopened"] > 50
     assert seen["revised"] > 10
+    assert seen["pruned"] > 20
 
 
 def test_slices_with_strangers_and_surpluses_in_any_order_give_what_single_steps_give() -> None:

@@ -60,6 +60,10 @@ STATES: dict[str, Callable[[], Told]] = {
     "forced": _ended(lambda told: told.finalize_requested()),
     "expired, revise": _ended(lambda told: told.expired(DEADLINE), policy={"late_results": "revise"}),
     "cancelled, revise": _ended(lambda told: told.cancelled(), policy={"late_results": "revise"}),
+    "pruned": _ended(lambda told: (told.result("b", "failed"), told.pruned())),
+    "pruned, revise": _ended(
+        lambda told: (told.finalize_requested(), told.pruned()), policy={"late_results": "revise"}
+    ),
 }
 
 # The document's columns.
@@ -83,6 +87,8 @@ MESSAGES: dict[str, Callable[[Told], Disposition]] = {
     "corrected": lambda told: told.corrected(revision=1),
     "corrected, later revision": lambda told: told.corrected(revision=3),
     "corrected, older revision": lambda told: told.corrected(revision=0),
+    "pruned": lambda told: told.pruned(),
+    "pruned, another revision": lambda told: told.pruned(revision=7),
 }
 
 # Steps of the diagram that no cell takes: the batch, and what it is told.

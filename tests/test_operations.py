@@ -84,6 +84,7 @@ async def test_what_was_read_and_published_is_counted_by_what_it_did(settings: S
                 "unexpected": 1,
                 "late": 1,
                 "no_effect": 0,
+                "pruned": 0,
                 "summary_requested": 0,
                 "forwarded": 1,
                 "dead": 2,

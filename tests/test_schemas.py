@@ -53,7 +53,7 @@ def test_each_document_is_a_json_schema(name: str) -> None:
 
 def test_every_message_of_the_design_has_a_schema() -> None:
     assert VALIDATORS.keys() == ADAPTERS.keys()
-    assert len(VALIDATORS) == 10
+    assert len(VALIDATORS) == 11
 
 
 def test_what_is_taken_is_valid_by_the_schema() -> None:

@@ -134,6 +134,10 @@ class BatchMachine(RuleBasedStateMachine):
         chosen = {} if ids is None else {"item_ids": ids}
         self.tell({"type": "batch.reopened", "revision": revision, "deadline_at": DEADLINE} | chosen)
 
+    @rule(current=st.sampled_from([True, False, False]))
+    def prune(self, current: bool) -> None:
+        self.tell({"type": "batch.pruned", "revision": self.batch.revision + (0 if current else 1)})
+
     @precondition(lambda self: self.told)
     @rule()
     def redeliver(self) -> None:

@@ -188,3 +188,20 @@ async def test_every_answer_has_the_security_headers(api: ServedApi) -> None:
         assert headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["cache-control"] == "no-store"
+
+
+async def test_a_pruned_batch_says_so_and_is_left_alone(api: ServedApi, rows: StoredRows) -> None:
+    await rows.applied(3, 100)
+    await rows.finalized(
+        "b", total_items=3, succeeded=1, failed=1, outcome="completed_with_errors", pruned_at=rows.start
+    )
+    found = await api.get("batches/b")
+    assert (found["pruned_at"], found["failed"], found["missing"]) == ("2026-11-22T10:00:00.123000Z", 1, 1)
+    assert (await api.get("batches/b/items"))["items"] == []
+    assert "pruned" in [each["what"] for each in (await api.get("batches/b/timeline"))["events"]]
+    for action in ("reopen", "retry", "finalize"):
+        problem = await api.post(f"batches/b/{action}", {}, 409)
+        assert "items were pruned" in problem["detail"], action
+    page = await api.client.get("/batches/b")
+    assert 'id="pruned"' in page.text
+    assert 'data-action="' not in page.text, "there is nothing to be done with it"

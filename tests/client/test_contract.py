@@ -148,7 +148,7 @@ def test_no_type_of_message_is_left_out() -> None:
         messages.aborted("b", "e")["type"],
         messages.item_result("b", "i", "succeeded")["type"],
     }
-    operators = {"batch.reopened", "batch.finalize_requested", "batch.expired", "batch.corrected"}
+    operators = {"batch.reopened", "batch.finalize_requested", "batch.expired", "batch.corrected", "batch.pruned"}
     assert ours | operators == set(events.ADAPTERS)
 
 

@@ -22,6 +22,7 @@ from rollcall.settings import Settings
 from tests.faults.faults import WORKERS, Fault, Round
 from tests.faults.producing import Flow, Message, traffic
 from tests.faults.stage import PARTITIONS, Installation, Stage
+from tests.harness import commands
 from tests.harness.topics import create_topic
 
 STOP_TIMEOUT_S = 15.0
@@ -31,6 +32,7 @@ FLOW_S = 6.0
 MAX_ROUNDS = 12
 """Of one installation: it bounds what lies in topics and tables."""
 STOPPING = "(stopping)"
+VERIFY_TIMEOUT_S = 600.0
 
 
 @dataclass
@@ -86,7 +88,10 @@ class Player:
         )
 
     async def stop(self) -> Result | None:
-        """SIGTERM to all processes, if there are any: wrong if that takes long, or leaves anything behind."""
+        """SIGTERM to all processes, if there are any: wrong if that takes long, or leaves anything behind.
+
+        Or if `rollcall verify` then finds that what all the rounds left is not what the log gives.
+        """
         product, self.product = self.product, None
         if product is None:
             return None
@@ -94,10 +99,14 @@ class Player:
         stopped_s = await product.stop()
         problems = [f"stopping took {stopped_s:.1f} s"] if stopped_s > STOP_TIMEOUT_S else []
         problems += [f"left behind: {each}" for each in await product.left_behind()]
+        verified = await commands.rollcall(product.direct, "verify", "--all", timeout_s=VERIFY_TIMEOUT_S)
+        said = (verified.stdout or verified.stderr).splitlines() or ["it said nothing"]
+        if verified.exit_code:
+            problems += [f"verify: {each}" for each in said]
         if not self.keep and not problems:
             await _clean_up(product)
-        said = f"ended in {stopped_s:.1f} s after {product.rounds} rounds"
-        return Result(STOPPING, 0, None, problems, said, stopped_s)
+        ended = f"ended in {stopped_s:.1f} s after {product.rounds} rounds; {said[-1]}"
+        return Result(STOPPING, 0, None, problems, ended, stopped_s)
 
     async def _play(self, fault: Fault, seed: int) -> Result:
         product = self.product or await self._installed(fault)

@@ -71,6 +71,7 @@ def _turbulent(random: Random) -> Iterator[Event]:
         (1, lambda: {"type": "batch.finalize_requested"} | random.choice(({}, {"reason": "enough"}))),
         (4, lambda: _reopened(random, ids)),
         (1, lambda: {"type": "batch.corrected", "revision": random.randint(0, 3)}),
+        (1, lambda: {"type": "batch.pruned", "revision": random.randint(0, 3)}),
     ]
     weights = [weight for weight, _ in sayings]
     if random.random() < 0.8:

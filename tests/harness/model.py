@@ -165,6 +165,7 @@ class Batch:
     error: Mapping[str, Any] | None = None
     is_final: bool = False
     revision: int = 0
+    pruned_at_ms: int | None = None
     revisions: list[ExpectedFinalized] = field(default_factory=list)
     alerts: list[tuple[str, int]] = field(default_factory=list)
     requests: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
@@ -240,13 +241,25 @@ class Model:
             case "item.result":
                 effect = _take_result(batch, offset, timestamp_ms, value)
             case "batch.finalize_requested" if batch.is_final:
-                effect = "summary"
+                effect = self._refuse(batch_id, offset, _objection_to_pruned(batch))
+                effect = "summary" if effect == "accepted" else effect
+            case "batch.reopened" if batch.is_final and value.get("revision") in (None, batch.revision):
+                effect = self._refuse(batch_id, offset, _objection_to_pruned(batch))
+                if effect == "accepted":
+                    effect = _reopen(batch, offset, timestamp_ms, value)
             case "batch.reopened":
-                effect = _reopen(batch, offset, timestamp_ms, value)
+                effect = "ignored"
             case "batch.corrected":
-                effect = self._refuse(batch_id, offset, "nobody knows this batch" if is_new else None)
+                objection = "nobody knows this batch" if is_new else None
+                if batch.is_final and batch.revision <= value["revision"]:
+                    objection = _objection_to_pruned(batch)
+                effect = self._refuse(batch_id, offset, objection)
                 if effect == "accepted":
                     effect = _correct(batch, offset, timestamp_ms, value["revision"])
+            case "batch.pruned":
+                at_it = batch.is_final and batch.pruned_at_ms is None and value["revision"] == batch.revision
+                batch.pruned_at_ms = timestamp_ms if at_it else batch.pruned_at_ms
+                effect = "accepted" if at_it else "ignored"
             case _ if batch.is_final:
                 effect = "ignored"
             case "batch.cancelled":
@@ -348,6 +361,10 @@ def _objection_to_opened(batch: Batch, value: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _objection_to_pruned(batch: Batch) -> str | None:
+    return None if batch.pruned_at_ms is None else "its items were pruned"
+
+
 def _objection_to_items_expected(batch: Batch) -> str | None:
     if batch.total is not None:
         return "item ids for a batch with a total"
@@ -401,6 +418,8 @@ def _expect(batch: Batch, offset: int, item_ids: Iterable[str]) -> None:
 
 
 def _take_result(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> Effect:
+    if batch.pruned_at_ms is not None:
+        return "ignored"
     item_id = value["item_id"]
     held = batch.registers.get(item_id)
     new = Register(offset, _content(value), held.generation if held else 0)
@@ -444,9 +463,6 @@ def _revise(batch: Batch, item_id: str, new: Register, timestamp_ms: int) -> Non
 
 
 def _reopen(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> Effect:
-    revision = value.get("revision")
-    if not batch.is_final or (revision is not None and revision != batch.revision):
-        return "ignored"
     named = value.get("item_ids")
     if named is None:
         chosen = {item_id for item_id, register in batch.registers.items() if register.status == "failed"}

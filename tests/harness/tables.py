@@ -205,6 +205,7 @@ def _batch_expected(batch: Batch, model: Model, partitions: int) -> Row:
         "first_result_at": _moment(batch.first_result_at_ms),
         "request_retry": batch.request_retry,
         "reopened_at": _moment(batch.reopened_at_ms),
+        "pruned_at": _moment(batch.pruned_at_ms),
         "reason": batch.reason,
         "error": batch.error,
         "failure_seen": any(alert == "batch.first_failure" for alert, _ in batch.alerts),

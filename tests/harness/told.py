@@ -65,6 +65,9 @@ class Told:
     def corrected(self, revision: int) -> Disposition:
         return self.tell({"type": "batch.corrected", "revision": revision})
 
+    def pruned(self, revision: int = 1) -> Disposition:
+        return self.tell({"type": "batch.pruned", "revision": revision})
+
     def tell(self, event: dict[str, Any]) -> Disposition:
         offset, self.next_offset = self.next_offset, self.next_offset + 1
         record = decode(json.dumps({"batch_id": "b"} | event).encode(), offset, EPOCH + timedelta(seconds=offset))

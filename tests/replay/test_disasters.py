@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
@@ -54,7 +57,7 @@ def history(names: str) -> list[Message]:
 async def said(settings: Settings) -> dict[str, list[tuple[int, int, bytes | None]]]:
     """Everything on the output topics, by place."""
     topics = Topics(settings.topic_prefix)
-    names = (topics.finalized, topics.alerts, topics.requests, topics.dead_letters)
+    names = (topics.finalized, topics.summaries, topics.alerts, topics.requests, topics.dead_letters)
     return {
         name: [(each.partition, each.offset, each.value) for each in await drain(settings.bootstrap_servers, name)]
         for name in names
@@ -108,24 +111,46 @@ async def reset_offsets_of_the_group(settings: Settings) -> None:
         await consumer.stop()
 
 
+@asynccontextmanager
+async def running_with_clock(settings: Settings) -> AsyncIterator[Product]:
+    async with running(settings, workers=1) as product:
+        await product.start_clock()
+        yield product
+
+
+async def settled_and_summarized(product: Product) -> None:
+    await product.settled()
+
+    async def summarized() -> bool:
+        async with product.connection() as connection:
+            waiting = await connection.fetchval("SELECT count(*) FROM summaries WHERE state <> 'ready'")
+        return int(waiting) == 0
+
+    await eventually(summarized, 60)
+    await product.settled()
+
+
 async def test_database_lost_or_restored_and_offsets_reset_by_hand_say_nothing_twice(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
-    async with running(settings, workers=1) as product:
+    async with running_with_clock(settings) as product:
         await produce(settings.bootstrap_servers, topics.events, history("early"))
-        await product.settled()
+        await settled_and_summarized(product)
     old = await backup(settings)
-    async with running(settings, workers=1) as product:
+    async with running_with_clock(settings) as product:
         await produce(settings.bootstrap_servers, topics.events, history("later"))
-        await product.settled()
+        await settled_and_summarized(product)
     state, before = await comparable_tables(settings), await said(settings)
     assert len(before[topics.requests]) == 2
     assert len(before[topics.finalized]) == 14
+    assert len(before[topics.summaries]) >= 12
+    assert len(before[topics.alerts]) > 0
+    assert len(before[topics.dead_letters]) == 2
 
     await restore(settings, old)
     await reset_offsets_of_the_group(settings)
-    async with running(settings, workers=1) as product:
-        await product.settled()
+    async with running_with_clock(settings) as product:
+        await settled_and_summarized(product)
     assert await said(settings) == before
     assert await comparable_tables(settings) == state
 
@@ -133,8 +158,8 @@ async def test_database_lost_or_restored_and_offsets_reset_by_hand_say_nothing_t
     await connection.execute(f"DROP SCHEMA {settings.database_schema} CASCADE")
     await connection.close()
     await migrate(settings.database_url, settings.database_schema)
-    async with running(settings, workers=1) as product:
-        await product.settled()
+    async with running_with_clock(settings) as product:
+        await settled_and_summarized(product)
     assert await said(settings) == before
     rebuilt = await comparable_tables(settings)
     for table in state:
@@ -171,6 +196,84 @@ async def test_more_deleted_than_read_is_refused_and_the_runbooks_way_out_works(
     assert "replayable_from partition 0: offset 4" in done.stdout, done.stdout + done.stderr
     assert "1 batches that began earlier cannot be verified" in done.stdout
     assert done.exit_code == 0, done.stdout
+
+
+async def test_partitions_added_change_no_batchs_home(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    opened = [message({"type": "batch.opened", "batch_id": f"b{n}", "item_ids": ["1", "2"]}) for n in range(20)]
+    answers = [
+        message({"batch_id": f"b{n}", "item_id": item, "status": "succeeded"}) for n in range(20) for item in ("1", "2")
+    ]
+    async with running(settings, workers=1) as product:
+        await produce(settings.bootstrap_servers, topics.events, opened)
+        await product.settled()
+    await grow(settings, topics.events, 5)
+    async with running(settings, workers=1) as product:
+        places = await produce(settings.bootstrap_servers, topics.events, answers)
+        assert any(partition >= PARTITIONS for partition, _ in places), "some lie on the new ones"
+        await product.settled()
+    finalized = await drain(settings.bootstrap_servers, topics.finalized)
+    assert sorted(record.key for record in finalized) == sorted(f"b{n}".encode() for n in range(20))
+    for batch in (await comparable_tables(settings))["batches"]:
+        assert (batch["partition"] < PARTITIONS, batch["succeeded"]) == (True, 2)
+    done = await commands.rollcall(settings, "verify", "--processes", "2", timeout_s=180)
+    assert done.exit_code == 0, done.stdout + done.stderr
+
+
+async def test_a_topic_created_again_is_refused_and_the_runbooks_way_out_works(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+
+    def answered(batch_id: str) -> list[Message]:
+        opened = message({"type": "batch.opened", "batch_id": batch_id, "item_ids": ["1"]})
+        return [opened, message({"batch_id": batch_id, "item_id": "1", "status": "succeeded"})]
+
+    still_open = message({"type": "batch.opened", "batch_id": "open", "item_ids": ["1"]})
+    async with running(settings, workers=1) as product:
+        await produce(settings.bootstrap_servers, topics.events, [*answered("old"), still_open])
+        await product.settled()
+    await delete_topic(settings, topics.events)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    await produce(settings.bootstrap_servers, topics.events, answered("new"))
+    refused = await commands.rollcall(settings, "worker", timeout_s=60)
+    assert (refused.exit_code, "the log ends at offset 2" in refused.stderr) == (2, True), refused.stderr
+    assert "truncated, or the topic was deleted and created again" in refused.stderr
+    listed = await commands.rollcall(settings, "batch", "list", "--json")
+    assert {each["batch_id"]: each["status"] for each in json.loads(listed.stdout)["batches"]} == {
+        "old": "completed",
+        "open": "pending",
+    }, "the old state can be read"
+
+    anew = settings.model_copy(update={"database_schema": f"{settings.database_schema}_2"})
+    async with running(anew, workers=1) as product:
+        await produce(settings.bootstrap_servers, topics.events, answered("open"))
+        await product.settled()
+    finalized = await drain(settings.bootstrap_servers, topics.finalized)
+    assert sorted(record.key for record in finalized) == [b"new", b"old", b"open"], "each once"
+
+
+async def grow(settings: Settings, topic: str, partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(partitions)})
+    finally:
+        await admin.close()
+    await eventually(lambda: _has_partitions(settings, topic, partitions), 30)
+
+
+async def _has_partitions(settings: Settings, topic: str, partitions: int) -> bool:
+    return len(await end_offsets(settings.bootstrap_servers, topic)) == partitions
+
+
+async def delete_topic(settings: Settings, topic: str) -> None:
+    from confluent_kafka.admin import AdminClient
+
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    for future in admin.delete_topics([topic]).values():
+        future.result(30)
+    await eventually(lambda: topic not in admin.list_topics(timeout=10).topics, 30)
 
 
 async def delete_before(settings: Settings, topic: str, offset: int) -> None:
