@@ -52,6 +52,7 @@ MEANINGS = {
     "duplicate": {"duplicate", "superseded"},
     "late": {"late"},
     "ignored": {"no_effect"},
+    "pruned": {"pruned"},
     "not_applicable": {"refused"},
     "summary": {"summary_requested"},
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-Effect = Literal["accepted", "duplicate", "late", "ignored", "not_applicable", "summary"]
+Effect = Literal["accepted", "duplicate", "late", "ignored", "pruned", "not_applicable", "summary"]
 
 ANSWERS = ("succeeded", "partial", "failed", "skipped")
 WRITES = ("created", "updated", "unchanged")
@@ -419,7 +419,7 @@ def _expect(batch: Batch, offset: int, item_ids: Iterable[str]) -> None:
 
 def _take_result(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> Effect:
     if batch.pruned_at_ms is not None:
-        return "ignored"
+        return "pruned"
     item_id = value["item_id"]
     held = batch.registers.get(item_id)
     new = Register(offset, _content(value), held.generation if held else 0)
