@@ -404,13 +404,13 @@ async def test_every_page_fits_a_narrow_screen_and_is_kept_in_both_themes(live: 
     for name, address in pages.items():
         page, problems = await open_page(live.browser, live.api.url + address)
         assert await page.locator("h1").count() == 1, address
-        for width in (360, 1280):
+        for width, suffix in ((360, "-narrow"), (1280, "")):
             await page.set_viewport_size({"width": width, "height": 800})
             wide = await page.evaluate("document.documentElement.scrollWidth")
             assert wide <= width, f"{address} is {wide} wide on {width}"
             for theme in THEMES if SCREENSHOTS else ():
                 await page.emulate_media(color_scheme=theme)
-                await page.screenshot(path=Path(SCREENSHOTS or "") / f"{name}-{theme}-{width}.png", full_page=True)
+                await page.screenshot(path=Path(SCREENSHOTS or "") / f"{name}-{theme}{suffix}.png", full_page=True)
         assert problems == [], address
         await page.close()
 
