@@ -124,8 +124,7 @@ async def test_what_has_to_look_at_every_batch_looks_at_no_item(
 
 async def test_a_retry_of_one_error_reads_the_failed_only(large: ServedApi, filled: StoredRows) -> None:
     with sent(large) as statements:
-        connection = await large.context.engine.connect()
-        async with connection:
+        async with large.context.engine.connect() as connection:
             raw = await driver(connection)
             raw.add_query_logger(lambda query: statements.append((query.query, query.args)))
             found, following = await statistics.failed_with(raw, "big", "timeout", after="item-0050000", limit=100)
