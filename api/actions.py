@@ -1,23 +1,25 @@
 """What people do to a batch: seal, cancel, abort, finalize, reopen, retry. Each is a record on the stream."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import JSONResponse, Response
 
 from api.access import OPERATOR, Caller, Operator
 from api.batches import known
 from api.context import Context, Here
 from api.idempotency import Answer, IdempotencyKey, new_id, once
-from api.models import Batch, RequestBody
+from api.models import Batch, RequestBody, Text
 from api.presenting import shown
 from api.problems import Problem, documented, invalid
 from api.publishing import check_distinct, location_of
 from api.submitting import applied, check_item_count, checked, may_exist, submit
 from schemas.events import MAX_MANIFEST_CHUNK, BatchId, Count, ItemError, ItemId, Time
-from store import reads
+from store import reads, statistics
+from store.connection import driver
 from store.reads import BatchStatus
 from streams.manifests import opening
 
@@ -25,6 +27,7 @@ router = APIRouter(tags=["actions"], dependencies=[Depends(OPERATOR)])
 
 RetriedStatus = Literal["failed", "missing", "partial"]
 MAX_RETRIED = 1_000_000
+RETRY_PAGE = 10_000
 
 
 class Reason(RequestBody):
@@ -60,6 +63,12 @@ class Retry(RequestBody):
         default=["failed", "missing"], min_length=1, max_length=3, description="Items of which status."
     )
     item_ids: list[ItemId] | None = Field(default=None, min_length=1, description="These items instead.")
+    error: Text | None = Field(
+        default=None,
+        min_length=1,
+        max_length=500,
+        description="The failed with this error instead, as `/failures` names it.",
+    )
     batch_id: BatchId | None = Field(default=None, description="The new batch's id.")
     deadline_at: Time | None = None
 
@@ -168,6 +177,8 @@ async def retry(
     """Open a new batch of the failed and the missing, and ask the upstream service for them."""
     body = body or Retry()
     check_distinct(body.item_ids or [])
+    if body.error is not None and body.model_fields_set & {"status", "item_ids"}:
+        raise invalid("error", "give either error, status or item_ids")
     async with here.reading() as connection:
         found = await known(connection, here, batch_id)
     new_batch_id = body.batch_id or new_id(caller, idempotency_key, f"{batch_id[:150]}-retry-")
@@ -175,9 +186,9 @@ async def retry(
     async def act(again: bool) -> Answer:
         if not body.item_ids:
             _check_kept(found)
-        ids = body.item_ids or [item_id async for item_id in _ids(here, batch_id, body.status)]
+        ids = body.item_ids or [item_id async for page in _chosen(here, batch_id, body) for item_id in page]
         if not ids:
-            raise Problem(409, _nothing_to_retry(found, body.status))
+            raise Problem(409, _nothing_to_retry(found, body))
         check_item_count(here, len(ids), "item_ids")
         async with here.reading() as connection:
             existing = await reads.batch(connection, here.topics.events, new_batch_id)
@@ -236,31 +247,37 @@ def _missing(found: BatchStatus | None) -> int:
     return found.missing if found else 0
 
 
-async def _ids(here: Context, batch_id: str, statuses: list[RetriedStatus]) -> AsyncIterator[str]:
-    """The ids of a batch's items of these statuses."""
+async def _chosen(here: Context, batch_id: str, wanted: Retry) -> AsyncIterator[Sequence[str]]:
+    """The ids of a batch's items that are to be retried, page by page. Raises 422 where they are too many."""
     count = 0
+    statuses: list[RetriedStatus] = ["failed"] if wanted.error is not None else wanted.status
     for status in dict.fromkeys(statuses):
-        after: str | None = None
-        while True:
+        after: str | None = ""
+        while after is not None:
             async with here.reading() as connection:
-                page: reads.Page[Any]
-                if status == "missing":
-                    page = await reads.missing(connection, batch_id, after=after, limit=10_000)
-                    ids = list(page.rows)
-                else:
-                    page = await reads.items(connection, batch_id, status=status, after=after, limit=10_000)
-                    ids = [item.item_id for item in page.rows]
-            for item_id in ids:
-                yield item_id
+                ids, after = await _page(connection, batch_id, status, wanted.error, after)
+            yield ids
             count += len(ids)
             if count > MAX_RETRIED:
                 raise invalid("status", f"more than {MAX_RETRIED} items: retry them in parts, by item_ids")
-            after = page.next
-            if after is None:
-                break
 
 
-def _nothing_to_retry(found: BatchStatus, statuses: list[RetriedStatus]) -> str:
-    if "missing" in statuses and found.missing:
+async def _page(
+    connection: AsyncConnection, batch_id: str, status: RetriedStatus, error: str | None, after: str
+) -> tuple[Sequence[str], str | None]:
+    """Ids behind an id, and where to go on (None: nowhere)."""
+    if error is not None:
+        return await statistics.failed_with(await driver(connection), batch_id, error, after=after, limit=RETRY_PAGE)
+    if status == "missing":
+        missing = await reads.missing(connection, batch_id, after=after, limit=RETRY_PAGE)
+        return missing.rows, missing.next
+    page = await reads.items(connection, batch_id, status=status, after=after, limit=RETRY_PAGE)
+    return [item.item_id for item in page.rows], page.next
+
+
+def _nothing_to_retry(found: BatchStatus, wanted: Retry) -> str:
+    if wanted.error is not None:
+        return f"no failed item of the batch has the error {wanted.error}"
+    if "missing" in wanted.status and found.missing:
         return f"{found.missing} items are missing, but no manifest names them: they cannot be asked for by id"
-    return f"no item of the batch is {' or '.join(statuses)}"
+    return f"no item of the batch is {' or '.join(wanted.status)}"

@@ -21,6 +21,7 @@ from api import (
 )
 from api.context import Context
 from api.pages import routes as pages
+from api.pages import system
 from api.problems import Problem
 
 PREFIX = "/api"
@@ -69,6 +70,7 @@ def create_app(context: Context) -> FastAPI:
     for router in _ROUTERS:
         app.include_router(router, prefix=PREFIX)
     app.include_router(pages.router)
+    app.include_router(system.router)
     app.router.routes.extend([*operations.health_routes(), *documents.routes(context.topics)])
     app.add_api_route("/metrics", operations.metrics, dependencies=[Depends(access.VIEWER)], include_in_schema=False)
     app.add_middleware(BodyLimit, limit=context.limits.body_bytes)

@@ -17,6 +17,7 @@ from api.models import FailureGroup, FailureGroups, Item, ItemDetail, ItemError,
 from api.problems import documented, not_found
 from handlers.finalization import rfc3339
 from store import details, reads, statistics
+from store.connection import driver
 
 router = APIRouter(tags=["items"], dependencies=[Depends(VIEWER)])
 
@@ -69,12 +70,18 @@ async def get_item(batch_id: str, item_id: str, here: Here, caller: Viewer) -> I
 
 
 @router.get("/batches/{batch_id}/missing", responses=_READING)
-async def list_missing(batch_id: str, here: Here, cursor: Cursor = None, limit: Limit = 100) -> MissingPage:
+async def list_missing(
+    batch_id: str,
+    here: Here,
+    find: Annotated[Text, Query(max_length=200, description="Only ids with this in them, in capitals or not.")] = "",
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> MissingPage:
     """Who has not answered: ids on the manifest without a terminal result."""
     async with here.snapshot() as connection:
         found = await known(connection, here, batch_id)
         named = await reads.has_manifest(connection, batch_id)
-        page = await reads.missing(connection, batch_id, after=cursor, limit=limit) if named else None
+        page = await reads.missing(connection, batch_id, find=find, after=cursor, limit=limit) if named else None
     return MissingPage(
         total=found.total,
         missing=found.missing,
@@ -92,9 +99,9 @@ async def list_failures(batch_id: str, here: Here) -> FailureGroups:
         if summary is not None and summary[1] is not None and summary[1]["revision"] == found.revision:
             groups = [FailureGroup(**each) for each in summary[1]["error_groups"]]
             return FailureGroups(failed=found.failed, grouped=found.failed, groups=groups)
-        raw = (await connection.get_raw_connection()).driver_connection
-        assert raw is not None
-        same = await statistics.error_groups(raw, batch_id, groups=MAX_GROUPS, named=NAMED, among=SAMPLED)
+        same = await statistics.error_groups(
+            await driver(connection), batch_id, groups=MAX_GROUPS, named=NAMED, among=SAMPLED
+        )
     groups = [FailureGroup(error=each.error, count=each.items, item_ids=each.item_ids) for each in same]
     return FailureGroups(failed=found.failed, grouped=min(found.failed, SAMPLED), groups=groups)
 

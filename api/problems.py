@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 from aiokafka.errors import KafkaError
+from asyncpg import InterfaceError, PostgresError
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
@@ -117,7 +118,8 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(Exception, _unexpected)
-    for away in (DBAPIError, PoolTimeoutError, KafkaError, OSError, TimeoutError):
+    # asyncpg's own come from statements that are written as text.
+    for away in (DBAPIError, PoolTimeoutError, PostgresError, InterfaceError, KafkaError, OSError, TimeoutError):
         app.add_exception_handler(away, _away)
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
 else:
@@ -29,6 +29,14 @@ BY_KEY = {
 
 _DRIVER = "postgresql+asyncpg://"
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+async def driver(connection: "AsyncConnection") -> Connection:
+    """asyncpg's connection under SQLAlchemy's, for statements that are written as text."""
+    under = (await connection.get_raw_connection()).driver_connection
+    assert under is not None
+    found: Connection = under
+    return found
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,15 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasonCount:
+    """Dead letters of one reason, and when the last of them came."""
+
+    reason: str
+    count: int
+    last_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """How far a partition of the input log is applied: everything before ``next_offset``.
 
@@ -66,6 +75,24 @@ async def applied(connection: AsyncConnection, topic: str) -> dict[int, Applied]
         row.partition: Applied(row.next_offset, {int(source): offset for source, offset in row.taken.items()})
         for row in found
     }
+
+
+async def dead_letter_reasons(connection: AsyncConnection, most: int) -> Sequence[ReasonCount]:
+    """Dead letters that nobody has dealt with, by reason, the most frequent first; of very many only ``most``."""
+    letter = dead_letters.c
+    waiting = (
+        select(letter.reason, letter.appended_at)
+        .where(letter.redriven_at.is_(None), letter.discarded_at.is_(None))
+        .limit(most)
+        .subquery()
+    )
+    number = func.count()
+    found = await connection.execute(
+        select(waiting.c.reason, number, func.max(waiting.c.appended_at))
+        .group_by(waiting.c.reason)
+        .order_by(number.desc(), waiting.c.reason)
+    )
+    return [ReasonCount(*row) for row in found]
 
 
 async def last_result_offset(connection: AsyncConnection, batch_id: str) -> int | None:

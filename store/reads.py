@@ -317,9 +317,12 @@ async def strange_items(connection: AsyncConnection, found: BatchStatus, item_id
 
 
 async def missing(
-    connection: AsyncConnection, batch_id: str, *, after: str | None = None, limit: int = 100
+    connection: AsyncConnection, batch_id: str, *, find: str = "", after: str | None = None, limit: int = 100
 ) -> Page[str]:
-    """Ids on a batch's manifest that have no terminal result, in order; none where there is no manifest."""
+    """Ids on a batch's manifest that have no terminal result, in order; none where there is no manifest.
+
+    ``find`` has to be in them, in capitals or not.
+    """
     expected, item = expected_items.c, item_results.c
     answered = exists().where(item.batch_id == batch_id, item.item_id == expected.item_id, item.status != "retrying")
     query = (
@@ -328,6 +331,9 @@ async def missing(
         .order_by(expected.item_id)
         .limit(limit + 1)
     )
+    if find:
+        # Not LIKE: of that the planner believes that hardly any match, and reads the whole table for a few.
+        query = query.where(func.strpos(func.lower(expected.item_id), func.lower(find)) > 0)
     if after is not None:
         query = query.where(expected.item_id > after)
     return _page((await connection.scalars(query)).all(), limit, lambda item_id: item_id)

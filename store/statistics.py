@@ -177,6 +177,13 @@ _ERRORS = _errors()
 _SAMPLED_ERRORS = _errors("ORDER BY item_id LIMIT $4")
 
 
+# The next $4 failed items of a batch, each with whether this is its error. A page reads so many, however few match.
+_WITH_ERROR = f"""
+SELECT item_id, ({_ERROR} COLLATE "C") = $3 AS matches
+FROM item_results WHERE batch_id = $1 AND status = 'failed' AND item_id > $2 ORDER BY item_id LIMIT $4
+"""
+
+
 async def load(connection: Connection, batch_ids: Sequence[str]) -> dict[str, Statistics]:
     """The statistics of these batches, by id; call it within one snapshot."""
     metrics: dict[str, list[tuple[str, Decimal]]] = {}
@@ -235,3 +242,11 @@ async def error_groups(
     """What the first ``among`` failed items of a batch have in common, the most frequent first."""
     rows = await connection.fetch(_SAMPLED_ERRORS, [batch_id], groups, named, among)
     return [ErrorCount(row["error"], row["items"], list(row["first_items"])) for row in rows]
+
+
+async def failed_with(
+    connection: Connection, batch_id: str, error: str, *, after: str, limit: int
+) -> tuple[list[str], str | None]:
+    """Of a batch's next ``limit`` failed items those in an error's group, and where to go on (None: nowhere)."""
+    rows = await connection.fetch(_WITH_ERROR, batch_id, after, error, limit)
+    return [row["item_id"] for row in rows if row["matches"]], rows[-1]["item_id"] if len(rows) == limit else None

@@ -1,5 +1,6 @@
 """How a batch is put into words, bars and charts. No I/O, no clock of its own."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,8 @@ ICONS = {
     "late": "⌛",
 }
 BAR_WIDTH = 1_000
+LAGGING_AFTER_S = 5.0
+"""A busy partition always has a few records unread; what keeps up is not said to lag."""
 STALLED_AFTER_S = 60.0
 """Without a policy of the batch's own: so long without a result is a standstill."""
 
@@ -61,11 +64,12 @@ def eta(batch: Batch, now: datetime) -> str:
     """When an open batch will be done, at the speed so far; in words where it cannot be said."""
     if batch.outcome is not None:
         return ""
-    if batch.lag.lagging:
+    heard_at = batch.last_result_at or batch.opened_at
+    silent = (now - heard_at).total_seconds() if heard_at else float("inf")
+    if batch.lag.lagging and silent > LAGGING_AFTER_S:
         return f"lagging: {batch.lag.records:,} records of its partition are not read yet"
     if batch.first_result_at is None or batch.last_result_at is None:
         return "waiting for a first result"
-    silent = (now - batch.last_result_at).total_seconds()
     patience = float((batch.policy or {}).get("stalled_after_s") or STALLED_AFTER_S)
     if silent > patience:
         return f"stalled: no result for {duration(silent)}"
@@ -104,6 +108,11 @@ def columns(counts: Sequence[int], height: int) -> list[tuple[int, float, float]
         for number, count in enumerate(counts)
         if count
     ]
+
+
+def as_json(value: object) -> str:
+    """JSON for people; to be escaped like any text."""
+    return json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def batch_url(batch_id: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,15 @@ from sqlalchemy import event
 from bench import api_data
 from migrations.run import migrate
 from rollcall.settings import Settings
+from store import statistics
+from store.connection import driver
 from tests.harness.api import ServedApi, serving
 from tests.harness.event_stream import listening
 from tests.harness.servers import Servers
 from tests.harness.stored import StoredRows, stored_rows
 
 BATCHES = 10_000
-LARGE = {"batches", "item_results", "expected_items"}
+LARGE = frozenset({"batches", "item_results", "expected_items"})
 
 Statement = tuple[str, Any]
 
@@ -36,6 +38,7 @@ PATHS = [
     "batches/big/items?cursor=item-0090000",
     "batches/big/items/item-0050000",
     "batches/big/missing",
+    "batches/big/missing?find=nothing like that",
     "batches/batch-0000107/missing",
     "batches/big/failures",
     "batches/big/timeline",
@@ -98,13 +101,34 @@ async def test_no_statement_scans_a_large_table(large: ServedApi, filled: Stored
 @pytest.mark.parametrize(
     "path",
     ["", "?status=processing&cursor=batch-0005000", "batches/big", "batches/big?find=1", "batches/batch-0005000",
-     "batches/big/items?first=item-0050000&last=item-0050100"],
+     "batches/big?find=item-00999", "batches/big/items?first=item-0050000&last=item-0050100", "?name=job 3",
+     "?opened_since=2026-02-01", "jobs?name=job 3", "system", "audit"],
 )  # fmt: skip
 async def test_no_page_scans_a_large_table(large: ServedApi, filled: StoredRows, path: str) -> None:
     with sent(large) as statements:
         response = await large.client.get(f"/{path}")
     assert response.status_code == 200, response.text
     assert statements
+    await assert_good_plans(filled, statements)
+
+
+@pytest.mark.parametrize("path", ["api/batches?metadata=team:team 3", "jobs"])
+async def test_what_has_to_look_at_every_batch_looks_at_no_item(
+    large: ServedApi, filled: StoredRows, path: str
+) -> None:
+    with sent(large) as statements:
+        response = await large.client.get(f"/{path}")
+    assert response.status_code == 200, response.text
+    await assert_good_plans(filled, statements, LARGE - {"batches"})
+
+
+async def test_a_retry_of_one_error_reads_the_failed_only(large: ServedApi, filled: StoredRows) -> None:
+    with sent(large) as statements:
+        async with large.context.engine.connect() as connection:
+            raw = await driver(connection)
+            raw.add_query_logger(lambda query: statements.append((query.query, query.args)))
+            found, following = await statistics.failed_with(raw, "big", "timeout", after="item-0050000", limit=100)
+    assert (len(found), following) == (100, found[-1])
     await assert_good_plans(filled, statements)
 
 
@@ -117,13 +141,13 @@ async def test_event_streams_scan_no_large_table(large: ServedApi, filled: Store
     await assert_good_plans(filled, statements)
 
 
-async def assert_good_plans(filled: StoredRows, statements: list[Statement]) -> None:
+async def assert_good_plans(filled: StoredRows, statements: list[Statement], large: Set[str] = LARGE) -> None:
     for statement, parameters in {each[0]: each for each in statements}.values():
         # The plan for these parameters, and the one that a prepared statement comes to after a few executions.
         for options in ("FORMAT JSON", "FORMAT JSON, GENERIC_PLAN"):
             plan = await filled.connection.fetchval(f"EXPLAIN ({options}) {statement}", *tuple(parameters or ()))
             scanned = {node["Relation Name"] for node in nodes(json.loads(plan)[0]["Plan"]) if is_scan(node)}
-            assert not scanned & LARGE, f"{options}: {scanned} scanned by\n{statement}\n{plan}"
+            assert not scanned & large, f"{options}: {scanned} scanned by\n{statement}\n{plan}"
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -111,6 +111,8 @@ async def test_the_missing_are_named_where_a_manifest_does(api: ServedApi, rows:
     page = await api.get("batches/b/missing", limit=2)
     assert page == {"total": 4, "missing": 3, "item_ids": ["i1", "i3"], "next": "i3"}
     assert (await api.get("batches/b/missing", cursor="i3"))["item_ids"] == ["i4"]
+    assert (await api.get("batches/b/missing", find="I3"))["item_ids"] == ["i3"]
+    assert (await api.get("batches/b/missing", find="%"))["item_ids"] == []
     await rows.batch("only a number", total_items=7)
     unnamed = await api.get("batches/only a number/missing")
     assert (unnamed["missing"], unnamed["item_ids"]) == (7, None)

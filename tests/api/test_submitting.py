@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from api import actions
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from streams.topics import ensure_topics
@@ -197,6 +198,37 @@ async def test_a_retry_is_a_new_batch_of_what_failed_or_is_missing(live: ServedA
     assert (await live.get(f"batches/{partial['batch_id']}/missing"))["item_ids"] == ["c"]
     refused = await live.post(f"batches/{partial['batch_id']}/retry", {"status": ["failed"]}, 409)
     assert refused["detail"] == "no item of the batch is failed"
+
+
+async def test_all_that_failed_with_one_error_can_be_retried_however_it_is_worded(
+    live: ServedApi, batch_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "RETRY_PAGE", 2)  # of pages without any, some are in between
+    await live.post("batches", {"batch_id": batch_id, "total_items": 9}, 201)
+    errors: list[dict[str, Any]] = [
+        *({"message": f"no such user: {4000 + number}"} for number in range(4)),
+        *({"code": "timeout", "message": f"after {number} s"} for number in range(4)),
+        {"message": "no such user: 7"},
+    ]
+    results = [{"item_id": f"i{n}", "status": "failed", "error": error} for n, error in enumerate(errors)]
+    await live.post(f"batches/{batch_id}/results", {"results": results}, 202)
+    await status_of(live, batch_id, "failed")
+    groups = (await live.get(f"batches/{batch_id}/failures"))["groups"]
+    assert {each["error"]: each["count"] for each in groups} == {"no such user: <n>": 5, "timeout": 4}
+    for group in groups:
+        retried = await live.post(f"batches/{batch_id}/retry", {"error": group["error"]}, 201)
+        assert retried["items"] == group["count"]
+        asked_for = await live.get(f"batches/{retried['batch_id']}/missing")
+        assert set(asked_for["item_ids"]) >= set(group["item_ids"])
+    refused = await live.post(f"batches/{batch_id}/retry", {"error": "no such error"}, 409)
+    assert refused["detail"] == "no failed item of the batch has the error no such error"
+    both = {"error": "timeout", "status": ["missing"]}
+    assert (await live.post(f"batches/{batch_id}/retry", both, 422))["errors"][0]["field"] == "error"
+    half = b'{"error": "\\ud800"}'
+    response = await live.client.post(
+        f"/api/batches/{batch_id}/retry", content=half, headers={"Content-Type": "application/json"}
+    )
+    assert response.status_code == 422
 
 
 async def test_a_run_of_a_job_is_asked_for_once_and_its_runs_are_listed(

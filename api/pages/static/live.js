@@ -3,20 +3,48 @@
 'use strict'
 
 const TOGETHER_MS = 300
+const TYPING_MS = 300
+const LISTEN_AGAIN_MS = 5000
+// Ages and estimates change by themselves.
+const AGES_MS = 15000
+const MOST_COPIED = 100000
+
+const { events, every, api } = document.body.dataset
 
 async function refresh() {
   const answer = await fetch(location.href, { headers: { Accept: 'text/html' } })
-  if (!answer.ok || answer.redirected) return
+  if (answer.redirected) return say('signed out: load the page again')
+  if (!answer.ok) throw new Error(answer.statusText)
   const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html')
   for (const part of document.querySelectorAll('[data-live]')) {
     const replacement = fresh.getElementById(part.id)
-    // A part that somebody is working in stays as it is until the next change.
-    if (replacement && replacement.innerHTML !== part.innerHTML && !part.contains(document.activeElement)) {
-      part.innerHTML = replacement.innerHTML
-    }
+    if (replacement && replacement.innerHTML !== part.innerHTML && !isSelectedIn(part)) replace(part, replacement)
   }
-  search()
-  rate()
+}
+
+// What somebody is marking stays as it is until the next change.
+function isSelectedIn(part) {
+  const selection = getSelection()
+  return !selection.isCollapsed && part.contains(selection.anchorNode)
+}
+
+// Whoever is at a link or button stays there: at the same one, or where it is gone at the one in its place.
+function replace(part, replacement) {
+  const here = document.activeElement
+  const place = part.contains(here) ? focusable(part).indexOf(here) : -1
+  part.innerHTML = replacement.innerHTML
+  if (place === -1) return
+  const now = focusable(part)
+  const same = now.find((each) => nameOf(each) === nameOf(here)) || now[Math.min(place, now.length - 1)]
+  same?.focus({ preventScroll: true })
+}
+
+function focusable(part) {
+  return [...part.querySelectorAll('a[href], button, [tabindex]')]
+}
+
+function nameOf(element) {
+  return [element.getAttribute('href'), element.dataset.action, element.dataset.group].join('\n')
 }
 
 let waiting = null
@@ -38,14 +66,20 @@ function say(text) {
   document.getElementById('live').textContent = text
 }
 
-const { events, every, api } = document.body.dataset
-if (events && new URLSearchParams(location.search).get('cursor') === null) {
+function listen() {
   const source = new EventSource(events)
   for (const kind of ['batch', 'finalized', 'resync']) source.addEventListener(kind, changed)
   source.addEventListener('ready', () => say('live'))
-  source.addEventListener('error', () => say('reconnecting'))
-  // Ages and estimates change by themselves.
-  setInterval(changed, 15000)
+  source.addEventListener('error', () => {
+    say('reconnecting')
+    // A browser comes back by itself after a lost connection, but not after an answer such as 503.
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => { listen(); changed() }, LISTEN_AGAIN_MS)
+  })
+}
+
+if (events && new URLSearchParams(location.search).get('cursor') === null) {
+  listen()
+  setInterval(changed, AGES_MS)
 } else if (every) {
   setInterval(changed, Number(every))
 }
@@ -54,24 +88,21 @@ if (events && new URLSearchParams(location.search).get('cursor') === null) {
 document.addEventListener('click', async (event) => {
   const button = event.target.closest('button')
   if (!button) return
-  const { action, ask, group, copy } = button.dataset
-  if (copy) {
-    const ids = [...document.querySelectorAll(copy + ' li:not([hidden])')].map((each) => each.textContent.trim())
-    await navigator.clipboard.writeText(ids.join('\n'))
-    button.textContent = 'Copied'
+  const { action, ask, group } = button.dataset
+  if ('copy' in button.dataset) {
+    try { tell(await copyMissing() + ' ids copied') } catch (error) { tell('this browser does not let the page copy; CSV has them all') }
   } else if ('signOut' in button.dataset) {
     await send('DELETE', '/api/session')
     location.reload()
   } else if (action && confirm(ask)) {
     button.disabled = true
     try {
-      const body = group === undefined ? {} : { item_ids: await idsOf(group) }
-      const answer = await send('POST', api + '/' + action, body)
+      const answer = await send('POST', api + '/' + action, group === undefined ? {} : { error: group })
       const said = await answer.json()
       if (!answer.ok) tell(said.detail || answer.statusText)
       else if (action === 'retry') location.assign('/batches/' + encodeURIComponent(said.batch_id))
       else { tell(action + ': ' + said.items + ' items'); changed() }
-    } catch (error) { tell(String(error)) } finally { button.disabled = false; button.blur() }
+    } catch (error) { tell(String(error)) } finally { button.disabled = false }
   }
 })
 
@@ -85,31 +116,32 @@ function send(method, address, body) {
   return fetch(address, { method, headers, body: body && JSON.stringify(body) })
 }
 
-// Ids of all items that failed with this error.
-async function idsOf(error) {
+// Not only those on the page: all that are missing, or all that were found. Returns how many.
+async function copyMissing() {
   const ids = []
-  for (let cursor = ''; cursor !== null;) {
-    const page = await (await fetch(api + '/items?status=failed&limit=1000' + (cursor && '&cursor=' + encodeURIComponent(cursor)))).json()
-    for (const item of page.items) if ((item.error_code || item.error_message || 'no error given') === error) ids.push(item.item_id)
+  for (let cursor = ''; cursor !== null && ids.length < MOST_COPIED;) {
+    const asked = new URLSearchParams({ limit: 1000, find: finding(), ...(cursor && { cursor }) })
+    const page = await (await fetch(api + '/missing?' + asked)).json()
+    ids.push(...page.item_ids)
     cursor = page.next
   }
-  return ids
+  await navigator.clipboard.writeText(ids.join('\n'))
+  return ids.length
 }
 
-function search() {
-  const field = document.querySelector('[data-find]')
-  if (!field) return
-  for (const each of document.querySelectorAll(field.dataset.find)) each.hidden = !each.textContent.includes(field.value)
+// Searching is the server's: what is searched for goes into the address, and the page is fetched again.
+function finding() {
+  return new URLSearchParams(location.search).get('find') || ''
 }
-document.querySelector('[data-find]')?.addEventListener('input', search)
 
-// Throughput: how fast a number grew since the page was last refreshed.
-let before = null
-function rate() {
-  const shown = document.querySelector('[data-rate]')
-  if (!shown) return
-  const now = { at: performance.now(), value: Number(shown.dataset.rate) }
-  if (before) document.querySelector('[data-rate-of]').textContent = Math.round((now.value - before.value) / (now.at - before.at) * 1000).toLocaleString('en') + ' ' + document.querySelector('[data-rate-of]').dataset.rateOf + '/s'
-  before = now
-}
-rate()
+let typing = null
+document.querySelector('[data-find]')?.addEventListener('input', (event) => {
+  clearTimeout(typing)
+  typing = setTimeout(() => {
+    const address = new URL(location.href)
+    address.searchParams.delete('after')
+    address.searchParams.set('find', event.target.value)
+    history.replaceState(null, '', address)
+    changed()
+  }, TYPING_MS)
+})
