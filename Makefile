@@ -54,7 +54,7 @@ check: $(READY) ## Lint, formatting, types, layers, lock file
 	$(BIN)/lint-imports
 	$(UV) lock --check --python $(BIN)/python
 
-bench: $(READY) ## Measure the pipeline beside raw Kafka and PostgreSQL
+bench: $(READY) ## Measure the pipeline beside Kafka Streams and what bounds it: two minutes
 	$(BIN)/python -m bench $(ARGS)
 
 bench-api: $(READY) ## Measure the HTTP API beside a bare route, on 100,000 batches and 10,000,000 items
