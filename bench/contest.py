@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from bench import floors, prefill, product, streams_peer
+from bench import floors, prefill, product, quix_peer, streams_peer
 from bench.measuring import Measured
 from bench.results import (
     BARE,
     ENCODED,
+    QUIX,
     ROLLCALL,
     ROWS,
     STREAMS,
@@ -53,10 +55,11 @@ def entries(shape: Shape, workers: list[int], contenders: list[str]) -> Iterator
 class Contest:
     """A shape's records in a topic, and what it takes to run each contender on them."""
 
-    def __init__(self, bed: Bed, shape: Shape, classpath: str | None) -> None:
+    def __init__(self, bed: Bed, shape: Shape, classpath: str | None, quix: Path | None = None) -> None:
         self._bed = bed
         self._shape = shape
         self._classpath = classpath
+        self._quix = quix
         self._prefix = ""
         self._records = 0
         self._kept: Settings | None = None
@@ -72,8 +75,12 @@ class Contest:
             return figures(await self._rollcall(entry.workers))
         if entry.contender in STREAMS_OPTIONS:
             return figures(await self._streams(entry))
+        if entry.contender == QUIX:
+            return figures(await self._quix_streams(entry.workers))
         if self._kept is None:
-            raise RuntimeError("the floors need a run of Rollcall before them")
+            # Their rows are those that it writes.
+            await self._rollcall(entry.workers)
+        assert self._kept is not None
         if entry.contender == BARE:
             return {"rate": await floors.bare(self._kept, self._shape.total, entry.workers)}
         kind = {ENCODED: "encoded", ROWS: "rows"}[entry.contender]
@@ -137,6 +144,18 @@ class Contest:
             **options,
         )
 
+    async def _quix_streams(self, processes: int) -> Measured:
+        assert self._quix is not None
+        return await quix_peer.run(
+            self._bed,
+            self._quix,
+            Topics(self._prefix).events,
+            items=self._shape.total,
+            progress=self._records,
+            batches=self._shape.batches,
+            processes=processes,
+        )
+
 
 def figures(measured: Measured) -> dict[str, float]:
     return {
@@ -156,6 +175,15 @@ async def warm_up(bed: Bed, classpath: str | None) -> None:
     await contest.close()
 
 
+def missing(shape: Shape, who: list[Entry], rounds: int, results: Results) -> bool:
+    """Whether anything is still to be measured."""
+    return any(_key(shape, entry, number) not in results for entry in who for number in range(1, rounds + 1))
+
+
+def _key(shape: Shape, entry: Entry, number: int) -> tuple[object, ...]:
+    return ("shapes", shape.name, entry.contender, entry.workers, number, 0.0)
+
+
 async def play(
     contest: Contest,
     shape: Shape,
@@ -167,7 +195,7 @@ async def play(
     """Round by round, each contender in turn, but for what ``results`` holds already."""
     for number in range(1, rounds + 1):
         for entry in who:
-            if ("shapes", shape.name, entry.contender, entry.workers, number, 0.0) in results:
+            if _key(shape, entry, number) in results:
                 continue
             values = await contest.run(entry)
             result = Result("shapes", shape.name, entry.contender, entry.workers, number, values)

@@ -1,6 +1,7 @@
 """How every contender is measured: the same clock, from the same moment, with CPU time and memory by process."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Measured:
-    """``rate``: items/s. ``cpu_us``: microseconds an item, by process. ``peak_mib``: the largest worker's memory."""
+    """``rate``: items/s. ``cpu_us``: microseconds an item, by process. ``peak_mib``: the largest worker's memory.
+
+    ``tenths``: items/s in each tenth of the way behind the first.
+    """
 
     rate: float
     cpu_us: Mapping[str, float]
     peak_mib: float
+    tenths: Sequence[float]
 
 
 class Cpu:
@@ -52,6 +57,7 @@ async def measure(
     alive: Callable[[], None],
     cpu: Cpu,
     memory_of: Sequence[int],
+    warm_up: float = WARM_UP,
 ) -> Measured:
     """Watch a contender until it is through.
 
@@ -59,10 +65,13 @@ async def measure(
     a process has ended.
     """
     first: tuple[int, float, dict[str, float]] | None = None
+    looks: list[tuple[int, float]] = []
     while True:
         count, now = await applied(), time.monotonic()
-        if first is None and count >= progress * WARM_UP:
+        if first is None and count >= progress * warm_up:
             first = (count, now, cpu.seconds())
+        if len(looks) < 10 and count >= progress * (len(looks) + 1) / 10:
+            looks.append((count, now))
         if count >= progress and await finished():
             break
         alive()
@@ -75,6 +84,11 @@ async def measure(
         rate=share / (now - begun),
         cpu_us={name: 1e6 * (after - before[name]) / share for name, after in cpu.seconds().items()},
         peak_mib=max(map(peak_memory_kib, memory_of)) / 1024,
+        tenths=[
+            items / progress * (later[0] - earlier[0]) / (later[1] - earlier[1])
+            for earlier, later in itertools.pairwise(looks)
+            if later[1] > earlier[1]
+        ],
     )
 
 

@@ -1,12 +1,12 @@
 """Rollcall itself: workers and the relay, as they run in production, on a topic that is full already."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from aiokafka.errors import UnknownTopicOrPartitionError, for_code
 
 from bench.finalized import Finalized
-from bench.measuring import Cpu, Measured, measure
+from bench.measuring import WARM_UP, Cpu, Measured, measure
 from bench.running import spawn, stop_all
 from migrations.run import migrate
 from rollcall.children import Child
@@ -24,10 +24,12 @@ async def run(
     batches: int,
     workers: int,
     servers: Mapping[str, Sequence[int]] | None = None,
+    filling: Callable[[], Awaitable[object]] | None = None,
 ) -> Measured:
     """Fold a whole topic into a schema of its own. ``progress`` is the sum of positions at its end.
 
-    ``servers``: processes whose CPU time is to be measured beside the workers' and the relay's.
+    ``servers``: processes whose CPU time is to be measured beside the workers' and the relay's. ``filling`` fills the
+    topic once all are up; then everything is measured, not only what comes behind the first tenth.
     """
     topics = Topics(settings.topic_prefix)
     await fresh_outputs(settings)
@@ -45,6 +47,7 @@ async def run(
 
     try:
         await until_assigned(settings, topics, workers)
+        filled = asyncio.ensure_future(filling()) if filling is not None else None
         measured = await measure(
             items=items,
             progress=progress,
@@ -53,7 +56,10 @@ async def run(
             alive=lambda: still_there([relay, *children]),
             cpu=Cpu({"worker": [child.pid for child in children], "relay": [relay.pid], **(servers or {})}),
             memory_of=[child.pid for child in children],
+            warm_up=WARM_UP if filled is None else 0.0,
         )
+        if filled is not None:
+            await filled
         async with Finalized(settings.kafka_connection(), topics.finalized) as finalized:
             await finalized.expect(batches)
         return measured

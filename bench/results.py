@@ -68,6 +68,14 @@ class Results:
     def __contains__(self, key: tuple[object, ...]) -> bool:
         return key in self._by_key
 
+    def forget(self, part: str | None, subject: str | None) -> None:
+        """Drop what was measured of a part, or of one subject of it; without either, everything."""
+        self._by_key = {
+            key: each
+            for key, each in self._by_key.items()
+            if part not in (None, each.part) or subject not in (None, each.subject)
+        }
+
     def of(self, part: str, subject: str, contender: str, workers: int) -> list[Result]:
         wanted = (part, subject, contender, workers)
         return [each for each in self if (each.part, each.subject, each.contender, each.workers) == wanted]
