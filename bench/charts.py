@@ -53,8 +53,7 @@ def lines(title: str, unit: str, axis: str, series: Series, *, logarithmic: bool
         y = most * step / 4
         parts.append(f'<line x1="{left}" x2="{right}" y1="{up(y):.1f}" y2="{up(y):.1f}" stroke="#e5e7eb"/>')
         parts.append(f'<text x="{left - 8}" y="{up(y) + 4:.1f}" text-anchor="end">{short(y)}</text>')
-    for x in xs:
-        parts.append(f'<text x="{across(x):.1f}" y="{bottom + 16}" text-anchor="middle">{short(x)}</text>')
+    parts += [f'<text x="{across(x):.1f}" y="{bottom + 16}" text-anchor="middle">{short(x)}</text>' for x in xs]
     parts.append(f'<text x="{(left + right) / 2:.0f}" y="{height - 8}" text-anchor="middle">{escape(axis)}</text>')
     for number, values in enumerate(series.values()):
         colour = COLOURS[number % len(COLOURS)]

@@ -18,7 +18,7 @@ BATCHES_ITEMS = 1_000_000
 TOGETHER = 100
 """Batches that take turns, whatever their number."""
 SMALL = 100_000
-"""Below this a topic that is full already is read in a moment: there everything from the first record on is measured."""
+"""Below this a full topic is read in a moment: there everything from the first record on is measured."""
 TENTHS = "rows"
 
 

@@ -61,7 +61,7 @@ async def run(
         if filled is not None:
             await filled
         async with Finalized(settings.kafka_connection(), topics.finalized) as finalized:
-            await finalized.expect(batches)
+            await finalized.expect(batches, items // batches)
         return measured
     finally:
         await connection.close()

@@ -68,7 +68,7 @@ async def run(
 
             async def finished() -> bool:
                 await finalized.read()
-                return len(finalized.batches) >= batches
+                return len(finalized.values) >= batches
 
             measured = await measure(
                 items=items,
@@ -79,7 +79,7 @@ async def run(
                 cpu=Cpu({"worker": [child.pid for child in children], "Kafka": bed.processes["Kafka"]}),
                 memory_of=[child.pid for child in children],
             )
-            await finalized.expect(batches)
+            await finalized.expect(batches, items // batches)
         return measured
     except RuntimeError as error:
         raise RuntimeError(f"{error}\n{log.read_text()[-2000:] if log.exists() else ''}") from None

@@ -132,7 +132,7 @@ async def run(
 
             async def finished() -> bool:
                 await finalized.read()
-                return len(finalized.batches) >= batches
+                return len(finalized.values) >= batches
 
             measured = await measure(
                 items=items,
@@ -143,7 +143,7 @@ async def run(
                 cpu=Cpu({"worker": [child.pid], "Kafka": bed.processes["Kafka"]}),
                 memory_of=[child.pid],
             )
-            await finalized.expect(batches)
+            await finalized.expect(batches, items // batches)
         return measured
     finally:
         await admin.close()

@@ -101,12 +101,17 @@ def item_id(item: int) -> str:
     return f"item-{item:07d}"
 
 
+def fails(item: int) -> bool:
+    """Whether this item of a batch ends as failed."""
+    return item % 50 == 7
+
+
 def result(batch: str, item: int, *, status: str | None = None, attempt: int = 1, output_bytes: int = 0) -> bytes:
     event: dict[str, object] = {
         "type": "item.result",
         "batch_id": batch,
         "item_id": item_id(item),
-        "status": status or ("failed" if item % 50 == 7 else "succeeded"),
+        "status": status or ("failed" if fails(item) else "succeeded"),
         "effect": ("created", "updated", "unchanged")[item % 3],
         "duration_ms": round(3.0 + item % 97 / 8, 3),
         "worker": f"worker-{item % 8}",
