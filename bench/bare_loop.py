@@ -67,7 +67,7 @@ async def main(bootstrap: str, topic: str, url: str, schema: str, share: int, sh
     consumer.assign(partitions)
     await consumer.seek_to_beginning(*partitions)
     ends = await consumer.end_offsets(partitions)
-    total, read, begun = sum(ends.values()), 0, 0.0
+    total, read, begun, counted = sum(ends.values()), 0, 0.0, 0
     print("ready", flush=True)
     sys.stdin.readline()
     while read < total:
@@ -78,7 +78,8 @@ async def main(bootstrap: str, topic: str, url: str, schema: str, share: int, sh
         await connection.copy_records_to_table(TABLE, records=rows, columns=ItemRow._fields)
         if not begun and read >= total * WARM_UP:
             begun, counted = time.monotonic(), read
-    print(json.dumps({"begun": begun, "ended": time.monotonic(), "share": (total - counted) / total}), flush=True)
+    timed = {"begun": begun, "ended": time.monotonic(), "records": total, "timed": total - counted}
+    print(json.dumps(timed), flush=True)
     await consumer.stop()
     await connection.close()
 

@@ -82,7 +82,9 @@ class Contest:
             await self._rollcall(entry.workers)
         assert self._kept is not None
         if entry.contender == BARE:
-            return {"rate": await floors.bare(self._kept, self._shape.total, entry.workers)}
+            return {
+                "rate": await floors.bare(self._kept, Topics(self._prefix).events, self._shape.total, entry.workers)
+            }
         kind = {ENCODED: "encoded", ROWS: "rows"}[entry.contender]
         return {"rate": await floors.copy(self._kept, kind, self._shape.total, entry.workers)}
 
@@ -100,8 +102,8 @@ class Contest:
 
     async def _rollcall(self, workers: int) -> Measured:
         shape, prefix = self._shape, self._prefix
-        if shape.misplaced and self._kept is not None:
-            # Forwards have gone into the topic that the others read.
+        if shape.misplaced:
+            # Its forwards go into the topic, which the others read too.
             prefix, _ = await self._filled()
         settings = self._bed.settings(prefix, self._bed.new_name("r"))
         if shape.rows_before:

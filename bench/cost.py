@@ -19,6 +19,7 @@ TOGETHER = 100
 """Batches that take turns, whatever their number."""
 SMALL = 100_000
 """Below this a full topic is read in a moment: there everything from the first record on is measured."""
+CURVES = ("items", "batches")
 TENTHS = "rows"
 
 

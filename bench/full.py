@@ -1,7 +1,7 @@
 """`make bench-full`: every shape, latency and cost, with a progress bar; writes docs/performance.md.
 
 What has been measured is kept in docs/performance/results.jsonl, and only what is missing there is measured, so a long
-run can be stopped and taken up again, or done in parts: `make bench-full ARGS="--only shapes --shape 200000x5"`.
+run can be stopped and taken up again, or done in parts: `make bench-full ARGS="--only shapes --shape 200000x5 outputs"`.
 `--again` measures anew what the chosen parts hold, `--report` only writes the page.
 """
 
@@ -77,7 +77,7 @@ class Full:
             chosen += [
                 Step(shape.title, self._shape(shape))
                 for name, shape in SHAPES.items()
-                if self._options.shape in (None, name)
+                if (self._options.shape is None or name in self._options.shape)
                 and missing(shape, self._entries(shape), self._rounds(shape), self._results)
             ]
         if self._options.only in (None, "latency"):
@@ -85,9 +85,11 @@ class Full:
         if self._options.only in (None, "cost"):
             chosen += [
                 Step(f"cost of {shape.title}", self._cost(by, shape))
-                for by in ("items", "batches")
+                for by in cost.CURVES
+                if self._options.curve in (None, by)
                 for shape in cost.shapes(by)
-                if self._options.at in (None, int(shape.name)) and not cost.measured(by, shape, self._results)
+                if (self._options.at is None or int(shape.name) in self._options.at)
+                and not cost.measured(by, shape, self._results)
             ]
         return chosen
 
@@ -150,8 +152,9 @@ async def main() -> None:
         prog="make bench-full", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("--only", choices=PARTS, help="this part alone")
-    arguments.add_argument("--shape", choices=SHAPES, help="of the shapes, this one alone")
-    arguments.add_argument("--at", type=int, help="of the curves of cost, this many items or batches alone")
+    arguments.add_argument("--shape", choices=SHAPES, nargs="+", help="of the shapes, these alone")
+    arguments.add_argument("--curve", choices=cost.CURVES, help="of the curves of cost, this one alone")
+    arguments.add_argument("--at", type=int, nargs="+", help="of these, so many items or batches alone")
     arguments.add_argument("--contenders", nargs="+", metavar="WORD", help="those alone whose names hold one of these")
     arguments.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments.add_argument("--rounds", type=int, default=3)

@@ -33,9 +33,9 @@ async def postgres(settings: Settings, rows: int) -> None:
         INSERT INTO item_results
             (batch_id, item_id, status, attempt, generation, version, received_at, effect, duration_ms, message, worker)
         SELECT CASE WHEN batch % 2 = 0 THEN 'archive-' ELSE 'old-batch-' END || lpad(batch::text, 7, '0'),
-               'item-' || lpad(item::text, 7, '0'), 'succeeded', 1, 0, batch::int8 * $2 + item, now(),
+               'item-' || lpad(item::text, 7, '0'), 'succeeded', 1, 0, batch::int8 * $2::int + item, now(),
                'updated', 3.5, $3, 'worker-1'
-        FROM generate_series(0, $1 / $2 - 1) batch, generate_series(0, $2 - 1) item
+        FROM generate_series(0, $1::int / $2::int - 1) batch, generate_series(0, $2::int - 1) item
         """,
         rows,
         ITEMS_A_BATCH,

@@ -5,7 +5,7 @@ import os
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,12 +68,12 @@ class Results:
     def __contains__(self, key: tuple[object, ...]) -> bool:
         return key in self._by_key
 
-    def forget(self, part: str | None, subject: str | None) -> None:
-        """Drop what was measured of a part, or of one subject of it; without either, everything."""
+    def forget(self, part: str | None, subjects: Sequence[str] | None) -> None:
+        """Drop what was measured of a part, or of some subjects of it; without either, everything."""
         self._by_key = {
             key: each
             for key, each in self._by_key.items()
-            if part not in (None, each.part) or subject not in (None, each.subject)
+            if part not in (None, each.part) or not (subjects is None or each.subject in subjects)
         }
 
     def of(self, part: str, subject: str, contender: str, workers: int) -> list[Result]:

@@ -78,6 +78,7 @@ public final class Main {
         settings.put(StreamsConfig.PROCESSING_GUARANTEE_CONFIG, StreamsConfig.EXACTLY_ONCE_V2);
         settings.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, options.get("threads"));
         settings.put(StreamsConfig.COMMIT_INTERVAL_MS_CONFIG, options.getOrDefault("commit_ms", "100"));
+        settings.put(StreamsConfig.POLL_MS_CONFIG, options.getOrDefault("poll_ms", "100"));
         settings.put(StreamsConfig.STATE_DIR_CONFIG, options.get("state"));
         settings.put(StreamsConfig.REPLICATION_FACTOR_CONFIG, 1);
         settings.put(StreamsConfig.consumerPrefix(ConsumerConfig.AUTO_OFFSET_RESET_CONFIG), "earliest");
