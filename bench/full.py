@@ -1,7 +1,7 @@
 """`make bench-full`: every shape, latency and cost, with a progress bar; writes docs/performance.md.
 
 What has been measured is kept in docs/performance/results.jsonl, and only what is missing there is measured, so a long
-run can be stopped and taken up again, or done in parts: `make bench-full ARGS="--only shapes --shape 200000x5 outputs"`.
+run can be stopped and taken up again, or done in parts: `make bench-full ARGS="--only shapes --shape outputs"`.
 `--again` measures anew what the chosen parts hold, `--report` only writes the page.
 """
 
