@@ -80,7 +80,7 @@ class Full:
                 if (self._options.shape is None or name in self._options.shape)
                 and missing(shape, self._entries(shape), self._rounds(shape), self._results)
             ]
-        if self._options.only in (None, "latency"):
+        if self._options.only in (None, "latency") and self._missing_latency():
             chosen.append(Step("latency", self._latency))
         if self._options.only in (None, "cost"):
             chosen += [
@@ -130,11 +130,19 @@ class Full:
 
     async def _latency(self, here: Bed) -> None:
         await warm_up(here, self._classpath)
+        for number, contender in self._missing_latency():
+            workers = max(self._options.workers)
+            await latency.run(here, contender, self._classpath, workers, number, self._results, self._say)
+
+    def _missing_latency(self) -> list[tuple[int, str]]:
         workers = max(self._options.workers)
-        for number in range(1, self._options.rounds + 1):
-            for contender in latency.CONTENDERS:
-                if self._chosen(contender) and (contender == ROLLCALL or self._classpath is not None):
-                    await latency.run(here, contender, self._classpath, workers, number, self._results, self._say)
+        return [
+            (number, contender)
+            for number in range(1, self._options.rounds + 1)
+            for contender in latency.CONTENDERS
+            if self._chosen(contender) and (contender == ROLLCALL or self._classpath is not None)
+            if latency.missing(contender, workers, number, self._results)
+        ]
 
     def _cost(self, by: str, shape: Shape) -> Callable[[Bed], Awaitable[None]]:
         async def run(here: Bed) -> None:

@@ -47,9 +47,7 @@ async def run(
     told: Callable[[str], None],
 ) -> None:
     """Both subjects of one contender, with processes of their own."""
-    subjects = [subject for subject in SUBJECTS if ("latency", subject, contender, workers, number, 0.0) not in results]
-    if not subjects:
-        return
+    subjects = missing(contender, workers, number, results)
     prefix = f"{bed.new_name('latency')}."
     topics = Topics(prefix)
     kafka = KafkaConnection(bed.kafka.bootstrap_servers)
@@ -65,6 +63,11 @@ async def run(
             values = dict(zip(("p50", "p95", "p99"), percentiles(times), strict=True))
             results.add(Result("latency", subject, contender, workers, number, values))
             told(f"{contender}, {subject}: " + ", ".join(f"{name} {value:.0f} ms" for name, value in values.items()))
+
+
+def missing(contender: str, workers: int, number: int, results: Results) -> list[str]:
+    """The subjects that are still to be measured."""
+    return [subject for subject in SUBJECTS if ("latency", subject, contender, workers, number, 0.0) not in results]
 
 
 def percentiles(times: list[float]) -> tuple[float, float, float]:
