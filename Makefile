@@ -22,7 +22,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONPATH
 unexport PYTHONHOME
 
-.PHONY: help setup demo test test-long test-lives test-faults test-soak check bench bench-api bench-client bench-replay bench-promote wheel
+.PHONY: help setup demo test test-long test-lives test-faults test-soak check bench bench-full bench-api bench-client bench-replay bench-promote wheel
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,8 +54,11 @@ check: $(READY) ## Lint, formatting, types, layers, lock file
 	$(BIN)/lint-imports
 	$(UV) lock --check --python $(BIN)/python
 
-bench: $(READY) ## Measure the pipeline beside raw Kafka and PostgreSQL
+bench: $(READY) ## Measure the pipeline beside Kafka Streams and what bounds it: two minutes
 	$(BIN)/python -m bench $(ARGS)
+
+bench-full: $(READY) ## Measure everything beside everything, and write docs/performance.md (hours; ARGS="--only latency")
+	@$(BIN)/python -m bench.full $(ARGS)
 
 bench-api: $(READY) ## Measure the HTTP API beside a bare route, on 100,000 batches and 10,000,000 items
 	$(BIN)/python -m bench.api $(ARGS)

@@ -10,9 +10,10 @@ import os
 import random
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from bench.__main__ import rate_of_applying, run_pipeline, say, servers
+from bench.__main__ import run_pipeline, say, servers
 from bench.workload import fill
 from rollcall.settings import Settings
 from schemas.topics import Topics
@@ -133,6 +134,23 @@ async def is_equal(settings: Settings, shadow: str) -> bool:
         return True
     finally:
         await connection.close()
+
+
+async def rate_of_applying(connection: Connection, schema: str, topic: str, records: int) -> float:
+    """Items/s from when something is committed to when so many records are, as the positions of a schema say."""
+    first: tuple[int, float] | None = None
+    while True:
+        applied = 0
+        if await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.positions"):
+            applied = await connection.fetchval(
+                f"SELECT coalesce(sum(next_offset), 0)::int8 FROM {schema}.positions WHERE topic = $1", topic
+            )
+        now = time.monotonic()
+        if applied and first is None:
+            first = (applied, now)
+        if first is not None and applied >= records:
+            return (records - first[0]) / (now - first[1])
+        await asyncio.sleep(0.02)
 
 
 if __name__ == "__main__":

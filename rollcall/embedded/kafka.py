@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -67,6 +68,7 @@ class EmbeddedKafka:
         controller_port: int | None = None,
         *,
         progress: Progress | None = None,
+        jvm: Sequence[str] = _JVM,
     ) -> None:
         self.data_dir = data_dir.absolute()
         self.port = port
@@ -74,6 +76,7 @@ class EmbeddedKafka:
         self.log = self.data_dir / "kafka.log"
         self.child: Child | None = None
         self._progress: Progress = progress or _log.info
+        self._jvm = list(jvm)
         self._properties = self.data_dir / "server.properties"
         self._log_dir = self.data_dir / "log"
 
@@ -151,7 +154,7 @@ class EmbeddedKafka:
 
     async def _java(self, classpath: list[Path], main_class: str, *args: str) -> Child:
         return await Child.spawn(
-            [str(_java()), *_JVM, main_class, *args],
+            [str(_java()), *self._jvm, main_class, *args],
             name="kafka",
             # The class path by environment keeps `ps` readable.
             env={**os.environ, "CLASSPATH": os.pathsep.join(map(str, classpath))},
