@@ -9,12 +9,15 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
-from aiokafka.errors import for_code
+from aiokafka.errors import KafkaError, for_code
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from schemas.topics import Topics
 from store import positions
 from store.connection import Connection
 from streams.kafka import KafkaConnection
+
+COORDINATOR_TIMEOUT_S = 10.0
 
 
 class NoTopicError(LookupError):
@@ -103,8 +106,22 @@ async def log_ranges(kafka: KafkaConnection, topic: str, partitions: Sequence[in
     return {tp.partition: LogRange(starts[tp], stables[tp], ends[tp]) for tp in tps}
 
 
+def until_coordinated() -> AsyncRetrying:
+    """Attempts at asking about a group: a new Kafka has no coordinator of groups until the first one who asks."""
+    return AsyncRetrying(
+        retry=retry_if_exception(lambda error: isinstance(error, KafkaError) and error.retriable),
+        stop=stop_after_delay(COORDINATOR_TIMEOUT_S),
+        wait=wait_fixed(0.2),
+        reraise=True,
+    )
+
+
 async def group(admin: AIOKafkaAdminClient, group_id: str, topic: str) -> Group:
     """A consumer group with its members' partitions of a topic. Raises KafkaError."""
+    return await until_coordinated()(_group, admin, group_id, topic)
+
+
+async def _group(admin: AIOKafkaAdminClient, group_id: str, topic: str) -> Group:
     [response] = await admin.describe_consumer_groups([group_id])
     # error_code, group, state, protocol_type, protocol, members, ...
     error_code, _, state, _, _, members, *_ = response.groups[0]

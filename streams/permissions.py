@@ -11,6 +11,8 @@ from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResp
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Array, Boolean, Int16, Int32, Schema, String
 
+from streams.observing import until_coordinated
+
 _OPERATIONS = {3: "Read", 4: "Write", 5: "Create", 8: "Describe", 10: "DescribeConfigs"}
 _NOT_SAID = -(2**31)
 _TRANSACTION = 1
@@ -106,6 +108,10 @@ async def on_topics(admin: AIOKafkaAdminClient, topics: list[str]) -> tuple[Oper
 
 async def on_group(admin: AIOKafkaAdminClient, group_id: str) -> Operations | None:
     """What is allowed on a consumer group; None where the broker doesn't say. Raises KafkaError."""
+    return await until_coordinated()(_on_group, admin, group_id)
+
+
+async def _on_group(admin: AIOKafkaAdminClient, group_id: str) -> Operations | None:
     coordinator = await admin.find_coordinator(group_id)
     response: Any = await admin._send_request(_DescribeGroupsRequest([group_id]), coordinator)
     group = response.to_object()["groups"][0]

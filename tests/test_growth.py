@@ -50,7 +50,7 @@ Event = dict[str, Any]
 @pytest.fixture
 async def connection(settings: Settings) -> AsyncIterator[Connection]:
     await migrate(settings.database_url, settings.database_schema)
-    opened = await settings.database().connect("test", command_timeout=30, **BY_KEY)
+    opened = await settings.database().connect("test", command_timeout=60.0, **BY_KEY)
     await positions.create(opened, TOPICS.events, dict.fromkeys(range(PARTITIONS), 0))
     yield opened
     await opened.close()

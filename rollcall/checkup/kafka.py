@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupAuthorizationFailedError
 
 from rollcall.checkup.check import Check, noted, ok, wrong
 from schemas.topics import Topics
@@ -74,7 +74,7 @@ async def permission_checks(
 async def _lacking_on_group(admin: AIOKafkaAdminClient, topics: Topics) -> Operations:
     try:
         allowed = await permissions.on_group(admin, topics.consumer_group)
-    except KafkaError:
+    except GroupAuthorizationFailedError:
         return NEEDED_ON_GROUP
     return frozenset() if allowed is None else NEEDED_ON_GROUP - allowed
 
