@@ -224,9 +224,9 @@ async def _write(connection: Connection, works: list[Work], fast: list[ItemRow])
     if expected:
         await items.expect(connection, sorted(expected))
     reach("batches.before")
-    await batches.write(
-        connection, sorted((work.batch for work in works if work.dirty), key=lambda batch: batch.batch_id)
-    )
+    dirty = sorted((work for work in works if work.dirty), key=lambda work: work.batch.batch_id)
+    await batches.copy_new(connection, [work.batch for work in dirty if work.is_new])
+    await batches.write(connection, [work.batch for work in dirty if not work.is_new])
     reach("batches.after")
 
 

@@ -20,17 +20,20 @@ class Work:
     """A slice in a round: its records up to the one that finalizes the batch are folded, the rest is the next round's.
 
     ``lead`` are the lifecycle records it begins with, ``tail`` is what follows, ``results`` the results in it;
-    they have a ``tally`` where ``tail`` holds nothing else and sums may do. ``stored`` are the items whose register has
-    a row.
+    they have a ``tally`` where ``tail`` holds nothing else and sums may do. ``is_new`` is a batch without a row,
+    ``stored`` are the items whose register has one.
     """
 
     __slots__ = (
-        *("batch", "dirty", "finalized", "is_loaded", "lead", "registers", "rest", "results", "stored", "tail"),
-        "tally",
+        *("batch", "dirty", "finalized", "is_loaded", "is_new", "lead", "registers", "rest", "results", "stored"),
+        *("tail", "tally"),
     )
 
-    def __init__(self, batch: Batch, records: list[Record], registers: Registers, stored: set[str]) -> None:
+    def __init__(
+        self, batch: Batch, records: list[Record], registers: Registers, stored: set[str], *, is_new: bool
+    ) -> None:
         self.batch = batch
+        self.is_new = is_new
         leading = next((index for index, record in enumerate(records) if isinstance(record, ItemRow)), len(records))
         self.lead = records[:leading]
         self.tail = records[leading:] if leading else records
@@ -46,7 +49,7 @@ class Work:
     @staticmethod
     def begin(batch: Batch, records: list[Record], *, is_new: bool) -> "Work":
         """The first round; a new batch has nothing to be loaded."""
-        work = Work(batch, records, Registers(), set())
+        work = Work(batch, records, Registers(), set(), is_new=is_new)
         work.is_loaded = is_new
         return work
 
@@ -54,7 +57,8 @@ class Work:
         """The next round, for what is left. What was loaded or written is still known."""
         known = self.registers
         registers = Registers(known.items, known.late, known.manifest)
-        work = Work(self.batch, self.rest, registers, self.stored | known.changed)
+        is_new = self.is_new and not self.dirty
+        work = Work(self.batch, self.rest, registers, self.stored | known.changed, is_new=is_new)
         work.is_loaded = self.is_loaded and not work.reopens()
         return work
 
