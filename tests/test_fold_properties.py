@@ -202,7 +202,7 @@ def assert_as_modelled(batch: Batch, registers: Registers, refused: list[int], l
 def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+    @settings(max_examples=1_500, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
     @given(log=logs, data=st.data())
     def holds(log: list[Event], data: st.DataObject) -> None:
         records = decoded(log)
