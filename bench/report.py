@@ -71,7 +71,7 @@ def _shapes(docs: Path, results: Results) -> Iterable[str]:
             cells = [spread(ours), *(spread(found) if found else "" for found in others)]
             rows.append([shape.title, str(workers), *cells, *(_times(ratio) for ratio in ratios)])
     heads = ["shape", "workers", "Rollcall", "Kafka Streams", "bare loop", "PostgreSQL alone"]
-    yield _table([*heads, "by Kafka Streams", "by PostgreSQL"], rows)
+    yield _table([*heads, "Rollcall / Kafka Streams", "Rollcall / PostgreSQL"], rows)
     yield _bars(docs, results)
     rows = []
     for contender in (ROLLCALL, *BESIDE):
