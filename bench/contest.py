@@ -131,9 +131,7 @@ class Contest:
             options["repartition"] = "true"
             progress *= 2
         if shape.rows_before:
-            filled = await prefill.topic(self._bed, shape.rows_before)
-            options["topics"] = f"{topic},{filled.topic}"
-            progress += filled.records
+            options["topics"] = f"{topic},{await prefill.topic(self._bed, shape.rows_before)}"
         return await streams_peer.run(
             self._bed,
             self._classpath,

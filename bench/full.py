@@ -166,10 +166,11 @@ async def main() -> None:
     arguments.add_argument("--contenders", nargs="+", metavar="WORD", help="those alone whose names hold one of these")
     arguments.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--busy", action="store_true", help="say of the machine that others work on it too")
     arguments.add_argument("--again", action="store_true", help="measure anew what was measured before")
     arguments.add_argument("--report", action="store_true", help="measure nothing, write the page")
     options = arguments.parse_args()
-    results = Results(RESULTS)
+    results = Results(RESULTS, busy=options.busy)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         if not options.report:

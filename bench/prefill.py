@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
+import time
 
 from aiokafka.admin import NewTopic
 from confluent_kafka import Producer
@@ -15,12 +15,6 @@ from streams.kafka import KafkaConnection
 from streams.topics import EVENTS_PARTITIONS
 
 ITEMS_A_BATCH = 10_000
-
-
-@dataclass(frozen=True)
-class Filled:
-    topic: str
-    records: int
 
 
 async def postgres(settings: Settings, rows: int) -> None:
@@ -45,8 +39,11 @@ async def postgres(settings: Settings, rows: int) -> None:
     await connection.close()
 
 
-async def topic(bed: Bed, rows: int) -> Filled:
-    """A second input topic for Kafka Streams: each record of it stands for a batch of items."""
+async def topic(bed: Bed, rows: int) -> str:
+    """A second input topic for Kafka Streams: each record of it stands for a batch of items.
+
+    They are a day older than the others, and Kafka Streams takes the oldest record of a task's partitions first.
+    """
     name = bed.new_name("prefill-")
     admin = KafkaConnection(bed.kafka.bootstrap_servers).admin()
     await admin.start()
@@ -54,9 +51,10 @@ async def topic(bed: Bed, rows: int) -> Filled:
     await admin.close()
     producer = Producer({"bootstrap.servers": bed.kafka.bootstrap_servers, "partitioner": "murmur2_random"})
     example = json.loads(result("bench-batch-00000", 0))
-    records = rows // ITEMS_A_BATCH
-    for batch in range(records):
+    day_before = int(time.time() * 1000) - 24 * 3600 * 1000
+    for batch in range(rows // ITEMS_A_BATCH):
         value = {**example, "type": "bench.prefill", "batch_id": "old", "from": 0, "to": ITEMS_A_BATCH}
-        producer.produce(name, json.dumps(value).encode(), f"{'archive' if batch % 2 else 'old-batch'}-{batch:07d}")
+        key = f"{'archive' if batch % 2 else 'old-batch'}-{batch:07d}"
+        producer.produce(name, json.dumps(value).encode(), key, timestamp=day_before)
     await asyncio.to_thread(producer.flush, 60)
-    return Filled(name, records)
+    return name

@@ -71,7 +71,9 @@ def _shapes(docs: Path, results: Results) -> Iterable[str]:
             cells = [spread(ours), *(spread(found) if found else "" for found in others)]
             rows.append([shape.title, str(workers), *cells, *(_times(ratio) for ratio in ratios)])
     heads = ["shape", "workers", "Rollcall", "Kafka Streams", "bare loop", "PostgreSQL alone"]
-    yield _table([*heads, "by Kafka Streams", "by PostgreSQL"], rows)
+    yield _table([*heads, "Rollcall / Kafka Streams", "Rollcall / PostgreSQL"], rows)
+    if unmeasured := [shape.title for shape in SHAPES.values() if results.ratio(shape.name, STREAMS, 2) is None]:
+        yield f"Not measured beside Kafka Streams so far: {'; '.join(unmeasured)}."
     yield _bars(docs, results)
     rows = []
     for contender in (ROLLCALL, *BESIDE):
@@ -148,7 +150,9 @@ def _cost(docs: Path, results: Results) -> Iterable[str]:
             continue
         rows = [[f"{each.at:,.0f}", f"{each.values['rate']:,.0f}", *_cpu([each]), *_sizes(each)] for each in of]
         heads = [axis, "items/s", *(f"CPU {name}" for name in PROCESSES), "largest worker", "WAL", "disk"]
-        yield f"{title}:"
+        unmeasured = {float(shape.name) for shape in cost.shapes(by)} - {each.at for each in of}
+        missing = ", ".join(f"{at:,.0f}" for at in sorted(unmeasured))
+        yield f"{title}{f' (not measured so far: {missing})' if missing else ''}:"
         yield _table(heads, rows)
         cpu = {
             name: [(each.at, each.values[f"cpu_us {name}"]) for each in of if each.at >= cost.SMALL or by != "items"]

@@ -6,7 +6,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -46,8 +46,9 @@ class Result:
 class Results:
     """All measurements of a file, or of this process where there is none; a repeated one replaces what was there."""
 
-    def __init__(self, file: Path | None = None) -> None:
+    def __init__(self, file: Path | None = None, *, busy: bool = False) -> None:
         self._file = file
+        self._busy = busy
         self._by_key: dict[tuple[object, ...], Result] = {}
         if file is not None and file.exists():
             for line in file.read_text().splitlines():
@@ -55,6 +56,8 @@ class Results:
                 self._by_key[result.key] = result
 
     def add(self, result: Result) -> None:
+        if self._busy:
+            result = replace(result, machine=f"{result.machine}, busy with other work")
         self._by_key[result.key] = result
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -126,7 +126,8 @@ async def run(
 
         async def applied() -> int:
             offsets = await admin.list_consumer_group_offsets(streams.application)
-            return sum(found.offset for found in offsets.values() if found.offset > 0)
+            counted = {topic, f"{streams.application}-home-repartition"}
+            return sum(found.offset for at, found in offsets.items() if at.topic in counted and found.offset > 0)
 
         async with Finalized(kafka, streams.finalized) as finalized:
 
