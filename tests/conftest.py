@@ -13,7 +13,8 @@ from tests.harness.servers import IN_CONTAINERS, Servers, container_servers, emb
 
 # Whole installations brought up, killed and brought back, several a test: `make test-long`.
 LONG = (
-    *("replay", "client/test_reruns.py", "client/test_partitions.py"),
+    *("replay", "client/test_reruns.py", "client/test_partitions.py", "client/test_examples.py", "client/test_docs.py"),
+    *("client/test_package.py", "test_package.py", "test_pages.py", "test_growth.py", "test_demo.py"),
     *("api/test_openapi.py", "api/test_outages.py", "test_operations.py", "test_shutdown.py", "test_doctor.py"),
 )
 
