@@ -35,7 +35,7 @@ demo: $(READY) ## Run a real job on real Kafka and PostgreSQL (ARGS=--tamper sho
 test: $(READY) ## Run the tests (ARGS="-k word" chooses)
 	$(BIN)/pytest -n 2 --dist worksteal -m "not long" $(ARGS)
 
-test-long: $(READY) ## Run the tests that bring whole installations up and down
+test-long: $(READY) ## Run the long tests: whole installations brought up and down, pages, packages, examples
 	$(BIN)/pytest -n 2 --dist worksteal -m long $(ARGS)
 
 test-lives: $(READY) ## One log of 50,000 messages in micro-batches of 1, 7 and 5,000, and with crashes: some minutes

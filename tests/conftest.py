@@ -11,7 +11,7 @@ import pytest
 from rollcall.settings import Settings
 from tests.harness.servers import IN_CONTAINERS, Servers, container_servers, embedded_servers
 
-# Whole installations brought up, killed and brought back, several a test: `make test-long`.
+# Whole installations brought up, killed and brought back; pages in a browser, packages, examples: `make test-long`.
 LONG = (
     *("replay", "client/test_reruns.py", "client/test_partitions.py", "client/test_examples.py", "client/test_docs.py"),
     *("client/test_package.py", "test_package.py", "test_pages.py", "test_growth.py", "test_demo.py"),
