@@ -15,7 +15,7 @@ from tests.harness.servers import IN_CONTAINERS, Servers, container_servers, emb
 LONG = (
     *("replay", "client/test_reruns.py", "client/test_partitions.py", "client/test_examples.py", "client/test_docs.py"),
     *("client/test_package.py", "test_package.py", "test_pages.py", "test_growth.py", "test_demo.py"),
-    *("client/test_outage.py", "test_up.py", "test_why.py"),
+    *("client/test_outage.py", "test_up.py", "test_why.py", "test_processes_killed.py", "test_batch_actions.py"),
     *("api/test_openapi.py", "api/test_outages.py", "test_operations.py", "test_shutdown.py", "test_doctor.py"),
 )
 
