@@ -51,6 +51,16 @@ def configure_logging(level: str = "info", fmt: Literal["console", "json"] = "co
     root.setLevel(level.upper())
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(max(least, root.level))
+    logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(_is_no_wait)
+
+
+def _is_no_wait(record: logging.LogRecord) -> bool:
+    """aiokafka calls an error what it asks again a tenth of a second later: at every start of a new cluster, for one.
+
+    A worker that does not get into its group in the end says so by `/readyz`.
+    """
+    cause = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    return not (record.msg == "Group Coordinator Request failed: %s" and getattr(cause, "retriable", False))
 
 
 def _adding(context: dict[str, object]) -> Processor:
