@@ -41,7 +41,7 @@ async def load(connection: Connection, batch_ids: Sequence[str]) -> dict[str, Ba
 
 
 async def copy_new(connection: Connection, new: Sequence[Batch]) -> None:
-    """Write batches that have no row yet: at a fifth of what an upsert costs, half of that in the driver's arrays.
+    """Write batches that have no row yet; an upsert's arrays would cost the driver several times as much.
 
     Raises asyncpg.UniqueViolationError where one has.
     """
