@@ -16,7 +16,7 @@ from api.models import RequestBody, Text
 from api.problems import Problem, documented, invalid
 from handlers.finalization import rfc3339
 from schemas.events import MAX_METADATA_BYTES
-from schemas.headers import cloud_event
+from schemas.headers import cloud_event, headers_text
 from schemas.published import JobRunRequested
 from store import access, details, reads
 from store.reads import BatchStatus
@@ -95,7 +95,7 @@ async def request_run(
             subject=run_id,
             traceparent=None,
         )
-        row = OutboxRow(event_id, "requests", None, None, event.model_dump_json(), json.dumps(headers))
+        row = OutboxRow(event_id, "requests", None, None, event.model_dump_json(), headers_text(headers))
         # Together: what is asked for is written down, and goes out once. The event's id makes a repetition harmless.
         async with here.writing() as connection:
             await access.record_action(

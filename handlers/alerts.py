@@ -1,13 +1,12 @@
 """Alerts and retry requests as events. Pure: the same cause gives the same bytes."""
 
-import json
 from datetime import datetime
 from typing import Any
 
 from handlers import completion
 from handlers.finalization import rfc3339
 from handlers.records import RaisedAlert, RaisedRetry
-from schemas.headers import cloud_event
+from schemas.headers import cloud_event, headers_text
 from schemas.published import Alert, AlertType, RetryRequested
 from schemas.topics import Topics
 from store.rows import Batch, OutboxRow
@@ -34,7 +33,7 @@ def alert_event(
         subject=batch_id or event_id,
         traceparent=traceparent,
     )
-    return OutboxRow(event_id, "alerts", batch_id, None, event.model_dump_json(), json.dumps(headers))
+    return OutboxRow(event_id, "alerts", batch_id, None, event.model_dump_json(), headers_text(headers))
 
 
 def raised_event(topics: Topics, batch: Batch, raised: RaisedAlert, traceparent: str | None) -> OutboxRow:
@@ -83,4 +82,4 @@ def retry_event(topics: Topics, batch: Batch, raised: RaisedRetry, traceparent: 
         subject=batch.batch_id,
         traceparent=traceparent,
     )
-    return OutboxRow(event_id, "requests", batch.batch_id, None, event.model_dump_json(), json.dumps(headers))
+    return OutboxRow(event_id, "requests", batch.batch_id, None, event.model_dump_json(), headers_text(headers))

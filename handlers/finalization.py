@@ -3,15 +3,20 @@
 import json
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import cast
 
+import msgspec
+from pydantic_core import to_json
+
 from handlers import completion
-from schemas.headers import cloud_event
-from schemas.published import AsOf, BatchFinalized, FinalizedBy, ItemCounts, Outcome, WriteCounts
+from schemas.headers import cloud_event, headers_text
 from schemas.topics import Topics
 from store.rows import Batch, OutboxRow
 
 EVENT = "batch.finalized"
+
+_encode = msgspec.json.Encoder().encode
 
 
 def event_id(batch_id: str, revision: int) -> str:
@@ -27,58 +32,62 @@ def finalized_event(
     missing_item_ids: Sequence[str],
     traceparent: str | None,
 ) -> OutboxRow:
-    """The event for a batch that has just been finalized, with the first ids of each kind."""
-    finalized_at = cast(datetime, batch.finalized_at)
-    event = BatchFinalized(
-        batch_id=batch.batch_id,
-        revision=batch.revision,
-        supersedes=batch.revision - 1 if batch.revision > 1 else None,
-        outcome=cast(Outcome, batch.outcome),
-        finalized_by=cast(FinalizedBy, batch.finalized_by),
-        item_counts=item_counts(batch),
-        write_counts=write_counts(batch),
-        error_summary=completion.error_summary(batch),
-        failed_item_ids=list(failed_item_ids),
-        missing_item_ids=list(missing_item_ids),
-        name=batch.name,
-        metadata=None if batch.metadata is None else json.loads(batch.metadata),
-        retry_of=batch.retry_of,
-        opened_at=_time(batch.opened_at),
-        first_result_at=_time(batch.first_result_at),
-        finalized_at=rfc3339(finalized_at),
-        duration_ms=duration_ms(batch),
-        as_of=AsOf(topic=topics.events, partition=batch.partition, offset=cast(int, batch.decided_offset)),
+    """The event for a batch that has just been finalized, with the first ids of each kind.
+
+    Its fields are those of ``schemas.published.BatchFinalized``, which would take five times as long to be made and
+    written; tests hold the bytes to be the same.
+    """
+    finalized_at = rfc3339(cast(datetime, batch.finalized_at))
+    value = _encode(
+        {
+            "batch_id": batch.batch_id,
+            "revision": batch.revision,
+            "supersedes": batch.revision - 1 if batch.revision > 1 else None,
+            "outcome": batch.outcome,
+            "finalized_by": batch.finalized_by,
+            "item_counts": item_counts(batch),
+            "write_counts": write_counts(batch),
+            "error_summary": completion.error_summary(batch),
+            "failed_item_ids": failed_item_ids,
+            "missing_item_ids": missing_item_ids,
+            "name": batch.name,
+            "metadata": None if batch.metadata is None else msgspec.Raw(to_json(json.loads(batch.metadata))),
+            "retry_of": batch.retry_of,
+            "opened_at": _time(batch.opened_at),
+            "first_result_at": _time(batch.first_result_at),
+            "finalized_at": finalized_at,
+            "duration_ms": duration_ms(batch),
+            "as_of": {"topic": topics.events, "partition": batch.partition, "offset": batch.decided_offset},
+        }
     )
     identity = event_id(batch.batch_id, batch.revision)
     headers = cloud_event(
         event_id=identity,
         event_type=f"rollcall.{EVENT}.v1",
         source=topics.source,
-        time=event.finalized_at,
+        time=finalized_at,
         subject=batch.batch_id,
         traceparent=traceparent,
     )
-    return OutboxRow(
-        identity, "finalized", batch.batch_id, batch.revision, event.model_dump_json(), json.dumps(headers)
-    )
+    return OutboxRow(identity, "finalized", batch.batch_id, batch.revision, value.decode(), headers_text(headers))
 
 
-def item_counts(batch: Batch) -> ItemCounts:
-    """How the items of a finalized batch went."""
-    return ItemCounts(
-        total=cast(int, batch.total),
-        succeeded=batch.succeeded,
-        partial=batch.partial,
-        failed=batch.failed,
-        skipped=batch.skipped,
-        missing=batch.missing,
-        unexpected=batch.unexpected,
-    )
+def item_counts(batch: Batch) -> dict[str, int]:
+    """How the items of a finalized batch went: the fields of ``schemas.published.ItemCounts``."""
+    return {
+        "total": cast(int, batch.total),
+        "succeeded": batch.succeeded,
+        "partial": batch.partial,
+        "failed": batch.failed,
+        "skipped": batch.skipped,
+        "missing": batch.missing,
+        "unexpected": batch.unexpected,
+    }
 
 
-def write_counts(batch: Batch) -> WriteCounts:
-    """What the items' work did."""
-    return WriteCounts(created=batch.created, updated=batch.updated, unchanged=batch.unchanged)
+def write_counts(batch: Batch) -> dict[str, int]:
+    """What the items' work did: the fields of ``schemas.published.WriteCounts``."""
+    return {"created": batch.created, "updated": batch.updated, "unchanged": batch.unchanged}
 
 
 def duration_ms(batch: Batch) -> int | None:
@@ -87,8 +96,9 @@ def duration_ms(batch: Batch) -> int | None:
     return None if begin is None else round((cast(datetime, batch.finalized_at) - begin).total_seconds() * 1000)
 
 
+@lru_cache(maxsize=1_000)
 def rfc3339(moment: datetime) -> str:
-    """A UTC time with milliseconds, the resolution of Kafka's append times."""
+    """A UTC time with milliseconds, the resolution of Kafka's append times (which many records share)."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

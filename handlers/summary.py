@@ -1,6 +1,5 @@
 """The summary of a finalized batch. Pure: the same batch and statistics give the same bytes."""
 
-import json
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -10,8 +9,16 @@ from typing import cast
 from handlers import completion
 from handlers.alerts import alert_event
 from handlers.finalization import duration_ms, item_counts, rfc3339, write_counts
-from schemas.headers import cloud_event
-from schemas.published import BatchSummarized, DurationStatistics, ErrorGroup, Outcome, WorkerStatistics
+from schemas.headers import cloud_event, headers_text
+from schemas.published import (
+    BatchSummarized,
+    DurationStatistics,
+    ErrorGroup,
+    ItemCounts,
+    Outcome,
+    WorkerStatistics,
+    WriteCounts,
+)
 from schemas.topics import Topics
 from store.rows import Batch, OutboxRow
 from store.statistics import Durations, ErrorCount, Statistics, WorkerShare
@@ -29,8 +36,8 @@ def summarized(batch: Batch, statistics: Statistics) -> BatchSummarized:
         batch_id=batch.batch_id,
         revision=batch.revision,
         outcome=cast(Outcome, batch.outcome),
-        item_counts=item_counts(batch),
-        write_counts=write_counts(batch),
+        item_counts=ItemCounts(**item_counts(batch)),
+        write_counts=WriteCounts(**write_counts(batch)),
         duration_ms=took_ms,
         item_duration_ms=_durations(statistics.durations),
         success_rate=round((batch.succeeded + batch.partial) / answered, 6) if answered else None,
@@ -54,7 +61,7 @@ def summarized_event(topics: Topics, asked: PendingSummary, batch: Batch, value:
         traceparent=None,
     )
     # Without its revision: that of an outbox row is the revision which a finalized event tells of.
-    return OutboxRow(identity, "summaries", batch.batch_id, None, value, json.dumps(headers))
+    return OutboxRow(identity, "summaries", batch.batch_id, None, value, headers_text(headers))
 
 
 def given_up_event(topics: Topics, asked: PendingSummary, batch: Batch, problem: str) -> OutboxRow:

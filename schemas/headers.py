@@ -1,7 +1,9 @@
 """Record headers: CloudEvents on the way out, original positions on dead letters and forwards."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+import msgspec
 
 CONTENT_TYPE_JSON = "application/json"
 
@@ -50,6 +52,19 @@ def cloud_event(
     if traceparent is not None:
         headers[TRACEPARENT] = traceparent
     return headers
+
+
+def headers_text(headers: Mapping[str, str]) -> str:
+    """Headers as JSON, as the outbox keeps them."""
+    return msgspec.json.encode(headers).decode()
+
+
+_from_text = msgspec.json.Decoder(dict[str, str]).decode
+
+
+def headers_from(text: str) -> dict[str, str]:
+    """What ``headers_text`` made a text of."""
+    return _from_text(text)
 
 
 def text_of(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:

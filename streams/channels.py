@@ -1,6 +1,5 @@
 """The relay's two queues: what each reads from PostgreSQL, how it looks in Kafka, and how it is marked as published."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -20,6 +19,8 @@ from schemas.headers import (
     DLT_TOPIC,
     TRACEPARENT,
     cloud_event,
+    headers_from,
+    headers_text,
     number_of,
     text_of,
     traceparent_of,
@@ -125,14 +126,14 @@ class Events(Channel[OutboxRow]):
     @override
     def outgoing(self, row: OutboxRow) -> Outgoing:
         headers: list[tuple[str, bytes | None]] = [
-            (name, text.encode()) for name, text in json.loads(row.headers).items()
+            (name, text.encode()) for name, text in headers_from(row.headers).items()
         ]
         key = None if row.batch_id is None else row.batch_id.encode()
         return Outgoing(f"{self.topics.prefix}{row.channel}", key, row.value.encode(), headers)
 
     @override
     def traceparents(self, rows: Sequence[OutboxRow]) -> list[str]:
-        found = (json.loads(row.headers).get(TRACEPARENT) for row in rows)
+        found = (headers_from(row.headers).get(TRACEPARENT) for row in rows)
         return [traceparent for traceparent in found if traceparent is not None]
 
     @override
@@ -280,4 +281,4 @@ def _refused_alert(topics: Topics, what: str, identity: str, batch_id: str | Non
         subject=batch_id or identity,
         traceparent=None,
     )
-    return OutboxRow(event_id, "alerts", batch_id, None, alert.model_dump_json(), json.dumps(headers))
+    return OutboxRow(event_id, "alerts", batch_id, None, alert.model_dump_json(), headers_text(headers))

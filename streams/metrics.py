@@ -4,18 +4,17 @@ No label has more values than there are partitions: never a batch id. A group is
 it, so that no process shows figures of what it does not do.
 """
 
-import json
 from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 from handlers.microbatch import Applied
 from handlers.records import Disposition
 from schemas.dead_letters import Reason
+from schemas.headers import headers_from
 from store.rows import OutboxRow
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -137,5 +136,5 @@ def _ages(events: Iterable[OutboxRow]) -> Iterable[float]:
     now = datetime.now(UTC)
     for event in events:
         if event.channel == "finalized":
-            headers: dict[str, Any] = json.loads(event.headers)
-            yield max(0.0, (now - datetime.fromisoformat(headers["ce_time"])).total_seconds())
+            appended_at = datetime.fromisoformat(headers_from(event.headers)["ce_time"])
+            yield max(0.0, (now - appended_at).total_seconds())
