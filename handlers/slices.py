@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from handlers import fold
 from handlers.records import LifecycleRecord, Record, Registers
@@ -37,8 +38,12 @@ class Work:
         leading = next((index for index, record in enumerate(records) if isinstance(record, ItemRow)), len(records))
         self.lead = records[:leading]
         self.tail = records[leading:] if leading else records
-        self.results = [record for record in self.tail if isinstance(record, ItemRow)]
-        self.tally = fold.tally(self.results) if len(self.results) == len(self.tail) else None
+        if set(map(type, self.tail)) <= {ItemRow}:
+            self.results = cast(list[ItemRow], self.tail)
+            self.tally = fold.tally(self.results)
+        else:
+            self.results = [record for record in self.tail if isinstance(record, ItemRow)]
+            self.tally = None
         self.registers = registers
         self.stored = stored
         self.is_loaded = False
@@ -79,7 +84,8 @@ class Work:
         settled = self.batch.outcome is not None or self.batch.generation > 0
         if settled or not optimistic or self.tally is None:
             return True
-        return self.batch.has_rows and any("item_ids" in record.body for record in self.lifecycle())
+        # With a tally there is no lifecycle record behind the leading ones.
+        return self.batch.has_rows and any("item_ids" in cast(LifecycleRecord, record).body for record in self.lead)
 
     def reopens(self) -> bool:
         """Whether a finalized batch's failed and late items matter, whoever they are: ``batch.reopened`` chooses."""

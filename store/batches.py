@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from operator import attrgetter
 
+from store import copying
 from store.connection import Connection
 from store.rows import Batch
 from store.statements import column_list, transposed, unnest
@@ -46,7 +47,7 @@ async def copy_new(connection: Connection, new: Sequence[Batch]) -> None:
     Raises asyncpg.UniqueViolationError where one has.
     """
     if new:
-        await connection.copy_records_to_table("batches", records=map(_values, new), columns=_COLUMNS)
+        await copying.copy(connection, "batches", copying.BATCH_COLUMNS, copying.batch_rows(new))
 
 
 async def write(connection: Connection, changed: Sequence[Batch]) -> None:

@@ -1,14 +1,17 @@
-"""PostgreSQL's binary COPY format, written for the one row that is written by the hundred thousand.
+"""PostgreSQL's binary COPY format, written for the two rows that are written by the hundred thousand.
 
 A third of what the driver's general encoder costs. Source: PostgreSQL manual, COPY, "Binary Format": each field is its
 length (int32, -1 for null) and its bytes as the type's receive function takes them; times are microseconds since 2000.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from struct import Struct
 
-from store.rows import ItemRow
+from store.connection import Connection
+from store.rows import Batch, ItemRow
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
@@ -18,12 +21,12 @@ _ROWS_A_PIECE = 500
 
 # Grouped by how they are encoded: ids, what few values repeat, what most rows do not have, numbers, and the message,
 # whose length is packed with them.
-COLUMNS = (
+ITEM_COLUMNS = (
     *("batch_id", "item_id", "status", "effect", "worker"),
     *("error_code", "error_message", "stack_trace", "output", "metrics", "occurred_at"),
     *("attempt", "generation", "version", "received_at", "duration_ms", "message"),
 )
-assert set(COLUMNS) == set(ItemRow._fields)
+assert set(ITEM_COLUMNS) == set(ItemRow._fields)
 
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -49,7 +52,7 @@ _FIVE_NULLS, _SIX_NULLS = _NULL * 5, _NULL * 6
 
 
 def item_rows(rows: Sequence[ItemRow]) -> Iterator[bytes]:
-    """Rows with their columns in the order of ``COLUMNS``, in pieces: one is sent while the next is made."""
+    """Rows with their columns in the order of ``ITEM_COLUMNS``, in pieces: one is sent while the next is made."""
     yield _HEADER
     for begin in range(0, len(rows), _ROWS_A_PIECE):
         yield _piece(rows[begin : begin + _ROWS_A_PIECE])
@@ -91,6 +94,82 @@ def _piece(rows: Sequence[ItemRow]) -> bytes:
             numbers = _numbers(4, attempt, 4, generation, 8, version, 8, received, 8, duration, length)
         add((head, _LENGTHS[len(item)], item, label, rest, numbers, line))
     return b"".join(parts)
+
+
+_LABELS = ("state", "outcome", "finalized_by", "name")
+_RARE_TEXTS = ("metadata", "policy", "retry_of", "reason", "error")
+_RARE_TIMES = ("deadline_at", "reopened_at", "pruned_at")
+_TIMES = ("opened_at", "first_result_at", "last_result_at", "last_answer_at", "completed_at", "finalized_at")
+_COUNTS = (
+    *("partition", "revision", "generation", "matched", "succeeded", "partial", "failed", "skipped", "retrying"),
+    *("created", "updated", "unchanged", "late"),
+)
+_FLAGS = ("sealed", "request_retry", "failure_seen", "threshold_exceeded")
+_OTHERS = ("batch_id", "duplicates", "total_items", "expected", "last_result_offset", "decided_offset")
+BATCH_COLUMNS = _OTHERS + _LABELS + _RARE_TEXTS + _RARE_TIMES + _TIMES + _COUNTS + _FLAGS
+assert set(BATCH_COLUMNS) == {field.name for field in fields(Batch)}
+
+_BATCH_FIELDS = len(BATCH_COLUMNS).to_bytes(2, "big")
+_labels, _times = attrgetter(*_LABELS), attrgetter(*_TIMES)
+_rare = attrgetter(*_RARE_TEXTS, *_RARE_TIMES)
+_NO_RARE = (None,) * len(_RARE_TEXTS + _RARE_TIMES)
+_NULLS = _NULL * len(_NO_RARE)
+_counts_and_flags = attrgetter(*_COUNTS, *_FLAGS)
+_counts_and_flags_fields = Struct(">" + "ii" * len(_COUNTS) + "i?" * len(_FLAGS)).pack
+_int4 = Struct(">ii").pack
+
+
+def batch_rows(rows: Sequence[Batch]) -> Iterator[bytes]:
+    """Batches with their columns in the order of ``BATCH_COLUMNS``, in pieces."""
+    yield _HEADER
+    for begin in range(0, len(rows), _ROWS_A_PIECE):
+        yield _batch_piece(rows[begin : begin + _ROWS_A_PIECE])
+    yield _TRAILER
+
+
+def _batch_piece(rows: Sequence[Batch]) -> bytes:
+    parts: list[bytes] = []
+    # Many batches share a state, an outcome and a name, and times with what was appended in the same millisecond.
+    labels: dict[object, bytes] = {}
+    times: dict[datetime | None, bytes] = {None: _NULL}
+    counts_and_flags = [4, 0] * len(_COUNTS) + [1, False] * len(_FLAGS)  # each behind its length
+    for row in rows:
+        key, rare = _labels(row), _rare(row)
+        total, expected, last_offset, decided = (
+            row.total_items,
+            row.expected,
+            row.last_result_offset,
+            row.decided_offset,
+        )
+        parts += (
+            _BATCH_FIELDS,
+            text(row.batch_id),
+            _int8(8, row.duplicates),
+            _NULL if total is None else _int4(4, total),
+            _NULL if expected is None else _int4(4, expected),
+            _NULL if last_offset is None else _int8(8, last_offset),
+            _NULL if decided is None else _int8(8, decided),
+            labels.get(key) or labels.setdefault(key, b"".join(map(text, key))),
+        )
+        if rare == _NO_RARE:
+            parts.append(_NULLS)
+        else:
+            parts += map(text, rare[: len(_RARE_TEXTS)])
+            parts += map(_time, rare[len(_RARE_TEXTS) :])
+        parts += [times.get(moment) or times.setdefault(moment, _time(moment)) for moment in _times(row)]
+        counts_and_flags[1::2] = _counts_and_flags(row)
+        parts.append(_counts_and_flags_fields(*counts_and_flags))
+    return b"".join(parts)
+
+
+async def copy(connection: Connection, table: str, columns: Sequence[str], pieces: Iterable[bytes]) -> None:
+    """Send encoded rows. Raises asyncpg.UniqueViolationError, and asyncpg.DataError for what can't be held."""
+
+    async def sent() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
+    await connection.copy_to_table(table, source=sent(), columns=columns, format="binary")
 
 
 def _time(moment: datetime | None) -> bytes:

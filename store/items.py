@@ -1,7 +1,7 @@
 """Statements on ``item_results``, ``late_results`` and ``expected_items``."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import asyncpg
 from sqlalchemy import Table
@@ -77,12 +77,7 @@ async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
 
     Raises asyncpg.UniqueViolationError where one has, asyncpg.DataError where PostgreSQL can't hold a value.
     """
-
-    async def encoded() -> AsyncIterator[bytes]:
-        for piece in copying.item_rows(rows):
-            yield piece
-
-    await connection.copy_to_table("item_results", source=encoded(), columns=copying.COLUMNS, format="binary")
+    await copying.copy(connection, "item_results", copying.ITEM_COLUMNS, copying.item_rows(rows))
 
 
 async def upsert(connection: Connection, rows: Iterable[ItemRow]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -202,6 +203,70 @@ async def test_batches_come_back_as_they_went_in_and_keep_their_publication(conn
     final.late = 1
     await batches.write(connection, [final])
     assert await connection.fetchval("SELECT published_at FROM batches WHERE batch_id = 'b'") == NOW
+
+
+async def test_batches_come_back_as_they_went_in_by_copy_and_by_upsert(connection: Connection) -> None:
+    late, early = parse_time("9999-12-31T23:59:59.999999Z"), datetime(1970, 1, 1, tzinfo=UTC)
+    full = Batch(
+        "項" * 200,
+        2**31 - 1,
+        state="finalized",
+        outcome="completed_with_errors",
+        finalized_by="forced",
+        revision=2,
+        generation=3,
+        sealed=True,
+        expected=5,
+        matched=4,
+        succeeded=6,
+        partial=7,
+        failed=8,
+        skipped=9,
+        retrying=10,
+        created=11,
+        updated=12,
+        unchanged=14,
+        duplicates=2**63 - 1,
+        late=13,
+        name='m\\N\t\n"é😀',
+        metadata='{"b":1, "a":[1.50]}',
+        policy='{"tolerated_failure_count":3}',
+        deadline_at=late,
+        retry_of="r",
+        request_retry=True,
+        opened_at=early,
+        first_result_at=early + timedelta(microseconds=1),
+        last_result_at=NOW,
+        last_result_offset=2**63 - 1,
+        last_answer_at=NOW + timedelta(milliseconds=1),
+        completed_at=NOW + timedelta(milliseconds=2),
+        finalized_at=NOW + timedelta(milliseconds=3),
+        decided_offset=0,
+        reopened_at=NOW + timedelta(milliseconds=4),
+        reason="",
+        error='{"message":"ü"}',
+        failure_seen=True,
+        threshold_exceeded=True,
+        pruned_at=NOW + timedelta(milliseconds=5),
+    )
+    unlike_a_new_one = {
+        each.name for each in fields(Batch) if getattr(full, each.name) != getattr(Batch("", 0), each.name)
+    }
+    assert unlike_a_new_one == {each.name for each in fields(Batch)} - {"total_items"}
+    rows = [full, Batch("total", 0, total_items=2**31 - 1, sealed=True), Batch("error", 1, error="{}")]
+    rows += [Batch(f"n{number:04d}", 5, total_items=number, name=f"n{number % 3}") for number in range(1_203)]
+    wanted = {each.batch_id: each for each in rows}
+    for write in (batches.copy_new, batches.write):
+        await write(connection, rows)
+        assert await batches.load(connection, list(wanted)) == wanted
+        await connection.execute("UPDATE batches SET succeeded = 9, name = 'x', total_items = 8")
+
+
+async def test_copying_a_batch_that_is_there_already_fails(connection: Connection) -> None:
+    await batches.copy_new(connection, [Batch("b", 0)])
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await batches.copy_new(connection, [Batch("a", 0), Batch("b", 0)])
+    assert await connection.fetchval("SELECT count(*) FROM batches") == 1
 
 
 async def test_an_event_known_already_stays_as_it_is(connection: Connection) -> None:
