@@ -5,17 +5,36 @@ one broker of two was away names the other alone; once that one goes as well, th
 it is back, for ever where it comes back elsewhere, although the first has long returned.
 """
 
+import asyncio
 from typing import Any
 
+import structlog
 from aiokafka.client import AIOKafkaClient
 from aiokafka.structs import BrokerMetadata
+
+UPDATE_TIMEOUT_S = 60.0
+
+log = structlog.get_logger(__name__)
 
 _ask_known = AIOKafkaClient._metadata_update
 
 
-async def _ask_known_then_given(client: AIOKafkaClient, cluster_metadata: Any, topics: Any) -> bool:
-    if await _ask_known(client, cluster_metadata, topics):
-        return True
+async def _ask(client: AIOKafkaClient, cluster_metadata: Any, topics: Any) -> bool:
+    """Whether metadata were updated. It neither raises nor lasts: that would end the one task that updates them.
+
+    Whoever needs an update waits for that task, without a time-out.
+    """
+    try:
+        async with asyncio.timeout(UPDATE_TIMEOUT_S):
+            return await _ask_known(client, cluster_metadata, topics) or await _ask_given(
+                client, cluster_metadata, topics
+            )
+    except Exception as error:
+        log.warning("metadata not updated", error=repr(error))
+        return False
+
+
+async def _ask_given(client: AIOKafkaClient, cluster_metadata: Any, topics: Any) -> bool:
     given = {f"bootstrap-{n}": (host, port) for n, (host, port, _) in enumerate(client.hosts)}
     known = client.cluster._brokers
     if given.keys() <= known.keys():
@@ -27,4 +46,4 @@ async def _ask_known_then_given(client: AIOKafkaClient, cluster_metadata: Any, t
 
 def ask_again() -> None:
     """Have every client of this process do so."""
-    AIOKafkaClient._metadata_update = _ask_known_then_given
+    AIOKafkaClient._metadata_update = _ask

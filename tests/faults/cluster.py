@@ -175,7 +175,9 @@ class Cluster:
         The broker that did is dead then. Or, where another one is to by preference, that one is elected: then the
         former lives, and answers whoever still asks it that it does not coordinate this.
         """
-        before = await eventually(lambda: self.coordinator(coordinated), message=f"who coordinates {coordinated.key}")
+        before: Any = await eventually(
+            lambda: self.coordinator(coordinated), message=f"who coordinates {coordinated.key}"
+        )
         begun = time.monotonic()
         if await self._preferred(coordinated.topic) != before and random.random() < 0.5:
             by = "election"
@@ -188,7 +190,7 @@ class Cluster:
             after = await self.coordinator(coordinated)
             return after if after != before else None
 
-        after = await eventually(elsewhere, MOVED_TIMEOUT_S, message=f"{coordinated.what} move away from {before}")
+        after: Any = await eventually(elsewhere, MOVED_TIMEOUT_S, message=f"{coordinated.what} move away from {before}")
         return Move(coordinated.what, before, after, by, time.monotonic() - begun)
 
     async def elect(self, *topics: str) -> None:
@@ -197,7 +199,8 @@ class Cluster:
 
     async def coordinator(self, coordinated: Coordinated) -> int | None:
         """The broker that coordinates it, as brokers say; None while they do not know."""
-        return await self._ask(lambda admin: admin.find_coordinator(coordinated.key, coordinated.kind))
+        broker: int | None = await self._ask(lambda admin: admin.find_coordinator(coordinated.key, coordinated.kind))
+        return broker
 
     async def committed(self, group_id: str) -> int | None:
         """The sum of a group's committed offsets; None while its coordinator does not say."""

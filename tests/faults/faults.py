@@ -548,7 +548,7 @@ async def _move_coordinators(each: Round) -> None:
 async def _used(each: Round) -> None:
     """Wait until workers have committed to, and the relay has published by, the coordinators that there are now."""
     kafka, group_id = each.stage.cluster, each.product.topics.consumer_group
-    committed = await eventually(lambda: kafka.committed(group_id), message="what the workers have committed")
+    committed = await eventually(lambda: kafka.committed(group_id), message="what the workers have committed") or 0
     async with each.product.connection() as connection:
         written = {table: await connection.fetchval(f"SELECT max(seq) FROM {table}") for table in _PUBLISHED}
 
