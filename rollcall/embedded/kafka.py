@@ -62,6 +62,8 @@ class EmbeddedKafka:
     name = "kafka"
     format_options: Sequence[str] = ("--standalone",)
     """What the storage of a node that is a cluster of its own is formatted with."""
+    death_signal = signal.SIGTERM
+    """What it is sent when its parent ends."""
 
     def __init__(
         self,
@@ -162,7 +164,7 @@ class EmbeddedKafka:
             env={**os.environ, "CLASSPATH": os.pathsep.join(map(str, classpath))},
             cwd=self.data_dir,
             log=self.log,
-            death_signal=signal.SIGTERM,
+            death_signal=self.death_signal,
         )
 
     async def _serves_clients(self, child: Child, deadline: float) -> bool:

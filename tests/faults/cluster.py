@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,9 @@ class _ElectLeadersRequest(Request[_ElectLeadersRequestStruct]):  # type: ignore
 
 class _Node(EmbeddedKafka):
     """The controller, or a broker that finds it at its port."""
+
+    # A broker that is to end in peace, and whose controller has ended too, waits for it for five minutes.
+    death_signal = signal.SIGKILL
 
     def __init__(self, data_dir: Path, node_id: int, controller_port: int) -> None:
         self._controls = node_id == CONTROLLER_ID
