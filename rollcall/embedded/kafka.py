@@ -60,6 +60,10 @@ class EmbeddedKafka:
     """
 
     name = "kafka"
+    format_options: Sequence[str] = ("--standalone",)
+    """What the storage of a node that is a cluster of its own is formatted with."""
+    death_signal = signal.SIGTERM
+    """What it is sent when its parent ends."""
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class EmbeddedKafka:
         self.controller_port = controller_port
         self.log = self.data_dir / "kafka.log"
         self.child: Child | None = None
+        self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         self._progress: Progress = progress or _log.info
         self._jvm = list(jvm)
         self._properties = self.data_dir / "server.properties"
@@ -138,14 +143,13 @@ class EmbeddedKafka:
         )
 
     async def _format(self, classpath: list[Path]) -> None:
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
         log_start = log_size(self.log)
         child = await self._java(
             classpath,
             "kafka.tools.StorageTool",
-            *("format", "--standalone", "--ignore-formatted", "--config", str(self._properties)),
+            *("format", *self.format_options, "--ignore-formatted", "--config", str(self._properties)),
             # Joined to its option: an id may begin with a dash.
-            f"--cluster-id={cluster_id}",
+            f"--cluster-id={self.cluster_id}",
         )
         code = await child.wait()
         if code != 0:
@@ -160,7 +164,7 @@ class EmbeddedKafka:
             env={**os.environ, "CLASSPATH": os.pathsep.join(map(str, classpath))},
             cwd=self.data_dir,
             log=self.log,
-            death_signal=signal.SIGTERM,
+            death_signal=self.death_signal,
         )
 
     async def _serves_clients(self, child: Child, deadline: float) -> bool:

@@ -23,16 +23,20 @@ from aiokafka import AIOKafkaProducer
 
 from rollcall.embedded.servers import EmbeddedServerError
 from store import failpoints
+from store.leadership import database_name
+from tests.faults import cluster
 from tests.faults.producing import Flow, Message, broken_records, home
 from tests.faults.stage import ID_EXPIRATION_MS, PARTITIONS, Installation, Stage
 from tests.harness.broken_records import BROKEN, TOO_LARGE
 from tests.harness.topics import create_topic
+from tests.harness.waiting import eventually
 
 WORKERS = 2
 STOP_TIMEOUT_S = 15.0
 SESSION_TIMEOUT_S = 10.0
 RELAY_SESSION_TIMEOUT_S = 15.0
 FAILPOINT_TIMEOUT_S = 60.0
+_PUBLISHED = ("outbox", "dead_letters")
 
 
 @dataclass
@@ -77,7 +81,8 @@ Harm = Callable[[Round], Awaitable[None]]
 class Fault:
     """`prepare` comes before the flow and may return more messages for it; before the product, where that is its `own`.
 
-    `pace` multiplies how fast results flow, `results` bounds how many, `patience_s` is how long it may well be stuck.
+    `clustered`: on a Kafka of two brokers. `pace` multiplies how fast results flow, `results` bounds how many,
+    `patience_s` is how long it may well be stuck.
     """
 
     name: str
@@ -86,6 +91,7 @@ class Fault:
     proxied: bool = False
     separate: bool = False
     own: bool = False
+    clustered: bool = False
     only_long: bool = False
     pace: float = 1.0
     results: int = 0
@@ -514,6 +520,50 @@ async def _with_expiring_ids(each: Round) -> list[Message]:
     return []
 
 
+async def _move_coordinators(each: Round) -> None:
+    """Of the workers' group and of the relay's transactional ids, each time to the other broker."""
+    kafka, topics = each.stage.cluster, each.product.topics
+    async with each.product.connection() as connection:
+        database = await database_name(connection)
+    both = [
+        cluster.group(topics.consumer_group),
+        cluster.transactions(topics.relay_transactional_id("events", database)),
+    ]
+    moves = both * (1 if each.short else 3)
+    each.random.shuffle(moves)
+    feeding = asyncio.create_task(_feed(each))
+    try:
+        for coordinated in moves:
+            await asyncio.sleep(each.some(0.1, 1.5))
+            move = await kafka.move(coordinated, each.random)
+            begun = time.monotonic()
+            await _used(each)
+            each.notes.append(f"{move}, used after {time.monotonic() - begun:.1f} s")
+            await kafka.start()
+    finally:
+        feeding.cancel()
+    await kafka.elect(*(coordinated.topic for coordinated in both))
+
+
+async def _used(each: Round) -> None:
+    """Wait until workers have committed to, and the relay has published by, the coordinators that there are now."""
+    kafka, group_id = each.stage.cluster, each.product.topics.consumer_group
+    committed = await eventually(lambda: kafka.committed(group_id), message="what the workers have committed") or 0
+    async with each.product.connection() as connection:
+        written = {table: await connection.fetchval(f"SELECT max(seq) FROM {table}") for table in _PUBLISHED}
+
+        async def is_used() -> bool:
+            published = [
+                await connection.fetchval(
+                    f"SELECT count(*) FROM {table} WHERE published_at IS NOT NULL AND seq > $1", seq
+                )
+                for table, seq in written.items()
+            ]
+            return all(published) and (await kafka.committed(group_id) or 0) > committed
+
+        await eventually(is_used, each.patience_s, message="workers and relay use the coordinators after a move")
+
+
 # --- records -----------------------------------------------------------------------------------------------------
 
 
@@ -639,6 +689,7 @@ FAULTS = [
     Fault("kafka-late", "kafka-network", _kafka_late, proxied=True),
     Fault("kafka-foreign-transaction", "kafka-transactions", _foreign_transaction),
     Fault("kafka-id-expired", "kafka-transactions", _id_expired, own=True, prepare=_with_expiring_ids),
+    Fault("kafka-coordinator-moved", "kafka-coordinators", _move_coordinators, clustered=True, pace=0.5),
     Fault("rebalance-storm", "rebalances", _rebalance_storm),
     Fault("poison-flood", "records", _poison_flood, pace=0.3),
     Fault("oversize", "records", _nothing, prepare=_with_oversize),

@@ -19,6 +19,7 @@ from typing import Any
 from aiokafka.admin import AIOKafkaAdminClient
 
 from rollcall.settings import Settings
+from tests.faults.cluster import BROKER_IDS
 from tests.faults.faults import WORKERS, Fault, Round
 from tests.faults.producing import Flow, Message, traffic
 from tests.faults.stage import PARTITIONS, Installation, Stage
@@ -83,7 +84,8 @@ class Player:
             product is not None
             and not self.must_begin_anew
             and not fault.own
-            and (product.proxied, product.separate) == (fault.proxied, fault.separate)
+            and (product.proxied, product.separate, product.clustered)
+            == (fault.proxied, fault.separate, fault.clustered)
             and product.rounds < MAX_ROUNDS
         )
 
@@ -105,6 +107,7 @@ class Player:
             problems += [f"verify: {each}" for each in said]
         if not self.keep and not problems:
             await _clean_up(product)
+        await self.stage.cluster.stop()
         ended = f"ended in {stopped_s:.1f} s after {product.rounds} rounds; {said[-1]}"
         return Result(STOPPING, 0, None, problems, ended, stopped_s)
 
@@ -175,8 +178,11 @@ class Player:
     async def _installed(self, fault: Fault) -> Installation:
         """A topic prefix and a schema of its own; nothing runs yet."""
         unique = f"f{uuid.uuid4().hex[:7]}"
+        if fault.clustered:
+            await self.stage.cluster.start()
+        kafka = self.stage.cluster if fault.clustered else self.stage.kafka
         direct = Settings(
-            bootstrap_servers=self.stage.kafka.bootstrap_servers,
+            bootstrap_servers=kafka.bootstrap_servers,
             database_url=self.stage.postgres.database_url,
             topic_prefix=f"{unique}.",
             database_schema=unique,
@@ -184,12 +190,13 @@ class Player:
             metrics_port=0,
         )
         product = Installation(
-            self.stage, direct, self.stage.directory / f"{unique}.log", fault.proxied, fault.separate
+            self.stage, direct, self.stage.directory / f"{unique}.log", fault.proxied, fault.separate, fault.clustered
         )
         await create_topic(
             direct.bootstrap_servers,
             product.topics.events,
             partitions=PARTITIONS,
+            replication=len(BROKER_IDS) if fault.clustered else 1,
             configs={"max.message.bytes": str(MAX_EVENTS_BYTES)},
         )
         await product.migrate()

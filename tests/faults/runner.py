@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -74,8 +75,8 @@ def chosen(names: str, seed: int, *, short: bool) -> list[Fault]:
     return sorted(first, key=_kind) + sorted((fault for fault in found if fault not in first), key=_kind)
 
 
-def _kind(fault: Fault) -> tuple[bool, bool, bool]:
-    return fault.proxied, fault.separate, fault.own
+def _kind(fault: Fault) -> tuple[bool, bool, bool, bool]:
+    return fault.proxied, fault.separate, fault.clustered, fault.own
 
 
 def _plan(faults: Sequence[Fault], rounds: int, seed: int, replay: int) -> Iterator[Planned]:
@@ -167,6 +168,8 @@ def main() -> int:
     arguments.add_argument("--patience", type=float, default=PATIENCE_S, help="seconds until a round is stuck")
     arguments.add_argument("--keep", type=Path, help="keep servers' data and logs in this directory")
     given = arguments.parse_args()
+    # It calls an error each broker that is away; who asks meanwhile asks again.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     record = Record(given.resume)
     record.seed = record.seed or given.seed or int(time.time())
     faults = chosen(given.faults, record.seed, short=given.short)

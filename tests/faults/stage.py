@@ -1,4 +1,4 @@
-"""Where rounds are played: one Kafka and one PostgreSQL behind proxies, and the product on them."""
+"""Where rounds are played: Kafka and PostgreSQL behind proxies, or a Kafka of two brokers, and the product on them."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from rollcall.settings import ENV_PREFIX, Settings
 from rollcall.stack import all_assigned
 from schemas.topics import Topics
 from store.connection import Connection
+from tests.faults.cluster import Cluster
 from tests.faults.proxy import Proxy
 from tests.harness.topics import end_offsets
 from tests.harness.waiting import eventually
@@ -74,9 +75,13 @@ class ProxiedKafka(EmbeddedKafka):
 
 @dataclass
 class Stage:
-    """The servers of a run. Whoever plays a fault goes through the proxies, whoever watches does not."""
+    """The servers of a run. Whoever plays a fault goes through the proxies, whoever watches does not.
+
+    The cluster runs only while rounds are played on it.
+    """
 
     kafka: ProxiedKafka
+    cluster: Cluster
     postgres: EmbeddedPostgres
     kafka_proxy: Proxy
     postgres_proxy: Proxy
@@ -91,6 +96,8 @@ class Stage:
         for server in (self.postgres, self.kafka):
             if server.child is None or server.child.returncode is not None:
                 await server.start()
+        if self.cluster.started:
+            await self.cluster.start()
         self.kafka_proxy.heal()
         self.postgres_proxy.heal()
 
@@ -110,23 +117,27 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
     postgres_proxy = Proxy(lambda: postgres.port)
     kafka_proxy = Proxy(lambda: kafka.proxied_port)
     await asyncio.gather(postgres_proxy.start(), kafka_proxy.start())
-    kafka = ProxiedKafka(directory / "kafka", kafka_proxy.port)
+    kafka, cluster = ProxiedKafka(directory / "kafka", kafka_proxy.port), Cluster(directory / "cluster")
     try:
         await asyncio.gather(postgres.start(), kafka.start())
-        yield Stage(kafka, postgres, kafka_proxy, postgres_proxy, directory)
+        yield Stage(kafka, cluster, postgres, kafka_proxy, postgres_proxy, directory)
     finally:
-        await asyncio.gather(kafka.stop(), postgres.stop(), kafka_proxy.stop(), postgres_proxy.stop())
+        await asyncio.gather(kafka.stop(), cluster.stop(), postgres.stop(), kafka_proxy.stop(), postgres_proxy.stop())
 
 
 @dataclass
 class Installation:
-    """The product in some rounds: `rollcall run`, or (`separate`) roles one by one where their environments differ."""
+    """The product in some rounds: `rollcall run`, or (`separate`) roles one by one where their environments differ.
+
+    `clustered`: on the Kafka of two brokers.
+    """
 
     stage: Stage
     direct: Settings
     log: Path
     proxied: bool = False
     separate: bool = False
+    clustered: bool = False
     rounds: int = 0
     supervisor: Child | None = None
     largest_mb: int = 0

@@ -27,14 +27,19 @@ class Message(Protocol):
 
 
 async def create_topic(
-    bootstrap: str, topic: str, *, partitions: int = 1, configs: Mapping[str, str] | None = None
+    bootstrap: str,
+    topic: str,
+    *,
+    partitions: int = 1,
+    replication: int = 1,
+    configs: Mapping[str, str] | None = None,
 ) -> None:
     """Create a topic (append time unless `configs` says otherwise) and wait until every partition has a leader."""
     settings = {"message.timestamp.type": "LogAppendTime", **(configs or {})}
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
     try:
-        new = NewTopic(topic, partitions, 1, topic_configs=settings)
+        new = NewTopic(topic, partitions, replication, topic_configs=settings)
         response = await admin.create_topics([new])
         for name, code, *rest in response.topic_errors:
             if code:
