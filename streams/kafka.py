@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
-from streams import fetched, rebootstrap
+from streams import fetched, reconnecting
 
 REQUEST_TIMEOUT_MS = 15_000
 START_TIMEOUT_S = 30.0
@@ -21,7 +21,7 @@ STOP_TIMEOUT_S = 5.0
 Client = TypeVar("Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
 
 fetched.hand_over()
-rebootstrap.ask_again()
+reconnecting.find_brokers_again()
 
 log = structlog.get_logger(__name__)
 
