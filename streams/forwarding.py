@@ -9,13 +9,14 @@ worker begins at the stored position, before which everything was acknowledged.
 import asyncio
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from schemas.headers import FORWARDED, FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
 from streams.fetched import FetchedRecord
@@ -23,6 +24,7 @@ from streams.kafka import START_TIMEOUT_S, KafkaConnection, stop
 
 SEND_TIMEOUT_S = 30.0
 REPORT_EVERY_S = 60.0
+MAX_AT_ONCE = 5_000
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +34,24 @@ class Forward(NamedTuple):
 
     home: int
     record: FetchedRecord
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What is to be sent to one home, in order, and how many records at once; ``refused`` are those too large."""
+
+    home: int
+    forwards: list[Forward]
+    at_once: int = MAX_AT_ONCE
+    refused: list[Forward] = field(default_factory=list)
+
+    def refuse(self, count: int) -> None:
+        """The first so many were too large together: fewer at once until it is one, which then is what is too large."""
+        if count > 1:
+            self.at_once = count // 2
+        else:
+            self.refused.append(self.forwards.pop(0))
+            self.at_once = MAX_AT_ONCE
 
 
 class Forwarder:
@@ -51,19 +71,22 @@ class Forwarder:
         Raises KafkaError or TimeoutError: then some may be in the log; sending all again is harmless.
         """
         ordered = sorted(forwards, key=attrgetter("home"))
-        if not ordered:
-            return []
-        producer = await self._started()
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT_S):
-                homes = groupby(ordered, attrgetter("home"))
-                refused = await asyncio.gather(*(self._send_home(producer, list(group)) for _, group in homes))
-        except BaseException:
-            # What it still holds must not arrive behind what is sent again: a new producer, a new sequence.
-            await self.close()
-            raise
+        queues = [_Queue(home, list(group)) for home, group in groupby(ordered, attrgetter("home"))]
+        while waiting := [queue for queue in queues if queue.forwards]:
+            producer = await self._started()
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT_S):
+                    acknowledged = await asyncio.gather(*(self._send_queue(producer, queue) for queue in waiting))
+            except BaseException:
+                # What it still holds must not arrive behind what is sent again: a new producer, a new sequence.
+                await self.close()
+                raise
+            if not all(acknowledged):
+                # aiokafka counts what was refused, the broker does not: whatever this producer sent there next would be
+                # out of order to it.
+                await self.close()
         self._report(len(ordered))
-        return [forward for group in refused for forward in group]
+        return [forward for queue in queues for forward in queue.refused]
 
     async def close(self) -> None:
         """Stop the producer; a later send starts a new one."""
@@ -84,30 +107,17 @@ class Forwarder:
             self._producer = producer
         return self._producer
 
-    async def _send_home(self, producer: AIOKafkaProducer, forwards: list[Forward]) -> list[Forward]:
-        """Send forwards of one home, one produce batch after the other; returns those refused as too large."""
-        refused: list[Forward] = []
-        sent = 0
-        while sent < len(forwards):
-            batch, count = _filled(producer.create_batch(), forwards[sent:], self._log_id)
-            refused += await self._send_batch(producer, batch, forwards[sent : sent + count])
-            sent += count
-        return refused
-
-    async def _send_batch(self, producer: AIOKafkaProducer, batch: Any, forwards: list[Forward]) -> list[Forward]:
-        try:
-            await (await producer.send_batch(batch, self._topic, partition=forwards[0].home))
-        except MessageSizeTooLargeError:
-            if len(forwards) == 1:
-                return forwards
-            singly = [
-                await self._send_batch(
-                    producer, _filled(producer.create_batch(), [forward], self._log_id)[0], [forward]
-                )
-                for forward in forwards
-            ]
-            return [forward for group in singly for forward in group]
-        return []
+    async def _send_queue(self, producer: AIOKafkaProducer, queue: "_Queue") -> bool:
+        """Send what waits for a home, one produce batch after the other; False where the broker refused one."""
+        while queue.forwards:
+            batch, count = _filled(producer.create_batch(), queue.forwards[: queue.at_once], self._log_id)
+            try:
+                await (await producer.send_batch(batch, self._topic, partition=queue.home))
+            except (MessageSizeTooLargeError, RecordListTooLargeError):
+                queue.refuse(count)
+                return False
+            del queue.forwards[:count]
+        return True
 
     def _report(self, count: int) -> None:
         self._unreported += count

@@ -1,0 +1,86 @@
+"""Forwards: in order and without a gap, whatever the broker refuses in between."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from aiokafka.errors import KafkaError
+
+from rollcall.settings import Settings
+from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET
+from streams.fetched import FetchedRecord
+from streams.forwarding import Forward, Forwarder
+from tests.harness.topics import create_topic, drain
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+HUGE = b"x" * (1024 * 1024 - 120)
+"""The topic takes it, but not with the headers of a forward."""
+
+
+def forward(home: int, offset: int, value: bytes | None = None) -> Forward:
+    return Forward(home, FetchedRecord("t", 2, offset, 1_000, b"k", value or b"y" * 300, ()))
+
+
+async def arrived(settings: Settings, topic: str) -> dict[int, list[int]]:
+    """The original offsets of the forwards on each partition, in their order there."""
+    found: dict[int, list[int]] = {0: [], 1: []}
+    for record in await drain(settings.bootstrap_servers, topic):
+        headers = dict(record.headers)
+        assert headers[FORWARDED_LOG] == b"log"
+        found[record.partition].append(int(headers[FORWARDED_OFFSET]))
+    return found
+
+
+@pytest.fixture
+async def topic(settings: Settings) -> str:
+    name = f"{settings.topic_prefix}events"
+    await create_topic(settings.bootstrap_servers, name, partitions=3, configs={"max.message.bytes": str(1024 * 1024)})
+    return name
+
+
+async def test_what_is_too_large_to_be_forwarded_holds_up_nothing_behind_it(settings: Settings, topic: str) -> None:
+    seed = random.randrange(10**9)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    huge = set(chance.sample(range(400), 3)) | {400, 401, 899}
+    forwarder = Forwarder(settings.kafka_connection(), topic, "log")
+    try:
+        for first, last in ((0, 100), (100, 600), (600, 900)):
+            part = [forward(offset % 2, offset, HUGE if offset in huge else None) for offset in range(first, last)]
+            refused = await forwarder.send(part)
+            assert sorted(each.record.offset for each in refused) == [
+                each for each in sorted(huge) if first <= each < last
+            ]
+    finally:
+        await forwarder.close()
+    wanted = [offset for offset in range(900) if offset not in huge]
+    assert await arrived(settings, topic) == {home: [each for each in wanted if each % 2 == home] for home in (0, 1)}
+
+
+async def test_a_topic_that_takes_little_at_once_gets_all_forwards_one_by_one_if_need_be(
+    settings: Settings, topic: str
+) -> None:
+    small = f"{settings.topic_prefix}small"
+    await create_topic(settings.bootstrap_servers, small, partitions=2, configs={"max.message.bytes": "1200"})
+    forwarder = Forwarder(settings.kafka_connection(), small, "log")
+    try:
+        assert await forwarder.send(forward(0, offset) for offset in range(20)) == []
+        assert await forwarder.send(forward(0, offset) for offset in range(20, 40)) == []
+    finally:
+        await forwarder.close()
+    assert (await arrived(settings, small))[0] == list(range(40))
+
+
+async def test_forwards_that_failed_may_all_be_sent_again(settings: Settings, topic: str) -> None:
+    forwarder = Forwarder(settings.kafka_connection(), topic, "log")
+    part = [forward(0, 1), forward(9, 2), forward(1, 3)]  # there is no partition 9
+    try:
+        with pytest.raises((KafkaError, TimeoutError, AssertionError)):
+            await forwarder.send(part)
+        assert await forwarder.send([part[0], part[2]]) == []
+    finally:
+        await forwarder.close()
+    found = await arrived(settings, topic)
+    assert (found[0][-1], found[1][-1]) == (1, 3)
