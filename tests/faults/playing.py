@@ -20,8 +20,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from rollcall.settings import Settings
 from tests.faults.cluster import BROKER_IDS
-from tests.faults.faults import WORKERS, Fault, Round
 from tests.faults.producing import Flow, Message, traffic
+from tests.faults.round import WORKERS, Fault, Round
 from tests.faults.stage import PARTITIONS, Installation, Stage
 from tests.harness import commands
 from tests.harness.topics import create_topic

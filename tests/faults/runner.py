@@ -18,8 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
-from tests.faults.faults import FAULTS, Fault, unmount_all
+from tests.faults.faults import FAULTS
 from tests.faults.playing import STOPPING, Player, Result
+from tests.faults.postgres import unmount_all
+from tests.faults.round import Fault
 from tests.faults.stage import stage
 
 PATIENCE_S = 120.0

@@ -1,0 +1,147 @@
+"""Harm to Kafka, and to the way there."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+from aiokafka import AIOKafkaProducer
+
+from store.leadership import database_name
+from tests.faults import cluster
+from tests.faults.producing import Message
+from tests.faults.round import WORKERS, Round, feed, send_signal, start_again
+from tests.faults.stage import ID_EXPIRATION_MS
+from tests.harness.waiting import eventually
+
+_PUBLISHED = ("outbox", "dead_letters")
+
+
+async def kill_kafka(each: Round) -> None:
+    await each.stage.kafka.kill()
+    await start_again(each.stage.kafka.start)
+
+
+async def restart_kafka(each: Round) -> None:
+    await each.stage.kafka.stop()
+    await start_again(each.stage.kafka.start)
+
+
+async def away(each: Round) -> None:
+    await each.stage.kafka.stop()
+    await asyncio.sleep(each.away_s)
+    await start_again(each.stage.kafka.start)
+
+
+async def slow(each: Round) -> None:
+    each.stage.kafka_proxy.delay_s = each.some(0.4, 1.0)
+    await asyncio.sleep(each.away_s)
+    each.stage.kafka_proxy.heal()
+
+
+async def cut(each: Round) -> None:
+    for _ in range(4):
+        each.stage.kafka_proxy.cut()
+        each.stage.kafka_proxy.refuse(each.random.random() < 0.5)
+        await asyncio.sleep(each.some(0.05, 1.5))
+    each.stage.kafka_proxy.heal()
+
+
+async def black_hole(each: Round) -> None:
+    each.stage.kafka_proxy.black_hole()
+    await asyncio.sleep(max(12.0, each.away_s))
+    each.stage.kafka_proxy.heal()
+
+
+async def late(each: Round) -> None:
+    """What was under way on the connections there are arrives long after the product gave it up."""
+    for _ in range(3):
+        each.stage.kafka_proxy.stall()
+        await asyncio.sleep(0.2)
+    await asyncio.sleep(each.some(15, 17))
+    each.stage.kafka_proxy.heal()
+
+
+async def foreign_transaction(each: Round) -> None:
+    """Somebody's open transaction holds the last stable offset of the output back, while the relay begins anew."""
+    producer = AIOKafkaProducer(
+        bootstrap_servers=each.product.direct.bootstrap_servers,
+        transactional_id=f"foreign-{each.prefix}",
+        transaction_timeout_ms=60_000,
+    )
+    await producer.start()
+    try:
+        await producer.begin_transaction()
+        for partition in range(3):
+            for topic in (each.product.topics.finalized, each.product.topics.dead_letters):
+                await producer.send_and_wait(topic, b"{}", key=b"foreign", partition=partition)
+        for found in each.product.processes("relay"):
+            send_signal(found, signal.SIGKILL)
+        await asyncio.sleep(each.some(6, 12))
+        await producer.abort_transaction()
+    finally:
+        await producer.stop()
+
+
+async def id_expired(each: Round) -> None:
+    """Nothing to publish for longer than the broker remembers an idle transactional id (8 s here)."""
+    try:
+        each.running.paused.set()
+        await asyncio.sleep(8 + each.some(5, 7))
+        each.running.paused.clear()
+        await asyncio.sleep(each.some(2, 4))
+    finally:
+        each.stage.kafka.id_expiration_ms = ID_EXPIRATION_MS
+        await restart_kafka(each)
+
+
+async def with_expiring_ids(each: Round) -> list[Message]:
+    each.stage.kafka.id_expiration_ms = 8_000
+    await restart_kafka(each)
+    return []
+
+
+async def move_coordinators(each: Round) -> None:
+    """Of the workers' group and of the relay's transactional ids, each time to the other broker."""
+    kafka, topics = each.stage.cluster, each.product.topics
+    async with each.product.connection() as connection:
+        database = await database_name(connection)
+    both = [
+        cluster.group(topics.consumer_group),
+        cluster.transactions(topics.relay_transactional_id("events", database)),
+    ]
+    moves = both * 3
+    each.random.shuffle(moves)
+    feeding = asyncio.create_task(feed(each))
+    try:
+        for coordinated in moves:
+            await asyncio.sleep(each.some(0.1, 1.5))
+            move = await kafka.move(coordinated, each.random)
+            begun = time.monotonic()
+            await _used(each)
+            each.notes.append(f"{move}, used after {time.monotonic() - begun:.1f} s")
+            await kafka.start()
+    finally:
+        feeding.cancel()
+    await each.product.ready(WORKERS)
+    await kafka.elect(*(coordinated.topic for coordinated in both))
+
+
+async def _used(each: Round) -> None:
+    """Wait until workers have committed to, and the relay has published by, the coordinators that there are now."""
+    kafka, group_id = each.stage.cluster, each.product.topics.consumer_group
+    committed = await eventually(lambda: kafka.committed(group_id), message="what the workers have committed") or 0
+    async with each.product.connection() as connection:
+        written = {table: await connection.fetchval(f"SELECT max(seq) FROM {table}") for table in _PUBLISHED}
+
+        async def is_used() -> bool:
+            published = [
+                await connection.fetchval(
+                    f"SELECT count(*) FROM {table} WHERE published_at IS NOT NULL AND seq > $1", seq
+                )
+                for table, seq in written.items()
+            ]
+            return all(published) and (await kafka.committed(group_id) or 0) > committed
+
+        await eventually(is_used, each.patience_s, message="workers and relay use the coordinators after a move")

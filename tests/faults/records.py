@@ -1,0 +1,82 @@
+"""Harm by what is in the records, or in what the output topics take."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+from tests.faults.producing import Message, broken_records, home
+from tests.faults.round import Round
+from tests.faults.stage import PARTITIONS
+from tests.harness.broken_records import BROKEN, TOO_LARGE
+from tests.harness.topics import create_topic
+
+
+async def poison_flood(each: Round) -> None:
+    count = 20_000 if each.short else 100_000
+    begun = time.time()
+    each.running.interject(list(broken_records(each.random, count, prefix=f"{each.prefix}-flood")))
+    while not each.running.has_interjected:  # noqa: ASYNC110 - a thread sends them
+        await asyncio.sleep(0.02)
+    await each.product.caught_up(await each.product.ends(), 120)
+    each.flood = (begun * 1000, time.time() * 1000)
+    each.notes.append(f"{count} broken records in a row, worked off and published in {time.time() - begun:.1f} s")
+
+
+async def with_oversize(each: Round) -> list[Message]:
+    messages = [
+        Message(defect.key, defect.value, broken=defect.reason)
+        for defect in BROKEN
+        if defect.reason == TOO_LARGE and defect.key and not defect.headers and len(defect.value or b"") < 1_000_000
+    ]
+    for number in range(60):
+        batch_id = f"{each.prefix}-large-{number}"
+        opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 2}
+        messages.append(Message(batch_id.encode(), json.dumps(opened).encode()))
+        for item in range(2):
+            result = {"batch_id": batch_id, "item_id": str(item), "status": "succeeded", "x_note": "x" * 200_000}
+            messages.append(Message(batch_id.encode(), json.dumps(result).encode()))
+        if number % 10 == 0:
+            # Fits the topic, but not with the headers that a forward needs.
+            astray = (home(batch_id.encode(), PARTITIONS) + 1) % PARTITIONS
+            result = {"batch_id": batch_id, "item_id": "huge", "status": "failed", "x_note": "x" * 1_048_350}
+            messages.append(Message(batch_id.encode(), json.dumps(result).encode(), astray, TOO_LARGE))
+    return messages
+
+
+async def with_refused_events(each: Round) -> list[Message]:
+    """The topic of finalized events takes 12 kB at most; some batches' metadata are larger."""
+    await create_topic(
+        each.product.direct.bootstrap_servers,
+        each.product.topics.finalized,
+        partitions=3,
+        configs={"max.message.bytes": "12000", "cleanup.policy": "compact"},
+    )
+    messages = []
+    for number in range(5):
+        batch_id = f"{each.prefix}-refused-{number}"
+        each.refused.append(batch_id)
+        opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 1, "metadata": {"x": "x" * 14_000}}
+        result = {"batch_id": batch_id, "item_id": "a", "status": "succeeded"}
+        messages += [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
+    return messages
+
+
+async def with_refused_dead_letters(each: Round) -> list[Message]:
+    """The topic of dead letters takes 3 kB at most; some broken records are larger."""
+    await create_topic(
+        each.product.direct.bootstrap_servers,
+        each.product.topics.dead_letters,
+        partitions=3,
+        configs={"max.message.bytes": "3000"},
+    )
+    each.refused_above = 2_500
+    return [
+        Message(f"{each.prefix}-{number}".encode(), f"no JSON {number} {'x' * 5_000}".encode(), broken="invalid_json")
+        for number in range(20)
+    ]
+
+
+async def nothing(each: Round) -> None:
+    """The harm is in the messages."""

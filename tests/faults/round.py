@@ -1,0 +1,111 @@
+"""What a fault is, and what it gets into its hands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from random import Random
+
+import psutil
+
+from rollcall.embedded.servers import EmbeddedServerError
+from tests.faults.producing import Flow, Message
+from tests.faults.stage import Installation, Stage
+
+WORKERS = 2
+
+
+@dataclass
+class Round:
+    """What a fault gets into its hands; the batches it adds are named `<prefix>-...`.
+
+    `notes` are printed with the round's result, `problems` make it wrong. `refused` are batches, `refused_above` is the
+    size of dead letters, that the output topics refuse.
+    """
+
+    stage: Stage
+    product: Installation
+    random: Random
+    short: bool
+    prefix: str
+    patience_s: float
+    flow: Flow | None = None
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    refused_above: int | None = None
+    flood: tuple[float, float] | None = None
+
+    @property
+    def running(self) -> Flow:
+        assert self.flow is not None, "the flow has begun before the fault"
+        return self.flow
+
+    def some(self, low: float, high: float) -> float:
+        """A random number of seconds."""
+        return self.random.uniform(low, high)
+
+    @property
+    def away_s(self) -> float:
+        return 6.0 if self.short else 20.0
+
+
+Harm = Callable[[Round], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`prepare` comes before the flow and may return more messages for it; before the product, where that is its `own`.
+
+    `clustered`: on a Kafka of two brokers. `pace` multiplies how fast results flow, `results` bounds how many,
+    `patience_s` is how long it may well be stuck.
+    """
+
+    name: str
+    group: str
+    harm: Harm
+    proxied: bool = False
+    separate: bool = False
+    own: bool = False
+    clustered: bool = False
+    only_long: bool = False
+    pace: float = 1.0
+    results: int = 0
+    patience_s: float = 0.0
+    prepare: Callable[[Round], Awaitable[list[Message]]] | None = None
+
+
+def send_signal(process: psutil.Process, signum: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signum)
+
+
+async def feed(each: Round) -> None:
+    """Whatever the flow is doing, there is always something to write, to finalize and to put aside."""
+    number = 0
+    while True:
+        if each.running.has_interjected:
+            fed = []
+            for _ in range(12):
+                number += 1
+                batch_id = f"{each.prefix}-fed-{number}"
+                opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 1}
+                result = {"batch_id": batch_id, "item_id": "a", "status": "succeeded"}
+                fed += [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
+                fed.append(Message(batch_id.encode(), f"no JSON {batch_id}".encode(), broken="invalid_json"))
+            each.running.interject(fed)
+        await asyncio.sleep(0.25)
+
+
+async def start_again(start: Callable[[], Awaitable[None]]) -> None:
+    """A server killed just now may leave its port or shared memory behind for another moment."""
+    for _ in range(20):
+        with contextlib.suppress(EmbeddedServerError):
+            await start()
+            return
+        await asyncio.sleep(0.5)
+    await start()
