@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import statistics
 import sys
@@ -482,6 +483,7 @@ def main() -> int:
     arguments.add_argument("--refused-above", type=int, help="dead letters of more bytes of value are refused")
     arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
+    gc.disable()  # it makes a million objects, keeps them all, and ends
     sent = sent_records(given.sent)
     stretch = Stretch(json.loads(given.since), given.batches)
     seen = asyncio.run(observe(given.bootstrap, given.prefix, given.database, given.schema, sent, stretch))
