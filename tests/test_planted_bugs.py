@@ -1,0 +1,22 @@
+"""The bugs that show that the fault rounds bite: they can still be planted, and are bugs of what the code does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.faults import FAULTS
+from tests.faults.planted_bugs import BUGS, Bug, copy_tree, plant
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_finds_its_place_and_names_nothing_that_is_not_there(bug: Bug, tmp_path: Path) -> None:
+    assert bug.faults in {fault.name for fault in FAULTS}
+    copy_tree(tmp_path)
+    plant(bug, tmp_path)
+    for file, _, _ in bug.changes:
+        # Undefined names and broken syntax: a process that crashes at once would be reported for the wrong reason.
+        check = (sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821,F823,E9")
+        found = subprocess.run([*check, str(tmp_path / file)], capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout
