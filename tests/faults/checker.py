@@ -22,7 +22,7 @@ import gc
 import json
 import statistics
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -249,7 +249,8 @@ def _event_findings(history: History, observed: Observed) -> Iterable[Finding]:
         completed_by = _place((_home(batch_id.encode(), observed.partitions), final.as_of_offset))
         if batch_id in observed.refused:
             if (batch_id, final.revision) in seen or batch_id not in refused:
-                yield Finding("contradicting", f"the event of batch {batch_id} cannot be sent and is not set aside")
+                why = f"batch {batch_id}, complete at {completed_by}: its event cannot be sent and is not set aside"
+                yield Finding("contradicting", why)
         elif (batch_id, final.revision) not in seen:
             yield Finding("never-finalized", f"batch {batch_id}, revision {final.revision}, complete at {completed_by}")
 
@@ -270,20 +271,25 @@ def _revision(
 
 def _alert_findings(model: Model, observed: Observed) -> Iterable[Finding]:
     """What failures call for is raised once a batch; alerts about time, or about the end, are not modelled."""
-    raised = Counter(
-        (said.get("batch_id"), said.get("alert"))
-        for said in (json.loads(each.value or b"{}") for each in observed.alerts)
-    )
-    expected = {(batch.batch_id, alert) for batch in model.batches.values() for alert, _ in batch.alerts}
-    for batch_id, alert in sorted(expected - raised.keys()):
-        yield Finding("lost", f"no alert {alert} of batch {batch_id}")
-    for (batch_id, alert), count in raised.items():
+    raised: defaultdict[tuple[Any, Any], list[LogRecord]] = defaultdict(list)
+    for each in observed.alerts:
+        said = json.loads(each.value or b"{}")
+        raised[said.get("batch_id"), said.get("alert")].append(each)
+    expected = {
+        (batch.batch_id, alert): (_home(batch.batch_id.encode(), observed.partitions), offset)
+        for batch in model.batches.values()
+        for alert, offset in batch.alerts
+    }
+    for batch_id, alert in sorted(expected.keys() - raised.keys()):
+        yield Finding("lost", f"no alert {alert} of batch {batch_id}, due at {_place(expected[batch_id, alert])}")
+    for (batch_id, alert), records in raised.items():
         if alert not in FAILURE_ALERTS:
             continue
+        where = ", ".join(map(_at, records))
         if (batch_id, alert) not in expected:
-            yield Finding("contradicting", f"alert {alert} of batch {batch_id}: nothing calls for it")
-        elif count > 1:
-            yield Finding("doubled", f"{count} alerts {alert} of batch {batch_id}")
+            yield Finding("contradicting", f"alert {alert} of batch {batch_id}, {where}: nothing calls for it")
+        elif len(records) > 1:
+            yield Finding("doubled", f"{len(records)} alerts {alert} of batch {batch_id}: {where}")
 
 
 def _dead_letter_findings(history: History, observed: Observed) -> Iterable[Finding]:
@@ -333,16 +339,25 @@ def _batch_findings(model: Model, observed: Observed) -> Iterable[Finding]:
         yield Finding("contradicting", f"batches has {batch_id}, of which the log says nothing")
     for batch_id, batch in model.batches.items():
         home = _home(batch_id.encode(), observed.partitions)
+        where = f"{batch_id}, {_newest(batch, home)}"
         if (row := rows.get(batch_id)) is None:
-            yield Finding("lost", f"batches has no {batch_id}, home partition {home}")
+            yield Finding("lost", f"batches has no {where}")
             continue
         expected = _expected_row(batch, model, home)
         wrong = {name: (row[name], value) for name, value in expected.items() if row[name] != value}
         if wrong:
             differences = ", ".join(f"{name} {said!r} for {value!r}" for name, (said, value) in wrong.items())
-            yield Finding("contradicting", f"batches {batch_id}, home partition {home}: {differences}")
+            yield Finding("contradicting", f"batches {where}: {differences}")
         if batch.revisions and row["published_at"] is None and batch_id not in observed.refused:
-            yield Finding("never-finalized", f"batches {batch_id} is not marked as published")
+            yield Finding("never-finalized", f"batches {where} is not marked as published")
+
+
+def _newest(batch: Batch, home: int) -> str:
+    """Where the log last said something of a batch that shows."""
+    if batch.finalized is not None:
+        return f"decided at {_place((home, batch.finalized.as_of_offset))}"
+    offsets = [register.offset for register in batch.registers.values()]
+    return f"last result at {_place((home, max(offsets)))}" if offsets else f"home partition {home}, without results"
 
 
 def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
@@ -386,8 +401,9 @@ def _register_findings(table: str, observed: Observed, expected: Mapping[str, Ma
             meant = (register.offset, register.status, register.attempt, register.content["effect"], error)
             if said != meant:
                 yield Finding("contradicting", f"{table} {batch_id}/{item_id}: {said}, the log says {meant}")
-    for batch_id, item_id in rows:
-        yield Finding("contradicting", f"{table} has {batch_id}/{item_id}, of which the log says nothing")
+    for (batch_id, item_id), row in rows.items():
+        place = _place((_home(batch_id.encode(), observed.partitions), row["version"]))
+        yield Finding("contradicting", f"{table} has {batch_id}/{item_id} of {place}, of which the log says nothing")
 
 
 def _place(place: Place) -> str:

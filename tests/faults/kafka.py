@@ -13,6 +13,7 @@ from tests.faults import cluster
 from tests.faults.producing import Message
 from tests.faults.round import WORKERS, Round, feed, send_signal, start_again
 from tests.faults.stage import ID_EXPIRATION_MS
+from tests.harness.topics import drain
 from tests.harness.waiting import eventually
 
 _PUBLISHED = ("outbox", "dead_letters")
@@ -89,11 +90,23 @@ async def id_expired(each: Round) -> None:
     try:
         each.running.paused.set()
         await asyncio.sleep(8 + each.some(5, 7))
+        if not await _is_forgotten(each):
+            each.problems.append("the broker still knows the relay's transactional id")
         each.running.paused.clear()
         await asyncio.sleep(each.some(2, 4))
     finally:
         each.stage.kafka.id_expiration_ms = ID_EXPIRATION_MS
         await restart_kafka(each)
+
+
+async def _is_forgotten(each: Round) -> bool:
+    """Whether the broker has replaced what it kept of the relay's transactional id by a tombstone."""
+    async with each.product.connection() as connection:
+        database = await database_name(connection)
+    known = each.product.topics.relay_transactional_id("events", database).encode()
+    kept = await drain(each.product.direct.bootstrap_servers, "__transaction_state")
+    values = [record.value for record in kept if record.key is not None and known in record.key]
+    return bool(values) and values[-1] is None
 
 
 async def with_expiring_ids(each: Round) -> list[Message]:

@@ -27,6 +27,10 @@ from tests.harness import commands
 from tests.harness.topics import create_topic
 
 STOP_TIMEOUT_S = 15.0
+MAX_WORKER_MB = 250
+"""Its imports take 75, and what it holds is bounded: two micro-batches of 4 MiB, and 1 MiB a partition fetched."""
+FEWEST_EVENTS, SLOWER_BY, SLOW_MS = 10, 5, 3_000
+"""A flood of broken records may make events wait so many times as long, or so long: the machine is shared by all."""
 MAX_EVENTS_BYTES = 1024 * 1024
 FLOW_S = 6.0
 """How long the results flow where nothing holds them up."""
@@ -158,6 +162,10 @@ class Player:
         report = await _checked(this, sent_file, begin)
         problems += this.problems
         problems += [f"{kind}: {what}" for kind, what in report["findings"]]
+        if product.largest_mb > MAX_WORKER_MB:
+            problems.append(f"a worker took {product.largest_mb} MB, at most {MAX_WORKER_MB} are bounded memory")
+        if this.flood is not None and (slowed := _slowed_by(report, this.flood)):
+            problems.append(slowed)
         said = ", ".join(
             [
                 f"{sent} sent ({unknown} unknown)",
@@ -252,9 +260,24 @@ def _latency(report: dict[str, Any], flood: tuple[float, float] | None) -> str:
     """How long after the deciding record events were appended, by the broker's clock."""
     if flood is None:
         return f"events after {_quantiles([wait for _, wait in report['latencies']])}"
+    inside, outside = _by_flood(report, flood)
+    return f"events after {_quantiles(outside)} without, {_quantiles(inside)} with the flood"
+
+
+def _slowed_by(report: dict[str, Any], flood: tuple[float, float]) -> str:
+    """What is wrong with how long events took during the flood; "" where nothing is."""
+    inside, outside = _by_flood(report, flood)
+    if min(len(inside), len(outside)) < FEWEST_EVENTS:
+        return f"{len(inside)} events with the flood and {len(outside)} without it: too few to compare"
+    if statistics.median(inside) > max(SLOWER_BY * statistics.median(outside), SLOW_MS):
+        return f"events took {_quantiles(inside)} with the flood, {_quantiles(outside)} without"
+    return ""
+
+
+def _by_flood(report: dict[str, Any], flood: tuple[float, float]) -> tuple[list[int], list[int]]:
     inside = [wait for at, wait in report["latencies"] if flood[0] <= at <= flood[1]]
     outside = [wait for at, wait in report["latencies"] if not flood[0] <= at <= flood[1]]
-    return f"events after {_quantiles(outside)} without, {_quantiles(inside)} with the flood"
+    return inside, outside
 
 
 def _quantiles(waits: list[int]) -> str:

@@ -16,6 +16,9 @@ import asyncpg
 
 from tests.faults.round import Round, start_again
 
+FULL_KB = 128
+"""PostgreSQL lets tables grow by as much at once."""
+
 
 async def kill_postmaster(each: Round) -> None:
     await each.stage.kill_postmaster()
@@ -63,6 +66,8 @@ async def outrun(each: Round) -> None:
     await asyncio.sleep(each.away_s / 2)
     applied_a_second = (await _applied(each) - applied) / (time.monotonic() - begun)
     each.notes.append(f"produced {produced_a_second:.0f}/s, applied {applied_a_second:.0f}/s")
+    if produced_a_second < 10 * applied_a_second:
+        each.problems.append("PostgreSQL was not outrun ten times over")
     each.notes.append(f"largest worker before {before_mb} MB, then {each.product.largest_mb} MB")
     each.stage.postgres_proxy.heal()
 
@@ -112,8 +117,10 @@ async def dead_connections(each: Round) -> None:
 
 async def deadlocks(each: Round) -> None:
     """A hostile session locks a batch first and positions second: the other way round than workers do."""
-    deadlocks, until = 0, time.monotonic() + each.some(6, 9)
+    victim, until = 0, time.monotonic() + each.some(6, 9)
+    count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     async with each.product.connection() as connection:
+        before = await connection.fetchval(count)
         while time.monotonic() < until:
             try:
                 async with connection.transaction():
@@ -123,9 +130,12 @@ async def deadlocks(each: Round) -> None:
                     await asyncio.sleep(each.some(0.0, 0.3))
                     await connection.execute("SELECT FROM positions FOR UPDATE")
             except asyncpg.DeadlockDetectedError:
-                deadlocks += 1
-        found = await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-    each.notes.append(f"the hostile session was the victim {deadlocks} times, deadlocks of the run: {found}")
+                victim += 1
+        # A worker's are counted when it reports its statistics, up to a second later.
+        found = max(victim, await connection.fetchval(count) - before)
+    each.notes.append(f"{found} deadlocks, the hostile session was the victim of {victim}")
+    if not found:
+        each.problems.append("there was no deadlock")
 
 
 @asynccontextmanager
@@ -176,10 +186,12 @@ async def disk_full(each: Round) -> None:
             used = shutil.disk_usage(directory).used // 1024**2
             await asyncio.to_thread(_resize, directory, f"{used + 2}m")
         until = time.monotonic() + 20
-        while shutil.disk_usage(directory).free > 64 * 1024 and time.monotonic() < until:  # noqa: ASYNC110
+        while shutil.disk_usage(directory).free > FULL_KB * 1024 and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         left = shutil.disk_usage(directory).free // 1024
         each.notes.append(f"disk full: a tmpfs of {used + 2} MB, {left} KB left")
+        if left > FULL_KB:
+            each.problems.append(f"the disk did not get full: {left} KB are left")
         await asyncio.sleep(each.away_s / 2)
     finally:
         await asyncio.to_thread(_resize, directory, "2g")
