@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import cast
 
@@ -99,7 +99,7 @@ def duration_ms(batch: Batch) -> int | None:
 @lru_cache(maxsize=1_000)
 def rfc3339(moment: datetime) -> str:
     """A UTC time with milliseconds, the resolution of Kafka's append times (which many records share)."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _time(moment: datetime | None) -> str | None:

@@ -163,7 +163,7 @@ def _batch_piece(rows: Sequence[Batch]) -> bytes:
 
 
 async def copy(connection: Connection, table: str, columns: Sequence[str], pieces: Iterable[bytes]) -> None:
-    """Send encoded rows. Raises asyncpg.UniqueViolationError, and asyncpg.DataError for what can't be held."""
+    """Send encoded rows. Raises asyncpg.UniqueViolationError, asyncpg.DataError and what encoding them raises."""
 
     async def sent() -> AsyncIterator[bytes]:
         for piece in pieces:

@@ -20,6 +20,7 @@ from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from schemas.headers import FORWARDED, FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
 from streams.fetched import FetchedRecord
+from streams.health import health
 from streams.kafka import START_TIMEOUT_S, KafkaConnection, stop
 
 SEND_TIMEOUT_S = 30.0
@@ -38,20 +39,11 @@ class Forward(NamedTuple):
 
 @dataclass(slots=True)
 class _Queue:
-    """What is to be sent to one home, in order, and how many records at once; ``refused`` are those too large."""
+    """What is to be sent to one home, in order; ``refused`` are those too large."""
 
     home: int
     forwards: list[Forward]
-    at_once: int = MAX_AT_ONCE
     refused: list[Forward] = field(default_factory=list)
-
-    def refuse(self, count: int) -> None:
-        """The first so many were too large together: fewer at once until it is one, which then is what is too large."""
-        if count > 1:
-            self.at_once = count // 2
-        else:
-            self.refused.append(self.forwards.pop(0))
-            self.at_once = MAX_AT_ONCE
 
 
 class Forwarder:
@@ -62,6 +54,7 @@ class Forwarder:
         self._topic = topic
         self._log_id = log_id.encode()
         self._producer: AIOKafkaProducer | None = None
+        self._at_once = MAX_AT_ONCE
         self._unreported = 0
         self._reported_at = float("-inf")
 
@@ -71,8 +64,11 @@ class Forwarder:
         Raises KafkaError or TimeoutError: then some may be in the log; sending all again is harmless.
         """
         ordered = sorted(forwards, key=attrgetter("home"))
+        if not ordered:
+            return []
         queues = [_Queue(home, list(group)) for home, group in groupby(ordered, attrgetter("home"))]
         while waiting := [queue for queue in queues if queue.forwards]:
+            health.beat("flush")
             producer = await self._started()
             try:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -108,15 +104,22 @@ class Forwarder:
         return self._producer
 
     async def _send_queue(self, producer: AIOKafkaProducer, queue: "_Queue") -> bool:
-        """Send what waits for a home, one produce batch after the other; False where the broker refused one."""
+        """Send what waits for a home, one produce batch after the other; False where the broker refused one.
+
+        What is too large together is sent in halves, until it is one record that is. From then on they grow again, but
+        slowly: it may be the topic that takes so little.
+        """
         while queue.forwards:
-            batch, count = _filled(producer.create_batch(), queue.forwards[: queue.at_once], self._log_id)
+            batch, count = _filled(producer.create_batch(), queue.forwards[: self._at_once], self._log_id)
             try:
                 await (await producer.send_batch(batch, self._topic, partition=queue.home))
             except (MessageSizeTooLargeError, RecordListTooLargeError):
-                queue.refuse(count)
+                if count == 1:
+                    queue.refused.append(queue.forwards.pop(0))
+                self._at_once = max(1, count // 2)
                 return False
             del queue.forwards[:count]
+            self._at_once = min(self._at_once + 1 + self._at_once // 8, MAX_AT_ONCE)
         return True
 
     def _report(self, count: int) -> None:

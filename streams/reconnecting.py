@@ -12,9 +12,9 @@ import asyncio
 from typing import Any
 
 import structlog
-from aiokafka.client import AIOKafkaClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection, CloseReason
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import BrokerMetadata
 
 UPDATE_TIMEOUT_S = 60.0
@@ -28,31 +28,41 @@ _ask_known = AIOKafkaClient._metadata_update
 def _send_or_close(connection: AIOKafkaConnection, *request: Any, **options: Any) -> Any:
     try:
         return _send(connection, *request, **options)
+    except KafkaError:
+        raise
     except RuntimeError as error:
+        if not connection._writer.transport.is_closing():
+            raise
         connection.close(reason=CloseReason.CONNECTION_BROKEN)
         raise KafkaConnectionError(f"Connection at {connection.host}:{connection.port} is closed: {error}") from error
 
 
 async def _ask(client: AIOKafkaClient, cluster_metadata: Any, topics: Any) -> bool:
     """Whether metadata were updated. It neither raises nor lasts, whatever else may go wrong, for the reason above."""
+    if await _asked(client, cluster_metadata, topics):
+        return True
+    known = client.cluster._brokers
+    given = {f"{host}:{port}": (host, port) for host, port, _ in client.hosts}
+    # An answer takes the place of all of them. Without one the next update asks the known again: they may be the first
+    # to return.
+    client.cluster._brokers = {name: BrokerMetadata(name, *at, None) for name, at in given.items()}
+    try:
+        return await _asked(client, cluster_metadata, topics)
+    finally:
+        if client.cluster._brokers.keys() == given.keys():
+            client.cluster._brokers = known
+        for name in given:
+            if (connection := client._conns.pop((name, ConnectionGroup.DEFAULT), None)) is not None:
+                connection.close()
+
+
+async def _asked(client: AIOKafkaClient, cluster_metadata: Any, topics: Any) -> bool:
     try:
         async with asyncio.timeout(UPDATE_TIMEOUT_S):
-            if await _ask_known(client, cluster_metadata, topics):
-                return True
-            return await _ask_given(client, cluster_metadata, topics)
+            return bool(await _ask_known(client, cluster_metadata, topics))
     except Exception as error:
         log.warning("metadata not updated", error=repr(error))
         return False
-
-
-async def _ask_given(client: AIOKafkaClient, cluster_metadata: Any, topics: Any) -> bool:
-    given = {f"bootstrap-{n}": (host, port) for n, (host, port, _) in enumerate(client.hosts)}
-    known = client.cluster._brokers
-    if given.keys() <= known.keys():
-        return False
-    # Beside the others, which may be the ones to return; the next answer takes the place of all of them.
-    client.cluster._brokers = {**known, **{name: BrokerMetadata(name, *at, None) for name, at in given.items()}}
-    return bool(await _ask_known(client, cluster_metadata, topics))
 
 
 def find_brokers_again() -> None:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 from aiokafka.errors import KafkaError
+from structlog.testing import capture_logs
 
 from rollcall.settings import Settings
 from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET
@@ -57,6 +58,13 @@ async def test_what_is_too_large_to_be_forwarded_holds_up_nothing_behind_it(sett
         await forwarder.close()
     wanted = [offset for offset in range(900) if offset not in huge]
     assert await arrived(settings, topic) == {home: [each for each in wanted if each % 2 == home] for home in (0, 1)}
+
+
+async def test_nothing_to_forward_is_sent_nowhere_and_not_spoken_of(settings: Settings, topic: str) -> None:
+    forwarder = Forwarder(settings.kafka_connection(), topic, "log")
+    with capture_logs() as said:
+        assert await forwarder.send([]) == []
+    assert said == []
 
 
 async def test_a_topic_that_takes_little_at_once_gets_all_forwards_one_by_one_if_need_be(
