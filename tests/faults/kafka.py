@@ -57,11 +57,16 @@ async def black_hole(each: Round) -> None:
 
 async def late(each: Round) -> None:
     """What was under way on the connections there are arrives long after the product gave it up."""
-    for _ in range(3):
-        each.stage.kafka_proxy.stall()
-        await asyncio.sleep(0.2)
-    await asyncio.sleep(each.some(15, 17))
-    each.stage.kafka_proxy.heal()
+    feeding = asyncio.create_task(feed(each))  # so that the relay has something under way
+    try:
+        await asyncio.sleep(each.some(0.5, 1.5))
+        for _ in range(3):
+            each.stage.kafka_proxy.stall()
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(each.some(15, 17))
+        each.stage.kafka_proxy.heal()
+    finally:
+        feeding.cancel()
 
 
 async def foreign_transaction(each: Round) -> None:
