@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
+import msgspec
 from aiokafka.partitioner import murmur2
 
 from tests.faults.producing import digest
@@ -41,6 +42,7 @@ FAILURE_ALERTS = ("batch.first_failure", "batch.failure_threshold_exceeded")
 
 Row = Mapping[str, Any]
 Place = tuple[int, int]
+NO_HEADERS: Mapping[str, bytes] = {}
 
 
 class LogRecord(NamedTuple):
@@ -93,6 +95,7 @@ class History:
 
     model: Model = field(default_factory=Model)
     letters: dict[Place, tuple[str, LogRecord]] = field(default_factory=dict)
+    """By where the record was first read."""
     decided_at: dict[Place, int] = field(default_factory=dict)
 
 
@@ -117,8 +120,9 @@ def check(observed: Observed) -> Report:
     """Compare. Pure: all that is needed has been read."""
     findings: list[Finding] = []
     broken = {record.digest: record.broken for record in observed.sent if record.broken is not None}
-    findings += _log_findings(observed)
-    history = fold(observed.log, observed.partitions, broken, findings)
+    log = [(record, digest(record.key, record.value)) for record in sorted(observed.log)]
+    findings += _log_findings(observed.sent, log)
+    history = fold(log, observed.partitions, broken, findings)
     findings += _event_findings(history, observed)
     findings += _alert_findings(history.model, observed)
     findings += _dead_letter_findings(history, observed)
@@ -148,33 +152,35 @@ def check(observed: Observed) -> Report:
 
 
 def fold(
-    log: Sequence[LogRecord], partitions: int, broken: Mapping[str, str | None], findings: list[Finding]
+    log: Sequence[tuple[LogRecord, str]], partitions: int, broken: Mapping[str, str | None], findings: list[Finding]
 ) -> History:
-    """Fold what lies at home, of each forwarded record the first copy; what lies astray must have come home."""
+    """Fold what lies at home, of each forwarded record the first copy; what lies astray must have come home.
+
+    The log is sorted, and has each record's digest beside it.
+    """
     history = History()
-    homes: dict[bytes, int] = {}
+    homes: dict[str, int] = {}
     copies: set[Place] = set()
     astray: list[LogRecord] = []
-    origins: dict[Place, LogRecord] = {}
-    for record in sorted(log):
-        if digest(record.key, record.value) in broken:
-            reason = broken[digest(record.key, record.value)] or ""
-            history.letters[record.partition, record.offset] = (reason, record)
+    taken: dict[Place, tuple[LogRecord, Place | None]] = {}
+    decode = msgspec.json.Decoder().decode
+    for record, identity in log:
+        if identity in broken:
+            history.letters[record.partition, record.offset] = (broken[identity] or "", record)
             continue
-        value = json.loads(record.value or b"null")
-        key = str(value["batch_id"]).encode()
-        if key not in homes:
-            homes[key] = _home(key, partitions)
-        if record.partition != homes[key]:
+        value = decode(record.value or b"null")
+        batch_id = str(value["batch_id"])
+        if batch_id not in homes:
+            homes[batch_id] = _home(batch_id.encode(), partitions)
+        if record.partition != homes[batch_id]:
             astray.append(record)
             continue
-        place: Place = (record.partition, record.offset)
-        if (origin := _forwarded_from(record)) is not None:
+        origin = _forwarded_from(record) if record.headers else None
+        if origin is not None:
             if origin in copies:
                 continue
             copies.add(origin)
-            place = origin
-        origins[record.partition, record.offset] = record._replace(partition=place[0], offset=place[1])
+        taken[record.partition, record.offset] = (record, origin)
         history.decided_at[record.partition, record.offset] = record.timestamp
         history.model.apply(record.offset, record.timestamp, value)
     findings += [
@@ -184,24 +190,24 @@ def fold(
     ]
     for refusal in history.model.refusals:
         home = _home(refusal.batch_id.encode(), partitions)
-        source = origins[home, refusal.offset]
-        history.letters[source.partition, source.offset] = ("not_applicable", source)
+        source, origin = taken[home, refusal.offset]
+        history.letters[origin or (home, refusal.offset)] = ("not_applicable", source)
     return history
 
 
-def _log_findings(observed: Observed) -> Iterable[Finding]:
+def _log_findings(sent: Sequence[SentRecord], log: Sequence[tuple[LogRecord, str]]) -> Iterable[Finding]:
     """What was acknowledged is in the log, and what is in the log was sent by somebody."""
-    held = {(record.partition, record.offset): record for record in observed.log}
-    known = {record.digest for record in observed.sent}
-    for sent in observed.sent:
-        if sent.place is not None:
-            record = held.get(sent.place)
-            if record is None:
-                yield Finding("lost", f"{_place(sent.place)} was acknowledged and is not in the log")
-            elif digest(record.key, record.value) != sent.digest:
-                yield Finding("contradicting", f"{_place(sent.place)} is not the record that was acknowledged there")
-    for record in observed.log:
-        if digest(record.key, record.value) not in known:
+    held = {(record.partition, record.offset): identity for record, identity in log}
+    known = {each.digest for each in sent}
+    for each in sent:
+        if each.place is not None:
+            identity = held.get(each.place)
+            if identity is None:
+                yield Finding("lost", f"{_place(each.place)} was acknowledged and is not in the log")
+            elif identity != each.digest:
+                yield Finding("contradicting", f"{_place(each.place)} is not the record that was acknowledged there")
+    for record, identity in log:
+        if identity not in known:
             yield Finding("contradicting", f"{_at(record)} is a record that nobody sent")
 
 
@@ -446,7 +452,14 @@ async def observe(
     partitions = len(await end_offsets(bootstrap, f"{prefix}events"))
     log, finalized, letters, alerts = [
         [
-            LogRecord(each.partition, each.offset, each.timestamp, each.key, each.value, dict(each.headers))
+            LogRecord(
+                each.partition,
+                each.offset,
+                each.timestamp,
+                each.key,
+                each.value,
+                dict(each.headers) if each.headers else NO_HEADERS,
+            )
             for each in await drain(
                 bootstrap,
                 f"{prefix}{topic}",
@@ -470,7 +483,7 @@ async def observe(
 
 def sent_records(record: Path) -> list[SentRecord]:
     """The producer's record."""
-    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    lines = msgspec.json.Decoder().decode_lines(record.read_bytes())
     return [SentRecord(None if line[0] is None else (line[0], line[1]), line[2], line[3]) for line in lines]
 
 

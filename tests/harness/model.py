@@ -20,9 +20,9 @@ WRITES = ("created", "updated", "unchanged")
 LISTED_IDS = 100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Register:
-    """The result that counts for one item: where it stood in the log, and all it said.
+    """The result that counts for one item: where it stood in the log, and all it said. It never changes.
 
     `generation` says how often a reopening has chosen the item; the register it leaves says nothing yet.
     """
@@ -30,18 +30,15 @@ class Register:
     offset: int
     content: Mapping[str, Any]
     generation: int = 0
+    # Read for each item of a batch again and again: not properties.
+    status: str = field(init=False)
+    attempt: int = field(init=False)
+    answered: bool = field(init=False)
 
-    @property
-    def status(self) -> str:
-        return str(self.content["status"])
-
-    @property
-    def attempt(self) -> int:
-        return int(self.content["attempt"])
-
-    @property
-    def answered(self) -> bool:
-        return self.status != "retrying"
+    def __post_init__(self) -> None:
+        self.status = str(self.content["status"])
+        self.attempt = int(self.content["attempt"])
+        self.answered = self.status != "retrying"
 
     @property
     def rank(self) -> tuple[int, bool, int]:
@@ -199,7 +196,8 @@ class Batch:
         if total is None or len(self.registers) < total:
             return False
         if self.manifest is not None:
-            return self.manifest <= self.answered
+            # Before the set of all that is answered is made: most often some expected item has no register.
+            return self.manifest <= self.registers.keys() and self.manifest <= self.answered
         return self.total is not None and len(self.answered) >= self.total
 
     def item_counts(self) -> dict[str, int | None]:
