@@ -25,6 +25,9 @@ reconnecting.find_brokers_again()
 
 log = structlog.get_logger(__name__)
 
+_stopping: set[asyncio.Task[None]] = set()
+"""The loop itself keeps no task from being collected."""
+
 _SASL = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
 
 
@@ -86,12 +89,22 @@ async def started(client: Client) -> AsyncIterator[Client]:
 
 
 async def stop(client: Client) -> None:
-    """Stop a client, started or not, whose state no longer matters; one that does not stop in time is left alone."""
+    """Stop a client, started or not, whose state no longer matters; one that does not stop in time is left alone.
+
+    In a task of its own: aiokafka swallows a cancellation while it closes, and that may be its caller's.
+    """
     end = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await end()
-    except Exception as error:
+    stopping = asyncio.create_task(end(), name="stop a client")
+    _stopping.add(stopping)
+    stopping.add_done_callback(_stopped)
+    _, late = await asyncio.wait({stopping}, timeout=STOP_TIMEOUT_S)
+    for task in late:
+        task.cancel()
+
+
+def _stopped(task: asyncio.Task[None]) -> None:
+    _stopping.discard(task)
+    if not task.cancelled() and (error := task.exception()) is not None:
         log.debug("a client did not stop cleanly", error=repr(error))
 
 

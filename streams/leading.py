@@ -18,6 +18,7 @@ from streams.retrying import attempts, may_pass, sleep
 LOCK_POLL_S = 0.5
 HEARTBEAT_S = 2.0
 HEARTBEAT_TIMEOUT_S = 5.0
+CANCEL_AGAIN_S = 1.0
 # A leader that does not even send heartbeats (stopped, cut off) loses its lock with its session.
 IDLE_SESSION_TIMEOUT_MS = "15000"
 
@@ -67,8 +68,12 @@ async def _work_while_leading(leader: Connection, duties: Iterable[Duty], stop: 
                 task.result()
     finally:
         tasks = (*workers, heartbeat, stopped)
-        for task in tasks:
-            task.cancel()
+        # A cancellation may be lost on its way, in a library that takes it for one of its own. A duty that went on would
+        # be waited for here for ever, and nobody would take up the others.
+        while left := [task for task in tasks if not task.done()]:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
