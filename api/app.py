@@ -1,5 +1,7 @@
 """The HTTP application: routes, errors, limits and headers put together."""
 
+import asyncio
+
 from fastapi import Depends, FastAPI
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -97,15 +99,20 @@ class SecurityHeaders:
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
-class BodyLimit:
-    """Refuses bodies above a size with 413: by what they say of themselves, else by what comes.
+BODY_TIMEOUT_S = 30.0
+"""How long the next piece of a body may take."""
 
-    Starlette's own answers in plain text.
+
+class BodyLimit:
+    """Refuses bodies above a size with 413, by what they say of themselves or by what comes; with 408 what stops coming.
+
+    Starlette's own answers in plain text, and nobody waits for the next piece with a time-out.
     """
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, timeout_s: float = BODY_TIMEOUT_S) -> None:
         self._app = app
         self._limit = limit
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -117,12 +124,19 @@ class BodyLimit:
         if said.isdigit() and int(said) > self._limit:
             await Problem(413, too_large).response()(scope, receive, send)
             return
-        size = 0
+        size, is_whole = 0, False
 
         async def receive_bounded() -> Message:
-            nonlocal size
-            message = await receive()
+            nonlocal size, is_whole
+            if is_whole:
+                return await receive()  # that the client has gone, which may well take its time
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"nothing more of the body came for {self._timeout_s:g} s") from None
             size += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if size > self._limit:
                 raise HTTPException(413, too_large)
             return message

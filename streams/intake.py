@@ -22,7 +22,8 @@ from streams.anchoring import Anchors, check_gap
 from streams.coverage import keep_all_read
 from streams.flushing import POSITION_TIMEOUT_S, Flusher
 from streams.health import NotReadyError, health
-from streams.kafka import KafkaConnection
+from streams.kafka import REQUEST_TIMEOUT_MS, KafkaConnection
+from streams.kafka import stop as stop_client
 from streams.metrics import worker_metrics
 from streams.reading import Homes, Reading, Records, new_reading, take
 
@@ -84,6 +85,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._broker = KafkaBroker(
             kafka.bootstrap_servers.split(","),
             security=kafka.faststream_security(),
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
             client_id=f"rollcall-worker-{slot}" if slot else "rollcall-worker",
             consumer_only=True,
             allow_auto_create_topics=False,
@@ -143,7 +145,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             for task in (starting, stopped, flushing, covering):
                 task.cancel()
             await asyncio.gather(starting, flushing, covering, return_exceptions=True)
-            await self._broker.stop()
+            await stop_client(self._broker)
 
     async def check_assigned(self) -> None:
         """Raise NotReadyError until this worker has joined the group and may work on what it was given there."""

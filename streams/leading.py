@@ -68,8 +68,8 @@ async def _work_while_leading(leader: Connection, duties: Iterable[Duty], stop: 
                 task.result()
     finally:
         tasks = (*workers, heartbeat, stopped)
-        # A cancellation may be lost on its way, in a library that takes it for one of its own. A duty that went on would
-        # be waited for here for ever, and nobody would take up the others.
+        # A cancellation may be lost in a library that takes it for one of its own. A duty that goes on would be waited
+        # for here for ever, and nobody would take up the others.
         while left := [task for task in tasks if not task.done()]:
             for task in left:
                 task.cancel()

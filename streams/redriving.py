@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from schemas.headers import FORWARDED, REDRIVEN, REDRIVEN_LOG, REDRIVEN_OFFSET, REDRIVEN_PARTITION
 from store.dead_letters import DeadLetter
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
 from streams.reading import decoded_headers
 
 SEND_TIMEOUT_S = 15.0
@@ -25,27 +25,21 @@ async def redrive(kafka: KafkaConnection, letters: Sequence[DeadLetter], log_id:
 
     Raises KafkaError or TimeoutError: then some may be in the log, and sending all again is harmless.
     """
-    producer = kafka.producer(max_request_size=MAX_REQUEST_BYTES)
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await producer.start()
-        try:
-            sent = []
-            for letter in letters:
-                topic, partition, offset = letter.key
-                original = [
-                    (name, value) for name, value in decoded_headers(letter.headers) if name not in FORWARDED | REDRIVEN
-                ]
-                place = [
-                    (REDRIVEN_PARTITION, b"%d" % partition),
-                    (REDRIVEN_OFFSET, b"%d" % offset),
-                    (REDRIVEN_LOG, log_id.encode()),
-                ]
-                headers = original + place
-                sent.append(
-                    await producer.send(
-                        topic, letter.value, key=letter.record_key, partition=partition, headers=headers
-                    )
-                )
-            await asyncio.gather(*sent)
-        finally:
-            await producer.stop()
+    # Stopping has a time-out of its own: what the broker has not taken in time, aiokafka would send for ever.
+    async with started(kafka.producer(max_request_size=MAX_REQUEST_BYTES)) as producer, asyncio.timeout(SEND_TIMEOUT_S):
+        sent = []
+        for letter in letters:
+            topic, partition, offset = letter.key
+            original = [
+                (name, value) for name, value in decoded_headers(letter.headers) if name not in FORWARDED | REDRIVEN
+            ]
+            place = [
+                (REDRIVEN_PARTITION, b"%d" % partition),
+                (REDRIVEN_OFFSET, b"%d" % offset),
+                (REDRIVEN_LOG, log_id.encode()),
+            ]
+            headers = original + place
+            sent.append(
+                await producer.send(topic, letter.value, key=letter.record_key, partition=partition, headers=headers)
+            )
+        await asyncio.gather(*sent)

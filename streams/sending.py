@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import structlog
@@ -11,11 +10,10 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
 from schemas.topics import Topics
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, stop
 from streams.reading import Homes
 
 SEND_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 5.0
 MAX_RECORD_BYTES = 1024 * 1024
 """What the topics take."""
 
@@ -72,7 +70,7 @@ class Sender:
         """Stop the producer; a later send starts a new one."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            await _stop(producer)
+            await stop(producer)
 
     async def _send(self, records: Sequence[_Record]) -> list[Place]:
         async with asyncio.timeout(SEND_TIMEOUT_S):
@@ -108,7 +106,7 @@ class Sender:
                 try:
                     await producer.start()
                 except BaseException:
-                    await _stop(producer)
+                    await stop(producer)
                     raise
                 self._producer = producer
             return self._producer
@@ -117,10 +115,4 @@ class Sender:
         """Throw a producer away that failed: what it still holds must not arrive behind what comes next."""
         if self._producer is producer:
             self._producer = None
-            await _stop(producer)
-
-
-async def _stop(producer: AIOKafkaProducer) -> None:
-    with suppress(KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await producer.stop()
+            await stop(producer)
