@@ -104,7 +104,7 @@ BODY_TIMEOUT_S = 30.0
 
 
 class BodyLimit:
-    """Refuses bodies above a size with 413, by what they say of themselves or by what comes; with 408 what stops coming.
+    """Refuses bodies above a size with 413, by what they say of themselves or by what comes, and with 408 what stops.
 
     Starlette's own answers in plain text, and nobody waits for the next piece with a time-out.
     """
