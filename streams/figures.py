@@ -13,6 +13,7 @@ from store.connection import Database
 from store.figures import Figures, read
 from streams.health import health
 from streams.kafka import KafkaConnection
+from streams.kafka import stop as stop_client
 from streams.metrics import InstallationMetrics, installation_metrics
 from streams.retrying import attempts, sleep
 
@@ -42,7 +43,7 @@ async def run(kafka: KafkaConnection, database: Database, topics: Topics, partit
             finally:
                 health.end("figures")
                 connection.terminate()
-                await consumer.stop()
+                await stop_client(consumer)
 
 
 async def _lags(
