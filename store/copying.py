@@ -4,14 +4,17 @@ A third of what the driver's general encoder costs. Source: PostgreSQL manual, C
 length (int32, -1 for null) and its bytes as the type's receive function takes them; times are microseconds since 2000.
 """
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from struct import Struct
+from typing import TypeVar
 
 from store.connection import Connection
 from store.rows import Batch, ItemRow
+
+_Row = TypeVar("_Row")
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
@@ -53,13 +56,10 @@ _FIVE_NULLS, _SIX_NULLS = _NULL * 5, _NULL * 6
 
 def item_rows(rows: Sequence[ItemRow]) -> Iterator[bytes]:
     """Rows with their columns in the order of ``ITEM_COLUMNS``, in pieces: one is sent while the next is made."""
-    yield _HEADER
-    for begin in range(0, len(rows), _ROWS_A_PIECE):
-        yield _piece(rows[begin : begin + _ROWS_A_PIECE])
-    yield _TRAILER
+    return _pieces(rows, _item_piece)
 
 
-def _piece(rows: Sequence[ItemRow]) -> bytes:
+def _item_piece(rows: Sequence[ItemRow]) -> bytes:
     parts: list[bytes] = []
     add = parts.extend
     labels: dict[tuple[str, str | None, str | None], bytes] = {}
@@ -121,10 +121,7 @@ _int4 = Struct(">ii").pack
 
 def batch_rows(rows: Sequence[Batch]) -> Iterator[bytes]:
     """Batches with their columns in the order of ``BATCH_COLUMNS``, in pieces."""
-    yield _HEADER
-    for begin in range(0, len(rows), _ROWS_A_PIECE):
-        yield _batch_piece(rows[begin : begin + _ROWS_A_PIECE])
-    yield _TRAILER
+    return _pieces(rows, _batch_piece)
 
 
 def _batch_piece(rows: Sequence[Batch]) -> bytes:
@@ -135,20 +132,14 @@ def _batch_piece(rows: Sequence[Batch]) -> bytes:
     counts_and_flags = [4, 0] * len(_COUNTS) + [1, False] * len(_FLAGS)  # each behind its length
     for row in rows:
         key, rare = _labels(row), _rare(row)
-        total, expected, last_offset, decided = (
-            row.total_items,
-            row.expected,
-            row.last_result_offset,
-            row.decided_offset,
-        )
         parts += (
             _BATCH_FIELDS,
             text(row.batch_id),
             _int8(8, row.duplicates),
-            _NULL if total is None else _int4(4, total),
-            _NULL if expected is None else _int4(4, expected),
-            _NULL if last_offset is None else _int8(8, last_offset),
-            _NULL if decided is None else _int8(8, decided),
+            _NULL if row.total_items is None else _int4(4, row.total_items),
+            _NULL if row.expected is None else _int4(4, row.expected),
+            _NULL if row.last_result_offset is None else _int8(8, row.last_result_offset),
+            _NULL if row.decided_offset is None else _int8(8, row.decided_offset),
             labels.get(key) or labels.setdefault(key, b"".join(map(text, key))),
         )
         if rare == _NO_RARE:
@@ -160,6 +151,13 @@ def _batch_piece(rows: Sequence[Batch]) -> bytes:
         counts_and_flags[1::2] = _counts_and_flags(row)
         parts.append(_counts_and_flags_fields(*counts_and_flags))
     return b"".join(parts)
+
+
+def _pieces(rows: Sequence[_Row], encoded: Callable[[Sequence[_Row]], bytes]) -> Iterator[bytes]:
+    yield _HEADER
+    for begin in range(0, len(rows), _ROWS_A_PIECE):
+        yield encoded(rows[begin : begin + _ROWS_A_PIECE])
+    yield _TRAILER
 
 
 async def copy(connection: Connection, table: str, columns: Sequence[str], pieces: Iterable[bytes]) -> None:
