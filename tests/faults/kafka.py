@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from store.leadership import database_name
 from tests.faults import cluster
 from tests.faults.producing import Message
-from tests.faults.round import WORKERS, Round, feed, send_signal, start_again
+from tests.faults.round import WORKERS, Round, feed, restart, send_signal, start_again
 from tests.faults.stage import ID_EXPIRATION_MS
 from tests.harness.topics import drain
 from tests.harness.waiting import eventually
@@ -25,14 +25,11 @@ async def kill_kafka(each: Round) -> None:
 
 
 async def restart_kafka(each: Round) -> None:
-    await each.stage.kafka.stop()
-    await start_again(each.stage.kafka.start)
+    await restart(each.stage.kafka)
 
 
 async def away(each: Round) -> None:
-    await each.stage.kafka.stop()
-    await asyncio.sleep(each.away_s)
-    await start_again(each.stage.kafka.start)
+    await restart(each.stage.kafka, each.away_s)
 
 
 async def slow(each: Round) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import asyncpg
 
-from tests.faults.round import Round, start_again
+from tests.faults.round import Round, restart, start_again
 
 FULL_KB = 128
 """PostgreSQL lets tables grow by as much at once."""
@@ -34,14 +34,11 @@ async def immediate_restart(each: Round) -> None:
 
 
 async def fast_restart(each: Round) -> None:
-    await each.stage.postgres.stop()
-    await start_again(each.stage.postgres.start)
+    await restart(each.stage.postgres)
 
 
 async def away(each: Round) -> None:
-    await each.stage.postgres.stop()
-    await asyncio.sleep(each.away_s)
-    await start_again(each.stage.postgres.start)
+    await restart(each.stage.postgres, each.away_s)
 
 
 async def away_a_minute(each: Round) -> None:

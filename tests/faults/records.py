@@ -7,7 +7,7 @@ import json
 import time
 
 from tests.faults.producing import Message, broken_records, home
-from tests.faults.round import Round
+from tests.faults.round import Round, batch_of_one
 from tests.faults.stage import PARTITIONS
 from tests.harness.broken_records import BROKEN, TOO_LARGE
 from tests.harness.topics import create_topic
@@ -57,9 +57,7 @@ async def with_refused_events(each: Round) -> list[Message]:
     for number in range(5):
         batch_id = f"{each.prefix}-refused-{number}"
         each.refused.append(batch_id)
-        opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 1, "metadata": {"x": "x" * 14_000}}
-        result = {"batch_id": batch_id, "item_id": "a", "status": "succeeded"}
-        messages += [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
+        messages += batch_of_one(batch_id, metadata={"x": "x" * 14_000})
     return messages
 
 

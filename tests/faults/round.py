@@ -9,9 +9,12 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 import psutil
 
+from rollcall.embedded.kafka import EmbeddedKafka
+from rollcall.embedded.postgres import EmbeddedPostgres
 from rollcall.embedded.servers import EmbeddedServerError
 from tests.faults.producing import Flow, Message
 from tests.faults.stage import Installation, Stage
@@ -84,6 +87,13 @@ def send_signal(process: psutil.Process, signum: signal.Signals) -> None:
         process.send_signal(signum)
 
 
+def batch_of_one(batch_id: str, **fields: Any) -> list[Message]:
+    """A batch that its only result finalizes; `fields` are further ones of its opening."""
+    opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 1, **fields}
+    result = {"batch_id": batch_id, "item_id": "a", "status": "succeeded"}
+    return [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
+
+
 async def feed(each: Round) -> None:
     """Whatever the flow is doing, there is always something to write, to finalize and to put aside."""
     number = 0
@@ -93,12 +103,17 @@ async def feed(each: Round) -> None:
             for _ in range(12):
                 number += 1
                 batch_id = f"{each.prefix}-fed-{number}"
-                opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 1}
-                result = {"batch_id": batch_id, "item_id": "a", "status": "succeeded"}
-                fed += [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
+                fed += batch_of_one(batch_id)
                 fed.append(Message(batch_id.encode(), f"no JSON {batch_id}".encode(), broken="invalid_json"))
             each.running.interject(fed)
         await asyncio.sleep(0.25)
+
+
+async def restart(server: EmbeddedKafka | EmbeddedPostgres, away_s: float = 0.0) -> None:
+    """Stop a server in peace, and start it again so many seconds later."""
+    await server.stop()
+    await asyncio.sleep(away_s)
+    await start_again(server.start)
 
 
 async def start_again(start: Callable[[], Awaitable[None]]) -> None:
