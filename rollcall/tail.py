@@ -75,6 +75,7 @@ async def _until_interrupted(settings: Settings, topic: str, shown: Shown, from_
 
 async def _follow(settings: Settings, topic: str, shown: Shown, from_beginning: bool) -> None:
     from rollcall.rendering import note, write_line
+    from streams.kafka import START_TIMEOUT_S, started
     from streams.observing import administering, partitions_of
 
     kafka = settings.kafka_connection()
@@ -87,14 +88,12 @@ async def _follow(settings: Settings, topic: str, shown: Shown, from_beginning: 
         auto_offset_reset="earliest" if from_beginning else "latest",
         enable_auto_commit=False,
     )
-    await consumer.start()
-    try:
+    async with started(consumer):
         # Positions are known before we say so: what is published from then on will be shown.
-        await asyncio.gather(*(consumer.position(partition) for partition in consumer.assignment()))
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await asyncio.gather(*(consumer.position(partition) for partition in consumer.assignment()))
         note(f"following {topic} from {'its beginning' if from_beginning else 'now on'}; Ctrl+C ends")
         await _print_all(consumer, shown, write_line)
-    finally:
-        await consumer.stop()
 
 
 async def _print_all(consumer: AIOKafkaConsumer, shown: Shown, write_line: Callable[[bytes], None]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaConnectionError
 from faststream.kafka import KafkaBroker
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
@@ -80,11 +81,14 @@ class KafkaConnection:
 async def started(client: Client) -> AsyncIterator[Client]:
     """A client while it is in use. Its own requests have time-outs, starting and stopping get theirs here.
 
-    Raises KafkaError or TimeoutError where it cannot be started.
+    Raises KafkaError where it cannot be started, also where that takes too long.
     """
     try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            await client.start()
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await client.start()
+        except TimeoutError:
+            raise KafkaConnectionError(f"no answer in {START_TIMEOUT_S:g} s") from None  # says whose time-out it was
         yield client
     finally:
         await stop(client)

@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_f
 from schemas.topics import Topics
 from store import positions
 from store.connection import Connection
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
 
 COORDINATOR_TIMEOUT_S = 10.0
 
@@ -60,25 +60,18 @@ class Group:
 @asynccontextmanager
 async def administering(kafka: KafkaConnection) -> AsyncIterator[AIOKafkaAdminClient]:
     """An admin client, started. Raises KafkaError."""
-    admin = kafka.admin()
-    try:
-        await admin.start()
+    async with started(kafka.admin()) as admin:
         yield admin
-    finally:
-        await admin.close()
 
 
 @asynccontextmanager
 async def looking(kafka: KafkaConnection, **options: Any) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer without a group, started; it leaves no trace. Raises KafkaError."""
     consumer = kafka.consumer(enable_auto_commit=False, auto_offset_reset="earliest", **options)
-    await consumer.start()
-    try:
+    async with started(consumer):
         # aiokafka 0.14 cancels, and then awaits, a task that may not have begun: stopping at once would cancel us.
         await asyncio.sleep(0)
         yield consumer
-    finally:
-        await consumer.stop()
 
 
 async def partitions_of(admin: AIOKafkaAdminClient, topic: str) -> list[int]:
