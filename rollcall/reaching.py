@@ -52,6 +52,8 @@ def failure(
     from aiokafka.errors import KafkaConnectionError, KafkaError
     from sqlalchemy.exc import DBAPIError
 
+    from streams.polling import SilentError
+
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig.__cause__ or error.orig
         server = "PostgreSQL"
@@ -64,6 +66,8 @@ def failure(
         return f"{_kafka(settings)} cannot be reached with ROLLCALL_SECURITY_PROTOCOL={settings.security_protocol}" + (
             f": {overheard}" if overheard else ""
         )
+    if isinstance(error, SilentError):
+        return f"{_kafka(settings)} does not answer: {error}"
     if isinstance(error, KafkaError):
         return f"{_kafka(settings)} says: {_first_line(error)}"
     if server is not None and isinstance(error, OSError | TimeoutError):

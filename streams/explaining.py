@@ -12,10 +12,10 @@ from schemas.dead_letters import Refused
 from schemas.headers import forwarded_from
 from schemas.topics import Topics
 from store.rows import Batch, DeadLetterRow, ItemRow, Position
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
+from streams.polling import Polls
 from streams.reading import Homes, new_reading, take
 
-POLL_MS = 200
 MAX_RECORDS = 5_000
 
 
@@ -55,14 +55,16 @@ class Story:
         consumer = kafka.consumer(
             enable_auto_commit=False, isolation_level="read_committed", auto_offset_reset="earliest"
         )
-        await consumer.start()
-        try:
+        async with started(consumer):
             consumer.assign([tp])
             consumer.seek(tp, start)
+            polls = Polls(consumer)
             position = Position(tp.partition, start, None, None, None, {})
-            while await consumer.position(tp) < end:
-                fetched = await consumer.getmany(tp, timeout_ms=POLL_MS, max_records=MAX_RECORDS)
-                records = [record for record in fetched.get(tp, ()) if record.offset < end]
+            polled_to = start
+            while polled_to < end:
+                polled = await polls.next([tp], max_records=MAX_RECORDS)
+                polled_to = polled.positions[tp]
+                records = [record for record in polled.records.get(tp, ()) if record.offset < end]
                 if not records:
                     continue
                 reading = new_reading(self._topics, self._homes)
@@ -82,8 +84,6 @@ class Story:
                 ]
                 for each in sorted(told + refused, key=lambda each: each.offset):
                     yield each
-        finally:
-            await consumer.stop()
 
     def _step(self, record: Record, offsets: dict[int, int], places: dict[int, tuple[int, int]]) -> Told:
         revision = self.batch.revision

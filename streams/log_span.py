@@ -5,7 +5,8 @@ from datetime import datetime
 
 from aiokafka import TopicPartition
 
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
+from streams.polling import Polls
 from streams.reading import append_time
 
 LOOKED_BACK = 100
@@ -23,8 +24,7 @@ class Span:
 async def log_span(kafka: KafkaConnection, topic: str) -> Span:
     """Where a topic's partitions begin and end. Raises KafkaError."""
     consumer = kafka.consumer(isolation_level="read_committed", enable_auto_commit=False)
-    await consumer.start()
-    try:
+    async with started(consumer):
         await consumer._client._wait_on_metadata(topic)
         tps = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
         starts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
@@ -32,21 +32,16 @@ async def log_span(kafka: KafkaConnection, topic: str) -> Span:
             {tp.partition: offset for tp, offset in starts.items()},
             {tp.partition: offset for tp, offset in ends.items()},
         )
-    finally:
-        await consumer.stop()
 
 
 async def offsets_at(kafka: KafkaConnection, topic: str, span: Span, time: datetime) -> dict[int, int]:
     """Of each partition the offset of its first record appended at that time or later, its end where there is none."""
     consumer = kafka.consumer(enable_auto_commit=False)
-    await consumer.start()
-    try:
+    async with started(consumer):
         milliseconds = round(time.timestamp() * 1000)
         wanted = {TopicPartition(topic, partition): milliseconds for partition in span.ends}
         found = await consumer.offsets_for_times(wanted)
         return {tp.partition: span.ends[tp.partition] if at is None else at.offset for tp, at in found.items()}
-    finally:
-        await consumer.stop()
 
 
 async def times_before(kafka: KafkaConnection, topic: str, offsets: dict[int, int]) -> dict[int, datetime | None]:
@@ -57,8 +52,7 @@ async def times_before(kafka: KafkaConnection, topic: str, offsets: dict[int, in
     consumer = kafka.consumer(
         isolation_level="read_uncommitted", enable_auto_commit=False, auto_offset_reset="earliest"
     )
-    await consumer.start()
-    try:
+    async with started(consumer):
         found: dict[int, datetime | None] = {}
         for partition, offset in offsets.items():
             tp = TopicPartition(topic, partition)
@@ -66,12 +60,13 @@ async def times_before(kafka: KafkaConnection, topic: str, offsets: dict[int, in
             end = min(offset, (await consumer.end_offsets([tp]))[tp])
             consumer.assign([tp])
             consumer.seek(tp, begin)
-            while begin < end and await consumer.position(tp) < end:
-                for record in (await consumer.getmany(tp, timeout_ms=200)).get(tp, ()):
+            polls, polled_to = Polls(consumer), begin
+            while polled_to < end:
+                polled = await polls.next([tp])
+                polled_to = polled.positions[tp]
+                for record in polled.records.get(tp, ()):
                     if record.offset < offset:
                         found[partition] = append_time(record.timestamp)
-    finally:
-        await consumer.stop()
     unknown = {partition: offset for partition, offset in offsets.items() if partition not in found}
     return {**found, **(await times_at(kafka, topic, unknown) if unknown else {})}
 
@@ -79,19 +74,18 @@ async def times_before(kafka: KafkaConnection, topic: str, offsets: dict[int, in
 async def times_at(kafka: KafkaConnection, topic: str, offsets: dict[int, int]) -> dict[int, datetime | None]:
     """Of each partition the append time of its first record at this offset or behind it; None where there is none."""
     consumer = kafka.consumer(isolation_level="read_committed", enable_auto_commit=False, auto_offset_reset="earliest")
-    await consumer.start()
-    try:
+    async with started(consumer):
         tps = {TopicPartition(topic, partition): offset for partition, offset in offsets.items()}
         ends = await consumer.end_offsets(list(tps))
         found: dict[int, datetime | None] = dict.fromkeys(offsets)
         consumer.assign(list(tps))
         for tp, offset in tps.items():
             consumer.seek(tp, offset)
+        polls = Polls(consumer)
         pending = {tp for tp, offset in tps.items() if offset < ends[tp]}
         while pending:
-            for tp, records in (await consumer.getmany(*pending, timeout_ms=200, max_records=1)).items():
+            polled = await polls.next(pending, max_records=1)
+            for tp, records in polled.records.items():
                 found[tp.partition] = append_time(records[0].timestamp)
-            pending = {tp for tp in pending if found[tp.partition] is None and await consumer.position(tp) < ends[tp]}
+            pending = {tp for tp in pending if found[tp.partition] is None and polled.positions[tp] < ends[tp]}
         return found
-    finally:
-        await consumer.stop()

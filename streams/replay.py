@@ -7,6 +7,7 @@ positions misses nothing, and gives what they have. Positions are the schema's o
 
 import asyncio
 from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -19,10 +20,10 @@ from store.connection import Connection
 from store.rows import Position
 from streams.anchoring import LogChangedError, stored_positions
 from streams.applying import Optimism, apply_reading, transaction
-from streams.kafka import KafkaConnection
-from streams.reading import Homes, Reading, Records, new_reading, take
+from streams.kafka import KafkaConnection, started
+from streams.polling import Polled, Polls
+from streams.reading import Homes, Reading, new_reading, take
 
-POLL_MS = 200
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 
 
@@ -54,6 +55,8 @@ class Replay:
         self._positions: dict[int, Position] = {}
         self._first_offsets: dict[int, int] = {}
         self._consumer: Any = None
+        self._polls: Any = None
+        self._until_closed = AsyncExitStack()
         self._flushing: asyncio.Task[None] | None = None
 
     async def fold_to(self, ends: Mapping[int, int]) -> None:
@@ -67,10 +70,10 @@ class Replay:
         try:
             while pending:
                 tps = [TopicPartition(self._topics.events, partition) for partition in sorted(pending)]
-                fetched = await self._consumer.getmany(*tps, timeout_ms=POLL_MS, max_records=self._max_records)
+                polled = await self._polls.next(tps, max_records=self._max_records)
                 reading = new_reading(self._topics, self._homes, self._failure_rate_limit)
                 for tp in tps:
-                    await self._take(reading, tp, fetched.get(tp, ()), ends[tp.partition])
+                    await self._take(reading, tp, polled, ends[tp.partition])
                     if self._positions[tp.partition].next_offset >= ends[tp.partition]:
                         pending.discard(tp.partition)
                 if reading.micro_batch.advances:
@@ -89,9 +92,11 @@ class Replay:
         for partition, (start, end) in gaps.items():
             tp = TopicPartition(self._topics.events, partition)
             self._consumer.seek(tp, start)
-            while await self._consumer.position(tp) < end:
-                fetched = await self._consumer.getmany(tp, timeout_ms=POLL_MS)
-                offsets = [record.offset for record in fetched.get(tp, ()) if record.offset < end]
+            polled_to = start
+            while polled_to < end:
+                polled = await self._polls.next([tp])
+                polled_to = polled.positions[tp]
+                offsets = [record.offset for record in polled.records.get(tp, ()) if record.offset < end]
                 if offsets:
                     found.setdefault(partition, []).extend(offsets)
             self._consumer.seek(tp, self._positions[partition].next_offset)
@@ -101,8 +106,7 @@ class Replay:
         """Stop reading. The connection is the caller's."""
         if self._flushing is not None:
             self._flushing.cancel()
-        if self._consumer is not None:
-            await self._consumer.stop()
+        await self._until_closed.aclose()
 
     async def _begin(self, partitions: Collection[int]) -> None:
         if not partitions:
@@ -116,18 +120,18 @@ class Replay:
                 auto_offset_reset="none",
                 max_partition_fetch_bytes=MAX_PARTITION_FETCH_BYTES,
             )
-            await consumer.start()
+            self._consumer = await self._until_closed.enter_async_context(started(consumer))
             await asyncio.sleep(0)  # stopped before its tasks have begun, aiokafka 0.14 raises CancelledError
-            self._consumer = consumer
+            self._polls = Polls(consumer)
         self._positions |= stored
         self._consumer.assign([TopicPartition(self._topics.events, partition) for partition in self._positions])
         for partition, position in self._positions.items():
             self._consumer.seek(TopicPartition(self._topics.events, partition), position.next_offset)
 
-    async def _take(self, reading: Reading, tp: TopicPartition, records: Records, end: int) -> None:
+    async def _take(self, reading: Reading, tp: TopicPartition, polled: Polled, end: int) -> None:
         """Take what lies before the end; records behind it are read again should the end move on."""
         expected = self._positions[tp.partition]
-        polled_to = await self._consumer.position(tp)
+        records, polled_to = polled.records.get(tp, ()), polled.positions[tp]
         if polled_to > end:
             records = [record for record in records if record.offset < end]
             self._consumer.seek(tp, end)

@@ -11,10 +11,9 @@ from aiokafka import TopicPartition
 from schemas.headers import DLT_OFFSET, DLT_PARTITION, DLT_TOPIC, number_of, text_of
 from schemas.topics import Topics
 from streams.fetched import FetchedRecord
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
+from streams.polling import Polls
 from streams.reading import append_time
-
-POLL_MS = 200
 
 
 class Said(NamedTuple):
@@ -42,8 +41,7 @@ class Scan:
         consumer = kafka.consumer(
             enable_auto_commit=False, isolation_level="read_committed", auto_offset_reset="earliest"
         )
-        await consumer.start()
-        try:
+        async with started(consumer):
             tps = []
             for name in names:
                 await consumer._client._wait_on_metadata(name)
@@ -52,13 +50,12 @@ class Scan:
             self.cut = {tp.topic.removeprefix(topics.prefix) for tp, start in starts.items() if start > 0}
             consumer.assign(tps)
             await consumer.seek_to_beginning(*tps)
+            polls = Polls(consumer)
             pending = {tp for tp in tps if starts[tp] < ends[tp]}
             while pending:
-                fetched = await consumer.getmany(*pending, timeout_ms=POLL_MS)
-                yield [said for records in fetched.values() for said in self._said(topics, records)]
-                pending = {tp for tp in pending if await consumer.position(tp) < ends[tp]}
-        finally:
-            await consumer.stop()
+                polled = await polls.next(pending)
+                yield [said for records in polled.records.values() for said in self._said(topics, records)]
+                pending = {tp for tp in pending if polled.positions[tp] < ends[tp]}
 
     def _said(self, topics: Topics, records: Sequence[FetchedRecord]) -> list[Said]:
         found = []
