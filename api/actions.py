@@ -96,7 +96,7 @@ class Retried(BaseModel):
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {"model": Acted, "description": "It is in the log, but no worker has read it yet."},
-    **documented(400, 401, 403, 404, 409, 413, 422, 429, 503),
+    **documented(400, 401, 403, 404, 408, 409, 413, 422, 429, 503),
 }
 
 
@@ -164,7 +164,7 @@ async def reopen(batch_id: str, here: Here, caller: Operator, body: Reopen | Non
     responses={
         201: {"description": "The new batch is open.", "headers": {"Location": {"schema": {"type": "string"}}}},
         202: {"model": Retried, "description": "It is in the log, but no worker has read it yet."},
-        **documented(400, 401, 403, 404, 409, 413, 422, 429, 503),
+        **documented(400, 401, 403, 404, 408, 409, 413, 422, 429, 503),
     },
 )
 async def retry(

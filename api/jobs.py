@@ -70,7 +70,7 @@ class RunPage(BaseModel):
     "/jobs/{name}/runs",
     status_code=202,
     response_model=RequestedRun,
-    responses=documented(400, 401, 403, 404, 409, 413, 422, 429, 503),
+    responses=documented(400, 401, 403, 404, 408, 409, 413, 422, 429, 503),
 )
 async def request_run(
     name: JobName,

@@ -95,6 +95,7 @@ _DESCRIPTIONS = {
     401: "No valid API key or session.",
     403: "The role does not allow this, or the request comes from another site.",
     404: "There is no such thing.",
+    408: "The body stopped coming.",
     409: "The state does not allow this.",
     413: "The body is too large.",
     422: "The request is well-formed, but wrong; `errors` names the fields.",

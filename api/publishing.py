@@ -114,7 +114,7 @@ class Submitted(BaseModel):
             "model": OpenedBatch,
             "description": "It is in the log, but no worker has read it yet: they are down or behind.",
         },
-        **documented(400, 401, 403, 409, 413, 422, 429, 503),
+        **documented(400, 401, 403, 408, 409, 413, 422, 429, 503),
     },
 )
 async def open_batch(
@@ -152,7 +152,7 @@ async def open_batch(
     return (await once(here, caller, idempotency_key, request, act)).response()
 
 
-_SENT = documented(400, 401, 403, 404, 409, 413, 422, 429, 503)
+_SENT = documented(400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
 
 
 @router.post("/batches/{batch_id}/results", status_code=202, responses=_SENT)

@@ -37,7 +37,7 @@ class Session(BaseModel):
     csrf_token: str | None = Field(description="To be sent as `X-CSRF-Token` with every action; null: not needed.")
 
 
-@router.post("/session", status_code=204, responses=documented(400, 401, 403, 409, 413, 422, 503))
+@router.post("/session", status_code=204, responses=documented(400, 401, 403, 408, 409, 413, 422, 503))
 async def sign_in(body: SignIn, request: Request, here: Here) -> Response:
     """Start a session: the cookie stands for the key, without holding it."""
     check_same_site(request)
