@@ -23,16 +23,6 @@ FAULTS = [
     Fault(
         "failpoints-relay", "failpoints", partial(processes.failpoint, names=failpoints.RELAY, times=1), separate=True
     ),
-    *(
-        Fault(
-            f"failpoint-{name}",
-            "each-failpoint",
-            partial(processes.failpoint, names=(name,), times=3),
-            separate=True,
-            only_long=True,
-        )
-        for name in (*failpoints.WORKER, *failpoints.RELAY)
-    ),
     Fault("postgres-kill", "postgres-restarts", postgres.kill_postmaster),
     Fault("postgres-immediate", "postgres-restarts", postgres.immediate_restart),
     Fault("postgres-fast", "postgres-restarts", postgres.fast_restart),
@@ -80,3 +70,9 @@ FAULTS = [
     Fault("refused-event", "records", records.nothing, own=True, prepare=records.with_refused_events),
 ]
 """`none` shows that the checker is content where nothing happens; it also catches bugs that need no fault."""
+
+AT_ONE_FAILPOINT = [
+    Fault(f"failpoint-{name}", "one-failpoint", partial(processes.failpoint, names=(name,), times=3), separate=True)
+    for name in (*failpoints.WORKER, *failpoints.RELAY)
+]
+"""Played only where they are named: five rounds of all failpoints kill at each five times."""

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
-from tests.faults.faults import FAULTS
+from tests.faults.faults import AT_ONE_FAILPOINT, FAULTS
 from tests.faults.playing import STOPPING, Player, Result
 from tests.faults.postgres import unmount_all
 from tests.faults.round import Fault
@@ -63,9 +63,11 @@ class Record:
 def chosen(names: str, seed: int, *, short: bool) -> list[Fault]:
     """The faults of these names or groups; in short one of each group first, those that share processes together."""
     wanted = set(names.split(",")) - {""}
-    found = [fault for fault in FAULTS if not wanted or fault.name in wanted or fault.group in wanted]
+    found = FAULTS
+    if wanted:
+        found = [fault for fault in (*FAULTS, *AT_ONE_FAILPOINT) if fault.name in wanted or fault.group in wanted]
     if unknown := wanted - {fault.name for fault in found} - {fault.group for fault in found}:
-        known = ", ".join(fault.name for fault in FAULTS)
+        known = ", ".join(fault.name for fault in (*FAULTS, *AT_ONE_FAILPOINT))
         raise SystemExit(f"faults: no such fault: {', '.join(sorted(unknown))}; there are {known}")
     if not short or wanted:
         return sorted(found, key=_kind)
