@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Table
 from sqlalchemy.dialects.postgresql import JSON
 
-from store import tables
+from store import copying, tables
 from store.connection import Connection
 
 FETCH = 500
@@ -210,7 +210,10 @@ class Comparison:
 
     async def note_scanned(self, found: Sequence[tuple[Any, ...]]) -> None:
         """Add records of the output topics: channel, id, batch id, revision, partition, offset, md5 of the value."""
-        await self._connection.copy_records_to_table("scanned", records=found, columns=_SCANNED_COLUMNS)
+        await copying.within_time(
+            self._connection,
+            self._connection.copy_records_to_table("scanned", records=found, columns=_SCANNED_COLUMNS),
+        )
 
     async def duplicated(self) -> list[Event]:
         """Events that are on their topic more than once."""

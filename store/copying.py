@@ -4,12 +4,13 @@ A third of what the driver's general encoder costs. Source: PostgreSQL manual, C
 length (int32, -1 for null) and its bytes as the type's receive function takes them; times are microseconds since 2000.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from struct import Struct
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from store.connection import Connection
 from store.rows import Batch, ItemRow
@@ -21,6 +22,9 @@ _TRAILER = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
 _FIELDS = len(ItemRow._fields).to_bytes(2, "big")
 _ROWS_A_PIECE = 500
+
+COPY_TIMEOUT_S = 30.0
+"""Of one COPY; a worker's is of some megabytes at most."""
 
 # Grouped by how they are encoded: ids, what few values repeat, what most rows do not have, numbers, and the message,
 # whose length is packed with them.
@@ -167,7 +171,36 @@ async def copy(connection: Connection, table: str, columns: Sequence[str], piece
         for piece in pieces:
             yield piece
 
-    await connection.copy_to_table(table, source=sent(), columns=columns, format="binary")
+    await within_time(connection, connection.copy_to_table(table, source=sent(), columns=columns, format="binary"))
+
+
+async def within_time(connection: Connection, copying: Coroutine[Any, Any, object]) -> None:
+    """Await a COPY of this connection, which is terminated where that takes too long or it is lost.
+
+    asyncpg 0.32 waits for room in the socket without its ``command_timeout``, and goes on waiting when the connection
+    is gone. Raises what the COPY raises, TimeoutError, and ConnectionResetError.
+    """
+    lost: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    def note_lost(_: object) -> None:
+        if not lost.done():
+            lost.set_result(None)
+
+    connection.add_termination_listener(note_lost)
+    task = asyncio.create_task(copying, name="copy")
+    try:
+        await asyncio.wait({task, lost}, timeout=COPY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if lost.done():
+            await asyncio.wait({task}, timeout=1.0)  # mostly it knows why
+        if not task.done():
+            raise ConnectionResetError("the connection was lost during a COPY") if lost.done() else TimeoutError
+        task.result()
+    finally:
+        connection.remove_termination_listener(note_lost)
+        if not task.done():
+            connection.terminate()
+            task.cancel()
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # its own end says nothing more
 
 
 def _time(moment: datetime | None) -> bytes:

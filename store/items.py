@@ -131,7 +131,9 @@ async def on_manifest(connection: Connection, keys: Iterable[ItemKey]) -> dict[s
 
 async def expect(connection: Connection, keys: Sequence[ItemKey]) -> None:
     """Add items to manifests that do not have them yet."""
-    await connection.copy_records_to_table("expected_items", records=keys, columns=("batch_id", "item_id"))
+    await copying.within_time(
+        connection, connection.copy_records_to_table("expected_items", records=keys, columns=("batch_id", "item_id"))
+    )
 
 
 async def failed_ids(connection: Connection, batch_ids: Sequence[str], limit: int) -> dict[str, list[str]]:

@@ -7,18 +7,20 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
 
 from migrations.run import migrate
 from rollcall.settings import Settings
-from store import batches, items, outbox, positions
+from store import batches, copying, items, outbox, positions
 from store.connection import BY_KEY, Connection
+from store.failures import is_transient
 from store.positions import LostRaceError
 from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position
 from streams.decoding import parse_time
+from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -260,6 +262,29 @@ async def test_batches_come_back_as_they_went_in_by_copy_and_by_upsert(connectio
         await write(connection, rows)
         assert await batches.load(connection, list(wanted)) == wanted
         await connection.execute("UPDATE batches SET succeeded = 9, name = 'x', total_items = 8")
+
+
+@pytest.mark.parametrize("ends", ["its time", "its session"])
+async def test_a_copy_that_the_server_does_not_read_ends_with(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    if ends == "its time":
+        monkeypatch.setattr(copying, "COPY_TIMEOUT_S", 1.0)
+    # More than sockets hold: the sender waits for room.
+    rows = [item(f"{number:04}", output=json.dumps("x" * 60_000)) for number in range(400)]
+    other = await settings.database().connect("test", command_timeout=60.0)
+    async with other.transaction(), asyncio.timeout(25):
+        await other.execute("LOCK TABLE item_results")
+        task = asyncio.create_task(items.copy_new(connection, rows))
+        transport = cast(Any, connection)._transport
+        await eventually(lambda: transport.get_write_buffer_size() > 64 * 1024)
+        if ends == "its session":
+            await other.fetchval("SELECT pg_terminate_backend($1)", connection.get_server_pid())
+        with pytest.raises((OSError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError)) as failed:
+            await task
+        assert is_transient(failed.value)
+        assert connection.is_closed()
+    await other.close()
 
 
 async def test_copying_a_batch_that_is_there_already_fails(connection: Connection) -> None:
