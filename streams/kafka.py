@@ -104,8 +104,18 @@ async def stop(client: Client | KafkaBroker) -> None:
     _stopping.add(stopping)
     stopping.add_done_callback(_stopped)
     _, late = await asyncio.wait({stopping}, timeout=STOP_TIMEOUT_S)
-    for task in late:
-        task.cancel()
+    if late:
+        stopping.cancel()
+        _abandon(client)
+
+
+def _abandon(client: Client | KafkaBroker) -> None:
+    """End what a client that did not stop in time does in the background: a producer would still send what it has."""
+    if isinstance(client, AIOKafkaProducer):
+        if (sending := client._sender.sender_task) is not None:
+            sending.cancel()
+        for connection in list(client.client._conns.values()):
+            connection.close()
 
 
 def _stopped(task: asyncio.Task[None]) -> None:
