@@ -46,7 +46,7 @@ def note_failures(batch: Batch, registers: Registers, failures: Sequence[ItemRow
         details = {"item_id": first.item_id, "code": first.error_code, "message": why, "attempt": first.attempt}
         message = f"the first failed item is {first.item_id}" + (f": {why}" if why else "")
         by = cause or first
-        registers.alerts.append(RaisedAlert("batch.first_failure", by.version, by.received_at, message, details))
+        registers.alerts.append(RaisedAlert("batch.first_failure", by.offset, by.received_at, message, details))
     if batch.policy is None or batch.threshold_exceeded or not completion.exceeds_tolerance(batch):
         return
     # Of several failures counted at once, the one that a fold of single records would have found.
@@ -78,7 +78,7 @@ def raise_threshold(batch: Batch, registers: Registers, record: Record) -> None:
     of_total = "" if batch.total is None else f" of {batch.total}"
     message = f"{batch.failed}{of_total} failed, which is more than tolerated"
     registers.alerts.append(
-        RaisedAlert("batch.failure_threshold_exceeded", record.version, record.received_at, message, details)
+        RaisedAlert("batch.failure_threshold_exceeded", record.offset, record.received_at, message, details)
     )
 
 
@@ -96,4 +96,4 @@ def finalize(batch: Batch, finalized_by: FinalizedBy, record: Record) -> None:
     batch.revision += 1
     batch.finalized_at = record.received_at
     batch.completed_at = batch.last_answer_at
-    batch.decided_offset = record.version
+    batch.decided_offset = record.offset

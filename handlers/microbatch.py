@@ -147,11 +147,11 @@ def _step_each(
             disposition = fold.step(batch, work.registers, record)
         except Refused as refusal:
             refusal.batch_id = batch.batch_id
-            applied.dead_letters.append(micro_batch.dead_letter(batch.partition, record.version, refusal))
+            applied.dead_letters.append(micro_batch.dead_letter(batch.partition, record.offset, refusal))
             continue
         applied.dispositions[disposition] += 1
         if disposition is Disposition.SUMMARY_REQUESTED:
-            requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.version)
+            requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.offset)
         elif disposition not in (Disposition.NO_EFFECT, Disposition.PRUNED):
             work.dirty = True
         if batch.revision != revision and batch.outcome is not None:
@@ -160,7 +160,7 @@ def _step_each(
             return
         if batch.outcome is not None and disposition is Disposition.LATE and batch.last_result_offset == record.version:
             # It counts without a new revision: what the items took and measured is not what was summarized.
-            requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.version)
+            requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.offset)
 
 
 async def _load_manifests(connection: Connection, works: Iterable[Work]) -> None:
@@ -234,14 +234,14 @@ def _raised(work: Work, micro_batch: MicroBatch) -> list[Caused]:
     """The alerts and requests that this round's records called for."""
     batch, registers, topics = work.batch, work.registers, micro_batch.topics
     events = [
-        (each.version, alerts.raised_event(topics, batch, each, _traceparent(micro_batch, batch, each.version)))
+        (each.offset, alerts.raised_event(topics, batch, each, _traceparent(micro_batch, batch, each.offset)))
         for each in registers.alerts
     ]
     events += [
-        (each.version, alerts.retry_event(topics, batch, each, _traceparent(micro_batch, batch, each.version)))
+        (each.offset, alerts.retry_event(topics, batch, each, _traceparent(micro_batch, batch, each.offset)))
         for each in registers.retries
     ]
-    return [Caused(batch.partition, version, event) for version, event in events]
+    return [Caused(batch.partition, offset, event) for offset, event in events]
 
 
 async def _finalized_events(connection: Connection, micro_batch: MicroBatch, finalized: list[Batch]) -> list[Caused]:

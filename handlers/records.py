@@ -19,6 +19,31 @@ class LifecycleRecord(NamedTuple):
     received_at: datetime
     body: Mapping[str, Any]
 
+    @property
+    def offset(self) -> int:
+        """Where it lies in the log."""
+        return self.version
+
+
+class RedrivenRow(ItemRow):
+    """A result that was put aside and read again.
+
+    Its ``version`` is where it was first read: among its item's results that is its place. What it decides it decides
+    where it lies now, at ``offset``.
+    """
+
+    offset: int = 0
+
+    @staticmethod
+    def of(row: ItemRow, version: int) -> "RedrivenRow":
+        """A result read again, that was first read at this offset."""
+        return RedrivenRow._make(row)._replace(version=version, offset=row.version)
+
+    def _replace(self, offset: int | None = None, **fields: Any) -> "RedrivenRow":
+        replaced = super()._replace(**fields)
+        replaced.offset = self.offset if offset is None else offset
+        return replaced
+
 
 Record = ItemRow | LifecycleRecord
 
@@ -40,7 +65,7 @@ class RaisedAlert(NamedTuple):
     """An alert that a record caused."""
 
     alert: AlertType
-    version: int
+    offset: int
     received_at: datetime
     message: str
     details: dict[str, Any]
@@ -49,7 +74,7 @@ class RaisedAlert(NamedTuple):
 class RaisedRetry(NamedTuple):
     """Items that a retry batch asks the upstream service for: those that one record put on its manifest."""
 
-    version: int
+    offset: int
     received_at: datetime
     item_ids: list[str]
 

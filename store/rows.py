@@ -32,6 +32,11 @@ class ItemRow(NamedTuple):
     worker: str | None
     occurred_at: datetime | None
 
+    @property
+    def offset(self) -> int:
+        """Where it lies in the log."""
+        return self.version
+
 
 @dataclass(slots=True)
 class Batch:

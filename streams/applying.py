@@ -96,7 +96,7 @@ async def _set_unstorable_aside(connection: Connection, reading: Reading, error:
         for record in part.records:
             if isinstance(record, ItemRow) and (why := await items.why_unstorable(connection, record)) is not None:
                 refusal = Refused(Reason.UNSTORABLE, f"cannot be stored: {why}", record.batch_id)
-                letter = reading.micro_batch.dead_letter(part.partition, record.version, refusal)
+                letter = reading.micro_batch.dead_letter(part.partition, record.offset, refusal)
                 reading.micro_batch.dead_letters.append(letter)
                 found += 1
             else:

@@ -69,14 +69,13 @@ class Story:
                     continue
                 reading = new_reading(self._topics, self._homes)
                 position = await take(reading, records, position, records[-1].offset + 1, self._homes)
-                offsets = {version: record.offset for (_, version), record in reading.redriven.items()}
                 places = {
                     record.offset: place
                     for record in records
                     if record.headers and (place := forwarded_from(record.headers, self._homes.log_id)) is not None
                 }
                 part = reading.micro_batch.slices.get(self.batch.batch_id)
-                told = [self._step(each, offsets, places) for each in (part.records if part else ())]
+                told = [self._step(each, places) for each in (part.records if part else ())]
                 refused = [
                     _refused(each)
                     for each in reading.micro_batch.dead_letters
@@ -85,7 +84,7 @@ class Story:
                 for each in sorted(told + refused, key=lambda each: each.offset):
                     yield each
 
-    def _step(self, record: Record, offsets: dict[int, int], places: dict[int, tuple[int, int]]) -> Told:
+    def _step(self, record: Record, places: dict[int, tuple[int, int]]) -> Told:
         revision = self.batch.revision
         why: str | None = None
         try:
@@ -93,10 +92,9 @@ class Story:
         except Refused as refusal:
             did, why = refusal.reason.value, refusal.message
         finalized = self.batch.revision != revision
-        offset = offsets.get(record.version, record.version)
         kind, item_id, said = _about(record)
         return Told(
-            offset,
+            record.offset,
             record.received_at,
             kind,
             item_id,
@@ -105,7 +103,7 @@ class Story:
             why,
             self.batch.revision if finalized else None,
             self.batch.outcome if finalized else None,
-            places.get(offset),
+            places.get(record.offset),
         )
 
 

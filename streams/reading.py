@@ -11,7 +11,7 @@ from functools import lru_cache
 from operator import attrgetter
 
 from handlers.microbatch import MicroBatch
-from handlers.records import Record
+from handlers.records import Record, RedrivenRow
 from handlers.slices import Slice
 from schemas.dead_letters import Refused
 from schemas.headers import (
@@ -68,22 +68,18 @@ class Reading:
     micro_batch: MicroBatch
     records: dict[int, Records]
     forwards: list[Forward] = field(default_factory=list)
-    redriven: dict[tuple[int, int], FetchedRecord] = field(default_factory=dict)
 
 
 def new_reading(topics: Topics, homes: Homes, failure_rate_limit: float = 0.5) -> Reading:
     """An empty reading, to be filled with ``take``."""
     records: dict[int, Records] = {}
-    redriven: dict[tuple[int, int], FetchedRecord] = {}
 
     def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
-        record = redriven.get((partition, offset))
-        if record is None:
-            record = records[partition][bisect_left(records[partition], offset, key=attrgetter("offset"))]
+        record = records[partition][bisect_left(records[partition], offset, key=attrgetter("offset"))]
         return dead_letter_of(record, refusal, homes.log_id)
 
     micro_batch = MicroBatch(topics, [], {}, [], {}, dead_letter, failure_rate_limit)
-    return Reading(micro_batch, records, redriven=redriven)
+    return Reading(micro_batch, records)
 
 
 async def take(reading: Reading, records: Records, expected: Position, next_offset: int, homes: Homes) -> Position:
@@ -119,7 +115,6 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
                 continue
             if headers and (origin := redriven_from(headers, homes.log_id)) is not None:
                 decoded = _at_its_place(decoded, record, origin)
-                reading.redriven[partition, decoded.version] = record
             batch_id = decoded[0]
             add = at_home.get(batch_id)
             if add is None:
@@ -141,7 +136,7 @@ def _at_its_place(decoded: Record, record: FetchedRecord, origin: tuple[int, int
     """
     partition, offset = origin
     if isinstance(decoded, ItemRow) and partition == record.partition and offset < record.offset:
-        return decoded._replace(version=offset)
+        return RedrivenRow.of(decoded, version=offset)
     return decoded
 
 

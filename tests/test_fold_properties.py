@@ -177,8 +177,8 @@ def assert_as_modelled(batch: Batch, registers: Registers, refused: list[int], l
         item: register.offset for item, register in wanted.registers.items()
     }
     assert registers.late.keys() == wanted.late.keys()
-    assert [(alert.alert, alert.version) for alert in registers.alerts] == wanted.alerts
-    assert [(asked.version, tuple(asked.item_ids)) for asked in registers.retries] == wanted.requests
+    assert [(alert.alert, alert.offset) for alert in registers.alerts] == wanted.alerts
+    assert [(asked.offset, tuple(asked.item_ids)) for asked in registers.retries] == wanted.requests
     assert (batch.revision, batch.generation) == (wanted.revision, wanted.generation)
     assert registers.manifest == (wanted.manifest or set())
     counts = wanted.item_counts()

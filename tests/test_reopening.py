@@ -301,7 +301,7 @@ def test_a_retry_batch_asks_upstream_for_the_items_it_names_each_once(told: Told
     told.opened(item_ids=["x", "y"], sealed=False, retry_of="a", request_retry=True)
     told.opened(item_ids=["x", "y"], sealed=False, retry_of="a", request_retry=True)
     told.expected("y", "z")
-    assert [(raised.version, raised.item_ids) for raised in told.registers.retries] == [(0, ["x", "y"]), (2, ["z"])]
+    assert [(raised.offset, raised.item_ids) for raised in told.registers.retries] == [(0, ["x", "y"]), (2, ["z"])]
 
 
 def test_a_batch_that_retries_another_without_asking_asks_for_nothing(told: Told) -> None:
@@ -312,4 +312,4 @@ def test_a_batch_that_retries_another_without_asking_asks_for_nothing(told: Told
 def test_a_retry_batch_without_ids_asks_once_for_whatever_the_other_lacks(told: Told) -> None:
     told.opened(total_items=2, retry_of="a", request_retry=True)
     told.opened(total_items=2, retry_of="a", request_retry=True)
-    assert [(raised.version, raised.item_ids) for raised in told.registers.retries] == [(0, [])]
+    assert [(raised.offset, raised.item_ids) for raised in told.registers.retries] == [(0, [])]

@@ -33,7 +33,7 @@ class Told:
     @property
     def alerts(self) -> list[tuple[str, int]]:
         """What was raised, by the offset of its cause."""
-        return [(str(raised.alert), raised.version) for raised in self.registers.alerts]
+        return [(str(raised.alert), raised.offset) for raised in self.registers.alerts]
 
     def opened(self, **fields: Any) -> Disposition:
         return self.tell({"type": "batch.opened"} | fields)

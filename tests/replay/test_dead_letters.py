@@ -87,7 +87,7 @@ async def test_a_redriven_result_never_beats_a_newer_one(settings: Settings) -> 
     def result(item: str, status: str, headers: tuple[tuple[str, bytes], ...] = ()) -> Message:
         return message({"batch_id": "b", "item_id": item, "status": status}, headers)
 
-    async with running(settings, workers=1, relay=False) as product:
+    async with running(settings, workers=1, relay=False):
         log = [
             result("filler", "skipped"),
             result("a", "failed"),
@@ -98,16 +98,50 @@ async def test_a_redriven_result_never_beats_a_newer_one(settings: Settings) -> 
         ]
         await produce(settings.bootstrap_servers, topics.events, log)
 
-        async def applied() -> bool:
-            rows = await table_rows(settings, "positions", "topic, partition")
-            return any(row["topic"] == topics.events and row["next_offset"] == len(log) for row in rows)
-
-        await eventually(applied)
-        del product
+        await eventually(lambda: has_applied(settings, topics, len(log)))
     items = {row["item_id"]: (row["status"], row["version"]) for row in await table_rows(settings, "item_results")}
     assert items == {"filler": ("skipped", 0), "a": ("partial", 5), "c": ("succeeded", 2)}
     [batch] = await table_rows(settings, "batches")
     assert batch["duplicates"] == 2
+
+
+async def test_what_a_redriven_result_decides_it_decides_where_it_lies_now(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    log_id = (await _log_id(settings, topics)).encode()
+    names = ("rollcall_redriven_partition", "rollcall_redriven_offset", "rollcall_redriven_log")
+    redriven = tuple(zip(names, (b"0", b"0", log_id), strict=True))
+    policy = {"late_results": "revise"}
+
+    def result(item: str, status: str, headers: tuple[tuple[str, bytes], ...] = ()) -> Message:
+        return message({"batch_id": "b", "item_id": item, "status": status}, headers)
+
+    log = [
+        message({"type": "batch.sealed", "batch_id": "another", "total_items": 1}),
+        message({"type": "batch.opened", "batch_id": "b", "total_items": 1, "policy": policy}),
+        result("a", "failed"),  # decides
+        message({"type": "batch.reopened", "batch_id": "b", "item_ids": ["a"]}),
+        result("a", "succeeded", redriven),  # decides again, by what was first read at 0
+        message({"type": "batch.finalize_requested", "batch_id": "another"}),
+    ]
+    await produce(settings.bootstrap_servers, topics.events, log)
+    async with running(settings, workers=1, relay=False):
+        await eventually(lambda: has_applied(settings, topics, len(log)))
+    batches = await table_rows(settings, "batches")
+    assert [(row["batch_id"], row["revision"], row["decided_offset"]) for row in batches] == [
+        ("another", 1, 5),
+        ("b", 2, 4),
+    ]
+    events = [row for row in await table_rows(settings, "outbox", "seq") if row["channel"] == "finalized"]
+    said = [(row["batch_id"], row["revision"], json.loads(row["value"])["as_of"]["offset"]) for row in events]
+    assert said == [("b", 1, 2), ("b", 2, 4), ("another", 1, 5)], (
+        "in the order of the log, whatever was first read when"
+    )
+
+
+async def has_applied(settings: Settings, topics: Topics, next_offset: int) -> bool:
+    rows = await table_rows(settings, "positions", "topic, partition")
+    return any(row["topic"] == topics.events and row["next_offset"] == next_offset for row in rows)
 
 
 async def _log_id(settings: Settings, topics: Topics) -> str:
