@@ -33,6 +33,8 @@ PREPARE_TIMEOUT_S = 600.0
 WORK_MEM = "256MB"
 """Whole tables are joined; spilled to disk they take several times as long."""
 LOCK_TIMEOUT_MS = 2_000
+IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
+"""Were this process cut off while it holds the locks, the workers would wait for as long."""
 LOCK_ATTEMPTS = 10
 
 
@@ -88,7 +90,11 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
 
     async with AsyncExitStack() as stack:
         connection = await settings.database().connect(
-            "promote", command_timeout=PREPARE_TIMEOUT_S, lock_timeout=str(LOCK_TIMEOUT_MS), work_mem=WORK_MEM
+            "promote",
+            command_timeout=PREPARE_TIMEOUT_S,
+            lock_timeout=str(LOCK_TIMEOUT_MS),
+            work_mem=WORK_MEM,
+            idle_in_transaction_session_timeout=str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
         )
         stack.callback(connection.terminate)
         live = await _checked(settings, connection, schema)

@@ -164,6 +164,21 @@ def _pieces(rows: Sequence[_Row], encoded: Callable[[Sequence[_Row]], bytes]) ->
     yield _TRAILER
 
 
+# Sessions of workers that have waited for their client for longer than any worker waits for them: it is gone, or
+# stopped. While PostgreSQL waits for the rows of a COPY, or for a client to take an answer, no time-out of its own ends
+# a transaction (18; tried), only this. (seconds)
+_END_ABANDONED = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE usename = current_user AND application_name = 'rollcall worker' AND state = 'active'
+  AND wait_event IN ('ClientRead', 'ClientWrite') AND query_start < clock_timestamp() - make_interval(secs => $1)
+"""
+
+
+async def end_abandoned(connection: Connection) -> int:
+    """End the sessions of workers that are cut off inside a statement, and hold locks; returns how many."""
+    return len(await connection.fetch(_END_ABANDONED, COPY_TIMEOUT_S))
+
+
 async def copy(connection: Connection, table: str, columns: Sequence[str], pieces: Iterable[bytes]) -> None:
     """Send encoded rows. Raises asyncpg.UniqueViolationError, asyncpg.DataError and what encoding them raises."""
 

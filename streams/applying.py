@@ -10,17 +10,17 @@ import structlog
 from handlers.microbatch import Applied, apply
 from migrations.version import check
 from schemas.dead_letters import Reason, Refused
-from store import items
-from store.connection import BY_KEY, Connection, Database
+from store import copying, items
+from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
 from store.rows import ItemRow
 from streams.reading import Reading
 
 MAX_PESSIMISTIC = 64
 
-# A worker that is stopped or cut off inside its transaction, in the midst of a COPY or between two statements, would
-# hold the locks of its positions against the worker that has taken its partitions over.
-IDLE_IN_TRANSACTION_TIMEOUT_MS = "10000"
+# A worker that is stopped or cut off inside its transaction would hold the locks of its positions against the worker
+# that has taken its partitions over. In the midst of a statement neither this nor `SERVING` ends it: the other worker
+# does, as it connects anew after its time-out.
 TRANSACTION_TIMEOUT_MS = "60000"
 # One command; a whole micro-batch of them must fit into the time above also where each takes seconds.
 COMMAND_TIMEOUT_S = 30.0
@@ -57,10 +57,12 @@ async def connect_to_apply(database: Database, role: str) -> Connection:
         role,
         command_timeout=COMMAND_TIMEOUT_S,
         **BY_KEY,
-        idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS,
+        **SERVING,
         transaction_timeout=TRANSACTION_TIMEOUT_MS,
     )
     await check(connection, database.schema)
+    if ended := await copying.end_abandoned(connection):
+        log.warning("ended sessions of workers that were cut off inside a statement", sessions=ended)
     return connection
 
 

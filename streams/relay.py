@@ -26,7 +26,7 @@ from aiokafka.partitioner import murmur2
 
 from schemas.topics import Topics
 from store import leadership, outbox, positions
-from store.connection import BY_KEY, Connection, Database
+from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
 from streams.health import health
@@ -81,7 +81,7 @@ class Publisher(Generic[Row]):
             with attempt:
                 health.beat(self._loop)
                 connection = await self._database.connect(
-                    f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY
+                    f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY, **SERVING
                 )
                 producer: AIOKafkaProducer | None = None
                 reach("relay.start")

@@ -16,7 +16,7 @@ import structlog
 from handlers import summary
 from schemas.topics import Topics
 from store import batches, outbox, statistics, summaries
-from store.connection import BY_KEY, Connection, Database
+from store.connection import BY_KEY, SERVING, Connection, Database
 from store.rows import OutboxRow
 from store.summaries import PendingSummary
 from streams.retrying import attempts, sleep
@@ -56,6 +56,7 @@ class Summarizer:
                     command_timeout=self._timeout_s + 15.0,
                     statement_timeout=str(round(self._timeout_s * 1000)),
                     **BY_KEY,
+                    **SERVING,
                 )
                 try:
                     while not stop.is_set():

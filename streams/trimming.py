@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from store import trimming
-from store.connection import BY_KEY, Connection, Database
+from store.connection import BY_KEY, SERVING, Connection, Database
 from streams.retrying import attempts, sleep
 
 EVERY_S = 60.0
@@ -33,7 +33,9 @@ class Trimmer:
         """Trim until ``stop`` is set, beginning anew after every failure that may pass."""
         async for attempt in attempts("trimming failed, beginning anew", stop):
             with attempt:
-                connection = await self._database.connect("clock trimming", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY)
+                connection = await self._database.connect(
+                    "clock trimming", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY, **SERVING
+                )
                 try:
                     while not stop.is_set():
                         await _trim(connection, trimming.trim_events, "events", self._events_kept, stop)

@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 from handlers.overdue import overdue_event
 from schemas.topics import Topics
 from store import outbox, overdue
-from store.connection import BY_KEY, Connection, Database
+from store.connection import BY_KEY, SERVING, Connection, Database
 from store.overdue import Allowed
 from streams.kafka import KafkaConnection
 from streams.retrying import attempts, sleep
@@ -52,7 +52,9 @@ class Watcher:
         """Watch until ``stop`` is set, beginning anew after every failure that may pass."""
         async for attempt in attempts("watching for slow batches failed, beginning anew", stop):
             with attempt:
-                connection = await self._database.connect("clock alerts", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY)
+                connection = await self._database.connect(
+                    "clock alerts", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY, **SERVING
+                )
                 consumer = self._kafka.consumer(enable_auto_commit=False, isolation_level="read_uncommitted")
                 try:
                     async with asyncio.timeout(KAFKA_TIMEOUT_S):

@@ -19,6 +19,7 @@ from store.connection import BY_KEY, Connection
 from store.failures import is_transient
 from store.positions import LostRaceError
 from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position
+from streams.applying import connect_to_apply
 from streams.decoding import parse_time
 from tests.harness.waiting import eventually
 
@@ -285,6 +286,43 @@ async def test_a_copy_that_the_server_does_not_read_ends_with(
         assert is_transient(failed.value)
         assert connection.is_closed()
     await other.close()
+
+
+async def test_a_worker_cut_off_in_the_midst_of_a_copy_loses_its_locks_to_the_next(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await positions.create(connection, TOPIC, {0: 0})
+    cut_off = await connect_to_apply(settings.database(), "worker")
+
+    async def rows() -> AsyncIterator[bytes]:
+        yield b"PGCOPY\n\xff\r\n\0"
+        await asyncio.Event().wait()
+
+    await cut_off.execute("BEGIN")
+    await positions.compare_and_set(cut_off, TOPIC, [(0, to(0, 5))])
+    copy = asyncio.create_task(cut_off.copy_to_table("item_results", source=rows(), format="binary"))
+    copying_since = "SELECT clock_timestamp() - query_start FROM pg_stat_activity WHERE pid = $1 AND query LIKE 'COPY%'"
+    await eventually(lambda: connection.fetchval(copying_since, cut_off.get_server_pid()))
+
+    young = await connect_to_apply(settings.database(), "worker")
+    assert not cut_off.is_closed(), "it may still go on"
+    monkeypatch.setattr(copying, "COPY_TIMEOUT_S", 0.1)
+
+    async def taken_over() -> bool:
+        next_one = await connect_to_apply(settings.database(), "worker")
+        try:
+            async with asyncio.timeout(2):
+                await positions.compare_and_set(next_one, TOPIC, [(0, to(0, 7))])
+        except TimeoutError:
+            return False
+        finally:
+            next_one.terminate()
+        return True
+
+    await eventually(taken_over)
+    copy.cancel()
+    await asyncio.gather(copy, return_exceptions=True)
+    young.terminate()
 
 
 async def test_copying_a_batch_that_is_there_already_fails(connection: Connection) -> None:
