@@ -27,8 +27,8 @@ BY_KEY = {
     "enable_mergejoin": "off",
 }
 
-# For connections of processes that serve: were one cut off or stopped between two statements of a transaction, its locks
-# would stand in others' way for as long as the connection does, which may be hours. In milliseconds.
+# For connections of processes that serve: were one cut off or stopped between two statements of a transaction, its
+# locks would stand in others' way for as long as the connection does, which may be hours. In milliseconds.
 SERVING = {"idle_in_transaction_session_timeout": "10000"}
 
 _DRIVER = "postgresql+asyncpg://"
