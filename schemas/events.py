@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 SCHEMA_VERSION = 1
 
 MAX_INT = 2**31 - 1
+MAX_REVISION = 2_000_000_000
 """Attempts and totals fit 31 bits."""
 MAX_ID_CHARS = 200
 MAX_NAME_CHARS = 200
@@ -35,6 +36,8 @@ Name = Annotated[str, MaxLen(MAX_NAME_CHARS)]
 TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 Time = Annotated[str, StringConstraints(pattern=TIME_PATTERN), Field(json_schema_extra={"format": "date-time"})]
 Count = Annotated[int, Ge(0), Le(MAX_INT)]
+# Of a correction: every revision that may follow has to be storable as well.
+Revision = Annotated[int, Ge(0), Le(MAX_REVISION)]
 Attempt = Annotated[int, Ge(1), Le(MAX_INT)]
 Milliseconds = Annotated[float, Ge(0), AllowInfNan(False)]
 Seconds = Annotated[float, Ge(0), AllowInfNan(False)]
@@ -189,7 +192,7 @@ class BatchCorrected(TypedDict):
     type: Literal["batch.corrected"]
     batch_id: BatchId
     schema_version: NotRequired[SchemaVersion | None]
-    revision: Count
+    revision: Revision
     reason: NotRequired[str | None]
 
 

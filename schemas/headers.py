@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from schemas.events import MAX_INT
+
 CONTENT_TYPE_JSON = "application/json"
 
 TRACEPARENT = "traceparent"
@@ -24,6 +26,9 @@ REDRIVEN_PARTITION = "rollcall_redriven_partition"
 REDRIVEN_OFFSET = "rollcall_redriven_offset"
 REDRIVEN_LOG = "rollcall_redriven_log"
 REDRIVEN = frozenset({REDRIVEN_PARTITION, REDRIVEN_OFFSET, REDRIVEN_LOG})
+
+MAX_EVENT_ID_BYTES = 2_000
+"""More than any of ours, and less than an index of PostgreSQL takes."""
 
 # Anybody can write headers: what is none of our numbers must not reach int(), which refuses 5,000 digits.
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -102,3 +107,17 @@ def number_of(headers: Iterable[tuple[str, bytes]], name: str) -> int | None:
     """A header that is a partition, an offset or a timestamp; None where it is absent or anything else."""
     text = text_of(headers, name)
     return int(text) if text is not None and _NUMBER.fullmatch(text) else None
+
+
+def event_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
+    """The id of an event on an output topic; None where there is none, or one too long to be any of ours."""
+    found = [value for key, value in headers if key == "ce_id" and value is not None]
+    if not found or len(found[-1]) > MAX_EVENT_ID_BYTES:
+        return None
+    return found[-1].decode(errors="replace").replace("\x00", "")
+
+
+def revision_of(event_id: str) -> int | None:
+    """The revision that a finalized event's id ends with; None where it ends with anything else."""
+    text = event_id.rsplit("/", 1)[-1]
+    return int(text) if _NUMBER.fullmatch(text) and int(text) <= MAX_INT else None

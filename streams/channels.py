@@ -19,9 +19,11 @@ from schemas.headers import (
     DLT_TOPIC,
     TRACEPARENT,
     cloud_event,
+    event_id_of,
     headers_from,
     headers_text,
     number_of,
+    revision_of,
     text_of,
     traceparent_of,
 )
@@ -35,6 +37,7 @@ from streams.fetched import FetchedRecord
 from streams.reading import append_time, decoded_headers, encoded_headers
 
 MAX_HEADER_CHARS = 1_000
+MAX_TOPIC_CHARS = 249
 
 Row = TypeVar("Row")
 
@@ -148,13 +151,13 @@ class Events(Channel[OutboxRow]):
     async def mark_found(self, connection: Connection, found: Iterable[FetchedRecord]) -> None:
         events: dict[str, PublishedEvent] = {}
         for record in found:
-            identity = _utf8(record.headers, "ce_id")
+            identity = event_id_of(record.headers)
             if identity is not None and identity not in events:
                 events[identity] = PublishedEvent(
                     identity,
                     record.topic.removeprefix(self.topics.prefix),
                     _utf8(record.headers, "ce_subject"),
-                    _revision(identity) if record.topic == self.topics.finalized else None,
+                    revision_of(identity) if record.topic == self.topics.finalized else None,
                     append_time(record.timestamp),
                     record.partition,
                     record.offset,
@@ -238,8 +241,10 @@ async def _mark(connection: Connection, events: Sequence[PublishedEvent]) -> Non
 def _found_dead_letter(record: FetchedRecord) -> DeadLetterRow | None:
     topic, partition = text_of(record.headers, DLT_TOPIC), number_of(record.headers, DLT_PARTITION)
     offset, timestamp = number_of(record.headers, DLT_OFFSET), number_of(record.headers, DLT_TIMESTAMP)
-    if topic is None or partition is None or offset is None or timestamp is None or partition > MAX_INT:
+    if topic is None or partition is None or offset is None or timestamp is None:
         return None
+    if len(topic) > MAX_TOPIC_CHARS or partition > MAX_INT:
+        return None  # no place that Kafka has
     original = [header for header in record.headers if not header[0].startswith("rollcall_dlt_")]
     return DeadLetterRow(
         topic,
@@ -258,11 +263,6 @@ def _found_dead_letter(record: FetchedRecord) -> DeadLetterRow | None:
 def _utf8(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
     found = [value for key, value in headers if key == name and value is not None]
     return found[-1].decode(errors="replace").replace("\x00", "") if found else None
-
-
-def _revision(identity: str) -> int | None:
-    text = identity.rsplit("/", 1)[-1]
-    return int(text) if text.isdecimal() else None
 
 
 def _refused_alert(topics: Topics, what: str, identity: str, batch_id: str | None, why: str) -> OutboxRow:

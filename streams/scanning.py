@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from aiokafka import TopicPartition
 
-from schemas.headers import DLT_OFFSET, DLT_PARTITION, DLT_TOPIC, number_of, text_of
+from schemas.headers import DLT_OFFSET, DLT_PARTITION, DLT_TOPIC, event_id_of, number_of, revision_of, text_of
 from schemas.topics import Topics
 from streams.fetched import FetchedRecord
 from streams.kafka import KafkaConnection, started
@@ -65,13 +65,12 @@ class Scan:
             self.first_times[channel] = min(time, self.first_times.get(channel, time))
             if (identity := _identity(record, channel)) is None:
                 continue
-            revision = identity.rsplit("/", 1)[-1]
             found.append(
                 Said(
                     channel,
                     identity,
                     _utf8(record.key),
-                    int(revision) if channel == "finalized" and revision.isdecimal() else None,
+                    revision_of(identity) if channel == "finalized" else None,
                     record.partition,
                     record.offset,
                     hashlib.md5(record.value or b"", usedforsecurity=False).hexdigest(),
@@ -85,7 +84,7 @@ def _identity(record: FetchedRecord, channel: str) -> str | None:
         topic, partition = text_of(record.headers, DLT_TOPIC), number_of(record.headers, DLT_PARTITION)
         offset = number_of(record.headers, DLT_OFFSET)
         return None if topic is None or partition is None or offset is None else f"{topic}-{partition}@{offset}"
-    return next((_utf8(value) for name, value in record.headers if name == "ce_id"), None)
+    return event_id_of(record.headers)
 
 
 def _utf8(value: bytes | None) -> str | None:

@@ -16,7 +16,7 @@ from tests.harness.tables import (
     folded,
     table_rows,
 )
-from tests.harness.topics import create_topic, drain
+from tests.harness.topics import create_topic, drain, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -163,3 +163,28 @@ async def test_a_database_begun_anew_arrives_at_the_same_state_and_publishes_not
     await assert_each_published_once(anew, len(history.batches))
     assert len(await drain(settings.bootstrap_servers, topics.dead_letters)) == len(broken)
     assert len(await table_rows(anew, "dead_letters")) == len(broken)
+
+
+async def test_foreign_records_on_the_output_topics_stop_no_relay(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    for topic in (topics.finalized, topics.dead_letters):
+        await create_topic(settings.bootstrap_servers, topic, configs={"cleanup.policy": "delete"})
+    ids = (b"x/4294967296", b"x/" + b"9" * 5_000, b"y" * 30_000, b"\x00/1", "x/٣".encode(), b"")
+    await produce(
+        settings.bootstrap_servers, topics.finalized, [Message(b"x", b"{}", "x", (("ce_id", each),)) for each in ids]
+    )
+    places = [(b"t" * 30_000, b"0", b"0"), (b"t", b"9" * 18, b"0"), (b"t", b"0", b"9" * 18), (b"", b"-1", b"x")]
+    names = ("rollcall_dlt_original_topic", "rollcall_dlt_original_partition", "rollcall_dlt_original_offset")
+    letters = [(*zip(names, each, strict=True), ("rollcall_dlt_original_timestamp", b"9" * 18)) for each in places]
+    await produce(
+        settings.bootstrap_servers, topics.dead_letters, [Message(b"x", b"{}", "x", each) for each in letters]
+    )
+    broken = Message(b"b", b"no JSON", "b")
+    async with running(settings) as product:
+        await publish(settings, [*empty_batches(0, 20), broken])
+        await product.settled()
+    events = [record.key for record in await drain(settings.bootstrap_servers, topics.finalized) if record.key != b"x"]
+    assert sorted(events) == [f"batch-{number:05}".encode() for number in range(20)]
+    found = [record.value for record in await drain(settings.bootstrap_servers, topics.dead_letters)]
+    assert found == [b"{}"] * len(letters) + [broken.value]
