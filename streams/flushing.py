@@ -251,6 +251,8 @@ class Flusher:
                 reach("kafka_commit.after")
         except (TimeoutError, KafkaError) as error:
             log.debug("offsets not committed to Kafka", error=repr(error))
+            # Nothing may come for a long time: without another try lag tools would show what has long been applied.
+            self._to_commit = offsets | self._to_commit
 
     def _attempts(self, doing: str) -> AsyncRetrying:
         return attempts(f"{doing} failed, trying again", self._never, self._disconnect)

@@ -124,7 +124,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         starting = asyncio.create_task(self._broker.start(), name="start")
         covering = asyncio.create_task(keep_all_read(self._kafka, self._topics, self._consumer, stop), name="coverage")
         try:
-            ends: set[asyncio.Future[Any]] = {flushing, stopped, self._failed}
+            ends: set[asyncio.Future[Any]] = {flushing, covering, stopped, self._failed}
             await asyncio.wait({starting, *ends}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
@@ -136,7 +136,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
                     async with asyncio.timeout(DRAIN_TIMEOUT_S):
                         await self._flusher.drain()
                         await self._flusher.commit_now()
-            for ended in (flushing, self._failed):
+            for ended in (flushing, covering, self._failed):
                 if ended.done():
                     ended.result()
         finally:

@@ -10,14 +10,16 @@ import pytest
 from aiokafka.partitioner import DefaultPartitioner, murmur2
 
 from schemas.dead_letters import Reason, Refused
-from schemas.events import MAX_STACK_TRACE_BYTES, MAX_TEXT_BYTES
+from schemas.events import MAX_REVISION, MAX_STACK_TRACE_BYTES, MAX_TEXT_BYTES
 from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, forwarded_from, text_of
 from schemas.topics import Topics, home_partition
+from store.copying import batch_rows
 from store.rows import ItemRow, Position
 from streams.decoding import CUT_MARK, cut, decode, parse_time
 from streams.fetched import FetchedRecord
 from streams.reading import Homes, append_time, decoded_headers, encoded_headers, new_reading, take
 from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD, Broken, Good
+from tests.harness.told import Told
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -166,6 +168,17 @@ def test_append_times_are_exact_to_the_millisecond_and_stay_within_the_calendar(
         assert append_time(ms).isoformat(timespec="milliseconds")[-9:-6] == f"{ms % 1_000:03d}"
     assert append_time(-1) == datetime(1970, 1, 1, tzinfo=UTC)
     assert append_time(2**63 - 1).year == 9999
+
+
+def test_a_correction_leaves_room_for_the_revisions_that_follow() -> None:
+    told = Told()
+    told.opened(total_items=1)
+    told.corrected(MAX_REVISION)
+    told.result("a")
+    assert told.batch.revision == MAX_REVISION + 1
+    assert b"".join(batch_rows([told.batch])), "it can be stored"
+    with pytest.raises(Refused, match="revision"):
+        told.corrected(MAX_REVISION + 1)
 
 
 def test_two_spellings_of_one_moment_are_one() -> None:
