@@ -1,11 +1,9 @@
 """What people do to a batch: seal, cancel, abort, finalize, reopen, retry. Each is a record on the stream."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
-from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import JSONResponse, Response
 
 from api.access import OPERATOR, Caller, Operator
@@ -14,20 +12,16 @@ from api.context import Context, Here
 from api.idempotency import Answer, IdempotencyKey, new_id, once
 from api.models import Batch, RequestBody, Text
 from api.presenting import shown
-from api.problems import Problem, documented, invalid
+from api.problems import documented, invalid
 from api.publishing import check_distinct, location_of
 from api.submitting import applied, check_item_count, checked, may_exist, submit
 from schemas.events import MAX_MANIFEST_CHUNK, BatchId, Count, ItemError, ItemId, Time
-from store import reads, statistics
-from store.connection import driver
-from store.reads import BatchStatus
-from streams.manifests import opening
+from store import reads
+from streams import commanding
+from streams.commanding import Command, RetriedStatus
+from streams.sending import Place
 
 router = APIRouter(tags=["actions"], dependencies=[Depends(OPERATOR)])
-
-RetriedStatus = Literal["failed", "missing", "partial"]
-MAX_RETRIED = 1_000_000
-RETRY_PAGE = 10_000
 
 
 class Reason(RequestBody):
@@ -103,58 +97,45 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 @router.post("/batches/{batch_id}/seal", response_model=Acted, responses=_RESPONSES)
 async def seal(batch_id: str, here: Here, caller: Operator, body: Seal | None = None) -> Response:
     """No more items come: the batch can become complete."""
-    fields = body.given() if body else {}
-    found = await _open(here, batch_id)
-    check_item_count(here, fields.get("total_items") or 0, "total_items")
-    items = fields.get("total_items") or (found.total if found else None) or 0
-    return await _act(here, caller, "seal", items, {"type": "batch.sealed", "batch_id": batch_id, **fields})
+    total_items = body.total_items if body else None
+    command = commanding.seal(batch_id, await may_exist(here, batch_id), total_items=total_items)
+    check_item_count(here, total_items or 0, "total_items")
+    return await _act(here, caller, "seal", command)
 
 
 @router.post("/batches/{batch_id}/cancel", response_model=Acted, responses=_RESPONSES)
 async def cancel(batch_id: str, here: Here, caller: Operator, body: Reason | None = None) -> Response:
     """End it on purpose: its outcome is `cancelled`, and whoever has not answered stays missing."""
-    found = await _open(here, batch_id)
-    event = {"type": "batch.cancelled", "batch_id": batch_id, **(body.given() if body else {})}
-    return await _act(here, caller, "cancel", _missing(found), event)
+    found = await may_exist(here, batch_id)
+    return await _act(here, caller, "cancel", commanding.cancel(batch_id, found, reason=body.reason if body else None))
 
 
 @router.post("/batches/{batch_id}/abort", response_model=Acted, responses=_RESPONSES)
 async def abort(batch_id: str, body: Abort, here: Here, caller: Operator) -> Response:
     """End it because of a critical error: its outcome is `failed`, and whoever has not answered stays missing."""
-    found = await _open(here, batch_id)
-    event = {"type": "batch.aborted", "batch_id": batch_id, **body.given()}
-    return await _act(here, caller, "abort", _missing(found), event)
+    found = await may_exist(here, batch_id)
+    return await _act(here, caller, "abort", commanding.abort(batch_id, found, error=body.error))
 
 
 @router.post("/batches/{batch_id}/finalize", response_model=Acted, responses=_RESPONSES)
 async def finalize(batch_id: str, here: Here, caller: Operator, body: Reason | None = None) -> Response:
     """End it as it stands; of one that has ended, compute the summary again."""
     found = await may_exist(here, batch_id)
-    _check_kept(found)
-    event = {"type": "batch.finalize_requested", "batch_id": batch_id, **(body.given() if body else {})}
-    return await _act(here, caller, "finalize", 0 if found and found.outcome else _missing(found), event)
+    command = commanding.finalize(batch_id, found, reason=body.reason if body else None)
+    return await _act(here, caller, "finalize", command)
 
 
 @router.post("/batches/{batch_id}/reopen", response_model=Acted, responses=_RESPONSES)
 async def reopen(batch_id: str, here: Here, caller: Operator, body: Reopen | None = None) -> Response:
     """Ask for items of a finalized batch anew; it ends in another revision."""
-    fields = body.given() if body else {}
-    check_distinct(fields.get("item_ids") or [])
-    ids = fields.get("item_ids")
+    body = body or Reopen()
+    ids = body.item_ids or []
+    check_distinct(ids)
     async with here.reading() as connection:
         found = await known(connection, here, batch_id)
-        strange = await reads.strange_items(connection, found, ids or [])
-    if found.outcome is None:
-        raise Problem(409, "the batch is not finalized")
-    _check_kept(found)
-    if strange:
-        raise invalid("item_ids", f'"{strange[0]}" is no item of the batch')
-    items = len(ids) if ids is not None else found.failed + found.missing
-    if items == 0:
-        raise Problem(409, "no item failed and none is missing: there is nothing to ask for anew")
-    # With the revision it acts on, a repetition changes nothing.
-    event = {"type": "batch.reopened", "batch_id": batch_id, "revision": found.revision, **fields}
-    return await _act(here, caller, "reopen", items, event)
+        strange = await reads.strange_items(connection, found, ids)
+    command = commanding.reopen(found, item_ids=ids, strange=strange, deadline_at=body.deadline_at, reason=body.reason)
+    return await _act(here, caller, "reopen", command)
 
 
 @router.post(
@@ -184,27 +165,18 @@ async def retry(
     new_batch_id = body.batch_id or new_id(caller, idempotency_key, f"{batch_id[:150]}-retry-")
 
     async def act(again: bool) -> Answer:
-        if not body.item_ids:
-            _check_kept(found)
-        ids = body.item_ids or [item_id async for page in _chosen(here, batch_id, body) for item_id in page]
-        if not ids:
-            raise Problem(409, _nothing_to_retry(found, body))
+        statuses = [] if body.item_ids or body.error else body.status
+        ids = body.item_ids or await commanding.items_to_retry(
+            here.reading, batch_id, statuses=statuses, error=body.error
+        )
+        command = commanding.retry(
+            found, ids, batch_id=new_batch_id, statuses=statuses, error=body.error, deadline_at=body.deadline_at
+        )
         check_item_count(here, len(ids), "item_ids")
-        async with here.reading() as connection:
-            existing = await reads.batch(connection, here.topics.events, new_batch_id)
-        if existing is not None and not again:
-            raise Problem(409, f'there is a batch "{new_batch_id}" already')
-        opened = {
-            "type": "batch.opened",
-            "batch_id": new_batch_id,
-            "retry_of": batch_id,
-            "request_retry": True,
-            **{name: value for name in ("name", "metadata", "policy") if (value := getattr(found, name)) is not None},
-            **({"deadline_at": body.deadline_at} if body.deadline_at else {}),
-        }
-        events = [checked(event) for event in opening(opened, ids)]
-        places = await submit(here, caller, "retry", new_batch_id, len(ids), events)
-        done = await applied(here, places)
+        if not again:
+            async with here.reading() as connection:
+                await commanding.check_free(connection, here.topics, new_batch_id)
+        done = await applied(here, await _sent(here, caller, "retry", command))
         answer = Retried(batch_id=new_batch_id, retry_of=batch_id, items=len(ids), applied=done)
         return Answer(201 if done else 202, answer.model_dump(), location_of(new_batch_id))
 
@@ -212,16 +184,15 @@ async def retry(
     return (await once(here, caller, idempotency_key, request, act)).response()
 
 
-async def _act(here: Context, caller: Caller, action: str, items: int, event: Mapping[str, Any]) -> Response:
-    batch_id = str(event["batch_id"])
-    places = await submit(here, caller, action, batch_id, items, [checked(event)])
+async def _act(here: Context, caller: Caller, action: str, command: Command) -> Response:
+    places = await _sent(here, caller, action, command)
     done = await applied(here, places)
     async with here.reading() as connection:
-        found = await reads.batch(connection, here.topics.events, batch_id)
+        found = await reads.batch(connection, here.topics.events, command.batch_id)
     acted = Acted(
-        batch_id=batch_id,
+        batch_id=command.batch_id,
         action=action,
-        items=items,
+        items=command.items,
         applied=done,
         partition=places[0].partition,
         offset=places[0].offset,
@@ -230,54 +201,6 @@ async def _act(here: Context, caller: Caller, action: str, items: int, event: Ma
     return Response(acted.model_dump_json(), 200 if done else 202, media_type="application/json")
 
 
-async def _open(here: Context, batch_id: str) -> BatchStatus | None:
-    """A batch that is not finalized, None where it may be in what is not read yet. Raises 404 and 409."""
-    found = await may_exist(here, batch_id)
-    if found is not None and found.outcome is not None:
-        raise Problem(409, f"the batch is finalized: {found.outcome}")
-    return found
-
-
-def _check_kept(found: BatchStatus | None) -> None:
-    if found is not None and found.pruned_at is not None:
-        raise Problem(409, "the batch's items were pruned: it stays as it is, and which of them failed is not known")
-
-
-def _missing(found: BatchStatus | None) -> int:
-    return found.missing if found else 0
-
-
-async def _chosen(here: Context, batch_id: str, wanted: Retry) -> AsyncIterator[Sequence[str]]:
-    """The ids of a batch's items that are to be retried, page by page. Raises 422 where they are too many."""
-    count = 0
-    statuses: list[RetriedStatus] = ["failed"] if wanted.error is not None else wanted.status
-    for status in dict.fromkeys(statuses):
-        after: str | None = ""
-        while after is not None:
-            async with here.reading() as connection:
-                ids, after = await _page(connection, batch_id, status, wanted.error, after)
-            yield ids
-            count += len(ids)
-            if count > MAX_RETRIED:
-                raise invalid("status", f"more than {MAX_RETRIED} items: retry them in parts, by item_ids")
-
-
-async def _page(
-    connection: AsyncConnection, batch_id: str, status: RetriedStatus, error: str | None, after: str
-) -> tuple[Sequence[str], str | None]:
-    """Ids behind an id, and where to go on (None: nowhere)."""
-    if error is not None:
-        return await statistics.failed_with(await driver(connection), batch_id, error, after=after, limit=RETRY_PAGE)
-    if status == "missing":
-        missing = await reads.missing(connection, batch_id, after=after, limit=RETRY_PAGE)
-        return missing.rows, missing.next
-    page = await reads.items(connection, batch_id, status=status, after=after, limit=RETRY_PAGE)
-    return [item.item_id for item in page.rows], page.next
-
-
-def _nothing_to_retry(found: BatchStatus, wanted: Retry) -> str:
-    if wanted.error is not None:
-        return f"no failed item of the batch has the error {wanted.error}"
-    if "missing" in wanted.status and found.missing:
-        return f"{found.missing} items are missing, but no manifest names them: they cannot be asked for by id"
-    return f"no item of the batch is {' or '.join(wanted.status)}"
+async def _sent(here: Context, caller: Caller, action: str, command: Command) -> list[Place]:
+    events = [checked(event) for event in command.events]
+    return await submit(here, caller, action, command.batch_id, command.items, events)

@@ -96,11 +96,11 @@ async def get_summary(batch_id: str, here: Here) -> Summary:
     """The statistics of a finalized batch; 404 while there are none."""
     async with here.snapshot() as connection:
         found = await known(connection, here, batch_id)
-        summary = await details.summary(connection, batch_id)
-    if summary is None or summary[1] is None:
+        summary = await diagnosis.summary(connection, batch_id)
+    if summary is None or summary.summary is None:
         state = "it is not finalized" if found.outcome is None else f"its summary is {found.summary_state or 'pending'}"
         raise not_found(f'there is no summary of "{batch_id}": {state}')
-    return Summary(state=summary[0], summary=summary[1])
+    return Summary(state=summary.state, summary=summary.summary)
 
 
 @router.get("/batches/{batch_id}/why", dependencies=[Depends(VIEWER)], responses=documented(401, 403, 404, 429, 503))

@@ -14,6 +14,7 @@ from api.access import Caller
 from api.context import Context
 from api.problems import Problem
 from store import access
+from streams.commanding import NotPossibleError
 
 IdempotencyKey = Annotated[
     str | None,
@@ -74,9 +75,9 @@ async def once(
     try:
         answer = await act(claim.before)
     except BaseException as error:
-        forget = isinstance(error, Problem) and error.status < 500 and not claim.before
+        refused = isinstance(error, NotPossibleError) or (isinstance(error, Problem) and error.status < 500)
         async with here.writing() as connection:
-            await access.release(connection, owner, key, forget=forget)
+            await access.release(connection, owner, key, forget=refused and not claim.before)
         raise
     async with here.writing() as connection:
         await access.keep_answer(connection, owner, key, answer.status, answer.location, answer.body)

@@ -16,7 +16,7 @@ from api.context import Here
 from api.models import FailureGroup, FailureGroups, Item, ItemDetail, ItemError, ItemPage, MissingPage, Text
 from api.problems import documented, not_found
 from handlers.finalization import rfc3339
-from store import details, reads, statistics
+from store import details, diagnosis, reads, statistics
 from store.connection import driver
 
 router = APIRouter(tags=["items"], dependencies=[Depends(VIEWER)])
@@ -95,9 +95,9 @@ async def list_failures(batch_id: str, here: Here) -> FailureGroups:
     """Failures grouped by error, the most frequent first: the summary's, and before there is one, of a sample."""
     async with here.snapshot() as connection:
         found = await known(connection, here, batch_id)
-        summary = await details.summary(connection, batch_id) if found.outcome else None
-        if summary is not None and summary[1] is not None and summary[1]["revision"] == found.revision:
-            groups = [FailureGroup(**each) for each in summary[1]["error_groups"]]
+        summary = await diagnosis.summary(connection, batch_id) if found.outcome else None
+        if summary is not None and summary.summary is not None and summary.summary["revision"] == found.revision:
+            groups = [FailureGroup(**each) for each in summary.summary["error_groups"]]
             return FailureGroups(failed=found.failed, grouped=found.failed, groups=groups)
         same = await statistics.error_groups(
             await driver(connection), batch_id, groups=MAX_GROUPS, named=NAMED, among=SAMPLED

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from store.failures import is_transient
+from streams.commanding import NotPossibleError
 
 log = structlog.get_logger(__name__)
 
@@ -116,6 +117,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def add_handlers(app: FastAPI) -> None:
     """Let every error of the app be answered as a problem."""
     app.add_exception_handler(Problem, _problem)
+    app.add_exception_handler(NotPossibleError, _not_possible)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(Exception, _unexpected)
@@ -127,6 +129,11 @@ def add_handlers(app: FastAPI) -> None:
 async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return error.response()
+
+
+async def _not_possible(_: Request, error: Exception) -> Response:
+    assert isinstance(error, NotPossibleError)
+    return (Problem(409, str(error)) if error.field is None else invalid(error.field, str(error))).response()
 
 
 async def _http(_: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -62,7 +63,7 @@ def abort(
         from streams import commanding
 
         found = await reads.batch(connection, topics_of(settings).events, possible(batch_id))
-        return commanding.abort(batch_id, found, message=error, code=code)
+        return commanding.abort(batch_id, found, error={"message": error, "code": code})
 
     _do("abort", batch_id, plan, yes, wait, as_json)
 
@@ -76,7 +77,7 @@ def finalize(
     async def plan(connection: AsyncConnection, settings: Settings) -> Command:
         from streams import commanding
 
-        return commanding.finalize(await known(connection, settings, batch_id), reason=reason)
+        return commanding.finalize(batch_id, await known(connection, settings, batch_id), reason=reason)
 
     _do("finalize", batch_id, plan, yes, wait, as_json)
 
@@ -97,11 +98,13 @@ def reopen(
     """Ask for items of a finalized batch anew; it ends again, with the next revision."""
 
     async def plan(connection: AsyncConnection, settings: Settings) -> Command:
+        from store import reads
         from streams import commanding
 
         found = await known(connection, settings, batch_id)
-        items = await commanding.items_to_reopen(connection, found, item or ())
-        return commanding.reopen(found, item_ids=items, deadline_at=deadline, reason=reason)
+        items = list(dict.fromkeys(item or ()))
+        strange = await reads.strange_items(connection, found, items)
+        return commanding.reopen(found, item_ids=items, strange=strange, deadline_at=deadline, reason=reason)
 
     _do("reopen", batch_id, plan, yes, wait, as_json)
 
@@ -125,16 +128,15 @@ def retry(
     statuses = _statuses(status)
 
     async def plan(connection: AsyncConnection, settings: Settings) -> Command:
-        from store import reads
         from streams import commanding
 
         topics = topics_of(settings)
         found = await known(connection, settings, batch_id)
-        if new_id is not None and await reads.batch(connection, topics.events, possible(new_id)) is not None:
-            raise commanding.NothingToDoError(f"there is a batch {new_id} already: choose another --id")
+        if new_id is not None:
+            await commanding.check_free(connection, topics, possible(new_id))
         return commanding.retry(
             found,
-            await commanding.items_to_retry(connection, batch_id, statuses),
+            await commanding.items_to_retry(lambda: nullcontext(connection), batch_id, statuses=statuses),
             statuses=statuses,
             batch_id=new_id or await commanding.free_retry_id(connection, topics, batch_id),
             deadline_at=deadline,

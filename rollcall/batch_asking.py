@@ -67,14 +67,13 @@ async def snapshot(settings: Settings) -> AsyncIterator[AsyncConnection]:
     """A connection on which everything read is of one moment. Raises WrongSchemaError and what asyncpg does."""
     from migrations.version import check
     from store import reads
+    from store.connection import driver
 
     database = settings.database()
     engine = database.engine("batch")
     try:
         async with reads.snapshot(engine) as connection:
-            raw = await connection.get_raw_connection()
-            assert raw.driver_connection is not None
-            await check(raw.driver_connection, database.schema)
+            await check(await driver(connection), database.schema)
             yield connection
     finally:
         await engine.dispose()

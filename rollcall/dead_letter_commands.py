@@ -106,6 +106,7 @@ def show(
 ) -> None:
     """One dead letter: the reason, and the record's bytes as they are."""
     from rollcall.rendering import at, print_fields, print_json, reader_may_leave
+    from streams.reading import decoded_headers
 
     async def ask(connection: Connection, settings: Settings) -> DeadLetter:
         return await _found(connection, settings, position)
@@ -115,7 +116,6 @@ def show(
         if as_json:
             print_json(_as_object(letter))
             return
-        headers = [(name, value) for name, value in _headers(letter)]
         print_fields(
             [
                 ("record", f"{letter.key.topic}, partition {letter.key.partition}, offset {letter.key.record_offset}"),
@@ -128,7 +128,7 @@ def show(
                 ("discarded", at(letter.discarded_at)),
                 ("published", at(letter.published_at) or "not yet"),
                 ("key", _shown(letter.record_key)),
-                *((f"header {name}", _shown(value)) for name, value in headers),
+                *((f"header {name}", _shown(value)) for name, value in decoded_headers(letter.headers)),
                 ("value", f"{len(letter.value):,} bytes" if letter.value is not None else "none (a tombstone)"),
                 ("", _shown(letter.value) if letter.value else None),
             ]
@@ -276,10 +276,6 @@ async def _found(connection: Connection, settings: Settings, position: str) -> D
 
 def _place(key: Key) -> str:
     return f"{key.partition}:{key.record_offset}"
-
-
-def _headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
-    return [(name, None if value is None else base64.b64decode(value)) for name, value in json.loads(letter.headers)]
 
 
 def _shown(value: bytes | None) -> str | None:

@@ -94,15 +94,14 @@ def _asked(ask: Callable[[AsyncConnection], Awaitable[T]]) -> T:
 async def _in_a_transaction(ask: Callable[[AsyncConnection], Awaitable[T]], settings: Settings) -> T:
     from migrations.version import check
     from rollcall.reaching import naming
+    from store.connection import driver
 
     database = settings.database()
     with naming(settings, "PostgreSQL"):
         engine = database.engine("api-key")
         try:
             async with engine.begin() as connection:
-                raw = await connection.get_raw_connection()
-                assert raw.driver_connection is not None
-                await check(raw.driver_connection, database.schema)
+                await check(await driver(connection), database.schema)
                 return await ask(connection)
         finally:
             await engine.dispose()

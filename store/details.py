@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import and_, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from store import diagnosis
 from store.reads import ItemStatus
-from store.tables import batches, dead_letters, expected_items, item_results, late_results, outbox, positions, summaries
+from store.tables import batches, expected_items, item_results, late_results, outbox, positions, summaries
 
 RESULTS_PAGE = 2_000
 MAX_HISTORY = 200
@@ -138,15 +139,6 @@ async def results(
         after = rows[-1].item_id
 
 
-async def summary(connection: AsyncConnection, batch_id: str) -> tuple[str, Any] | None:
-    """(state, summary) of a finalized batch; the summary is None while there is none."""
-    found = await connection.execute(
-        select(summaries.c.state, summaries.c.summary).where(summaries.c.batch_id == batch_id)
-    )
-    row = found.one_or_none()
-    return None if row is None else (row.state, row.summary)
-
-
 async def job_metrics(connection: AsyncConnection, batch_ids: Sequence[str]) -> dict[str, dict[str, float]]:
     """Batch id to the sums of its items' metrics, where there is a summary."""
     found = await connection.execute(
@@ -180,11 +172,5 @@ async def next_offset(connection: AsyncConnection, topic: str, partition: int) -
 
 async def refusal(connection: AsyncConnection, topic: str, partition: int, offsets: Sequence[int]) -> str | None:
     """Why the first of these records was refused that was; None where all were taken, as far as they are applied."""
-    letter = dead_letters.c
-    message: str | None = await connection.scalar(
-        select(letter.message)
-        .where(letter.topic == topic, letter.partition == partition, letter.record_offset.in_(offsets))
-        .order_by(letter.record_offset)
-        .limit(1)
-    )
-    return message
+    letter = await diagnosis.dead_letter_at(connection, topic, partition, offsets)
+    return None if letter is None else letter.message

@@ -8,7 +8,7 @@ from typing import Generic, NamedTuple, TypeVar
 from sqlalchemy import Table
 from typing_extensions import override
 
-from handlers.finalization import rfc3339
+from handlers.alerts import alert_event
 from schemas.events import MAX_INT
 from schemas.headers import (
     DLT_MESSAGE,
@@ -18,16 +18,13 @@ from schemas.headers import (
     DLT_TIMESTAMP,
     DLT_TOPIC,
     TRACEPARENT,
-    cloud_event,
     event_id_of,
     headers_from,
-    headers_text,
     number_of,
     revision_of,
     text_of,
     traceparent_of,
 )
-from schemas.published import Alert
 from schemas.topics import Topics
 from store import batches, outbox, tables
 from store.connection import Connection
@@ -266,19 +263,12 @@ def _utf8(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
 
 
 def _refused_alert(topics: Topics, what: str, identity: str, batch_id: str | None, why: str) -> OutboxRow:
-    alert = Alert(
-        alert="relay.record_refused",
-        batch_id=batch_id,
-        message=f"the broker refuses the {what}: {why}",
-        details={"refused": identity},
+    return alert_event(
+        topics,
+        "relay.record_refused",
+        batch_id,
+        f"the broker refuses the {what}: {why}",
+        {"refused": identity},
+        event_id=f"relay.record_refused/{identity}",
+        time=datetime.now(UTC),
     )
-    event_id = f"relay.record_refused/{identity}"
-    headers = cloud_event(
-        event_id=event_id,
-        event_type="rollcall.relay.record_refused.v1",
-        source=topics.source,
-        time=rfc3339(datetime.now(UTC)),
-        subject=batch_id or identity,
-        traceparent=None,
-    )
-    return OutboxRow(event_id, "alerts", batch_id, None, alert.model_dump_json(), headers_text(headers))

@@ -1,10 +1,12 @@
 """What somebody asks of a batch, as records for the stream: which, how many items it concerns, and whether it can be.
 
-The builders are pure; a command that the batch's state leaves nothing to do for raises NothingToDoError instead.
+The command line and the HTTP API ask the same here, so that both allow the same and say the same. The builders are
+pure; what cannot be done raises NotPossibleError.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -12,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from schemas.events import MAX_ID_CHARS
 from schemas.topics import Topics
-from store import positions, reads
-from store.connection import Connection
+from store import positions, reads, statistics
+from store.connection import Connection, driver
 from store.reads import BatchStatus
 from streams.manifests import opening
 from streams.sending import Place
@@ -26,8 +28,12 @@ PAGE = 10_000
 POLL_S = 0.1
 
 
-class NothingToDoError(Exception):
-    """The batch's state leaves nothing to do; the message says why, and what could be done."""
+class NotPossibleError(Exception):
+    """The batch's state forbids it, or ``field`` of what was asked is wrong; the message says why in one line."""
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,13 @@ class Command:
     events: Sequence[Mapping[str, Any]]
 
 
+def seal(batch_id: str, found: BatchStatus | None, *, total_items: int | None = None) -> Command:
+    """Let no more items come; the total is needed where there is no manifest."""
+    _check_open(found, "seal")
+    items = total_items or (found.total if found else None) or 0
+    return Command(batch_id, items, "no more items come", [_event("batch.sealed", batch_id, total_items=total_items)])
+
+
 def cancel(batch_id: str, found: BatchStatus | None, *, reason: str | None = None) -> Command:
     """End a batch on purpose; one that nobody has opened is created and ended."""
     _check_open(found, "cancel")
@@ -50,37 +63,44 @@ def cancel(batch_id: str, found: BatchStatus | None, *, reason: str | None = Non
     return Command(batch_id, _missing(found), _ends(found, "cancelled"), [event])
 
 
-def abort(batch_id: str, found: BatchStatus | None, *, message: str, code: str | None = None) -> Command:
+def abort(batch_id: str, found: BatchStatus | None, *, error: Mapping[str, Any]) -> Command:
     """End a batch because of a critical error; one that nobody has opened is created and ended."""
     _check_open(found, "abort")
-    error = {"message": message} if code is None else {"code": code, "message": message}
-    event = _event("batch.aborted", batch_id, error=error)
+    event = _event("batch.aborted", batch_id, error=_given(error))
     return Command(batch_id, _missing(found), _ends(found, "failed"), [event])
 
 
-def finalize(found: BatchStatus, *, reason: str | None = None) -> Command:
+def finalize(batch_id: str, found: BatchStatus | None, *, reason: str | None = None) -> Command:
     """End a batch as it stands; of one that has ended, have the summary computed again."""
     _check_kept(found)
-    event = _event("batch.finalize_requested", found.batch_id, reason=reason)
-    if found.outcome is not None:
-        return Command(found.batch_id, 0, f"it is {found.outcome}, only its summary is computed again", [event])
-    return Command(found.batch_id, found.missing, _ends(found, "as it stands"), [event])
+    event = _event("batch.finalize_requested", batch_id, reason=reason)
+    if found is not None and found.outcome is not None:
+        return Command(batch_id, 0, f"it is {found.outcome}, only its summary is computed again", [event])
+    return Command(batch_id, _missing(found), _ends(found, "as it stands"), [event])
 
 
 def reopen(
     found: BatchStatus,
     *,
     item_ids: Sequence[str] = (),
+    strange: Sequence[str] = (),
     deadline_at: str | None = None,
     reason: str | None = None,
 ) -> Command:
-    """Ask for items of a finalized batch anew: these, or the failed and the missing."""
+    """Ask for items of a finalized batch anew: these, or the failed and the missing.
+
+    ``strange`` are those of them that are no items of the batch (``reads.strange_items``): they would not be asked for.
+    """
     if found.outcome is None:
-        raise NothingToDoError(f"it is not finalized but {found.status}: there is nothing to reopen")
+        raise NotPossibleError(f"the batch is not finalized but {found.status}: there is nothing to reopen")
     _check_kept(found)
+    if strange:
+        more = f" and {len(strange) - 1:,} more are no items" if len(strange) > 1 else " is no item"
+        why = f'"{strange[0]}"{more} of the batch: no result came, and no manifest names it'
+        raise NotPossibleError(why, field="item_ids")
     items = len(item_ids) or found.failed + found.missing
     if not items:
-        raise NothingToDoError("no item failed and none is missing: there is nothing to ask for anew (see --item)")
+        raise NotPossibleError("no item failed and none is missing: say which items to ask for anew")
     # With the revision it acts on, a repetition changes nothing.
     event = _event(
         "batch.reopened",
@@ -98,18 +118,18 @@ def retry(
     found: BatchStatus,
     item_ids: Sequence[str],
     *,
-    statuses: Sequence[RetriedStatus],
     batch_id: str,
+    statuses: Sequence[RetriedStatus] = (),
+    error: str | None = None,
     deadline_at: str | None = None,
 ) -> Command:
-    """Open a new batch of some items of another, and have the upstream service asked for them."""
+    """Open a new batch of some items of another, and have the upstream service asked for them.
+
+    ``statuses`` or ``error`` is what the items were chosen by, none where they were named.
+    """
     _check_kept(found)
     if not item_ids:
-        if "missing" in statuses and found.missing:
-            raise NothingToDoError(
-                f"{found.missing:,} items are missing, but no manifest names them: they cannot be asked for by id"
-            )
-        raise NothingToDoError(f"no item of it is {' or '.join(statuses)}: there is nothing to retry")
+        raise NotPossibleError(_nothing_to_retry(found, statuses, error))
     opened = _event(
         "batch.opened",
         batch_id,
@@ -125,37 +145,36 @@ def retry(
     return Command(batch_id, len(item_ids), means, opening(opened, item_ids))
 
 
-async def items_to_reopen(connection: AsyncConnection, found: BatchStatus, item_ids: Sequence[str]) -> Sequence[str]:
-    """These items, each once. Raises NothingToDoError where one is none of the batch's: it would not be asked for."""
-    wanted = list(dict.fromkeys(item_ids))
-    strange = await reads.strange_items(connection, found, wanted) if wanted else []
-    if strange:
-        more = f" and {len(strange) - 1:,} more are no items" if len(strange) > 1 else " is no item"
-        raise NothingToDoError(f'"{strange[0]}"{more} of this batch: no result came, and no manifest names it')
-    return wanted
-
-
 async def items_to_retry(
-    connection: AsyncConnection, batch_id: str, statuses: Sequence[RetriedStatus]
-) -> Sequence[str]:
-    """The ids of a batch's items of these statuses. Raises NothingToDoError where there are too many for one retry."""
+    reading: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+    batch_id: str,
+    *,
+    statuses: Sequence[RetriedStatus] = (),
+    error: str | None = None,
+) -> list[str]:
+    """The ids of a batch's items of these statuses, or of those that failed with this error.
+
+    ``reading`` gives a connection for each page. Raises NotPossibleError where there are too many for one retry.
+    """
     found: list[str] = []
-    for status in dict.fromkeys(statuses):
-        after: str | None = None
-        while True:
-            if status == "missing":
-                missing = await reads.missing(connection, batch_id, after=after, limit=PAGE)
-                found += missing.rows
-                after = missing.next
-            else:
-                items = await reads.items(connection, batch_id, status=status, after=after, limit=PAGE)
-                found += [item.item_id for item in items.rows]
-                after = items.next
+    chosen: Sequence[RetriedStatus] = statuses if error is None else ["failed"]
+    for status in dict.fromkeys(chosen):
+        after: str | None = ""
+        while after is not None:
+            async with reading() as connection:
+                ids, after = await _page(connection, batch_id, status, error, after)
+            found += ids
             if len(found) > MAX_RETRIED:
-                raise NothingToDoError(f"more than {MAX_RETRIED:,} items: retry them by one --status after the other")
-            if after is None:
-                break
+                raise NotPossibleError(
+                    f"more than {MAX_RETRIED:,} items: retry one status after the other", field="status"
+                )
     return found
+
+
+async def check_free(connection: AsyncConnection, topics: Topics, batch_id: str) -> None:
+    """Raise NotPossibleError where there is a batch of that id."""
+    if await reads.batch(connection, topics.events, batch_id) is not None:
+        raise NotPossibleError(f'there is a batch "{batch_id}" already: choose another id')
 
 
 async def free_retry_id(connection: AsyncConnection, topics: Topics, batch_id: str) -> str:
@@ -182,14 +201,37 @@ async def applied_within(connection: Connection, topics: Topics, last: Place, se
         return False
 
 
+async def _page(
+    connection: AsyncConnection, batch_id: str, status: RetriedStatus, error: str | None, after: str
+) -> tuple[Sequence[str], str | None]:
+    """Ids behind an id, and where to go on (None: nowhere)."""
+    if error is not None:
+        return await statistics.failed_with(await driver(connection), batch_id, error, after=after, limit=PAGE)
+    if status == "missing":
+        missing = await reads.missing(connection, batch_id, after=after, limit=PAGE)
+        return missing.rows, missing.next
+    page = await reads.items(connection, batch_id, status=status, after=after, limit=PAGE)
+    return [item.item_id for item in page.rows], page.next
+
+
 def _check_open(found: BatchStatus | None, action: str) -> None:
     if found is not None and found.outcome is not None:
-        raise NothingToDoError(f"it is finalized already, {found.outcome}: there is nothing to {action}")
+        raise NotPossibleError(f"the batch is finalized already, {found.outcome}: there is nothing to {action}")
 
 
-def _check_kept(found: BatchStatus) -> None:
-    if found.pruned_at is not None:
-        raise NothingToDoError("its items were pruned: it stays as it is, and which of them failed is not known")
+def _check_kept(found: BatchStatus | None) -> None:
+    if found is not None and found.pruned_at is not None:
+        raise NotPossibleError(
+            "the batch's items were pruned: it stays as it is, and which of them failed is not known"
+        )
+
+
+def _nothing_to_retry(found: BatchStatus, statuses: Sequence[RetriedStatus], error: str | None) -> str:
+    if error is not None:
+        return f"no failed item of the batch has the error {error}"
+    if "missing" in statuses and found.missing:
+        return f"{found.missing:,} items are missing, but no manifest names them: they cannot be asked for by id"
+    return f"no item of the batch is {' or '.join(statuses)}"
 
 
 def _missing(found: BatchStatus | None) -> int:
@@ -218,5 +260,8 @@ def _items(count: int) -> str:
 
 
 def _event(kind: str, batch_id: str, **fields: Any) -> dict[str, Any]:
-    given = {name: value for name, value in fields.items() if value is not None}
-    return {"type": kind, "batch_id": batch_id, **given}
+    return {"type": kind, "batch_id": batch_id, **_given(fields)}
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}

@@ -15,7 +15,7 @@ from schemas.topics import Topics
 from store import reads
 from store.reads import BatchStatus
 from streams import commanding
-from streams.commanding import NothingToDoError
+from streams.commanding import NotPossibleError
 from streams.decoding import decode
 from streams.reading import append_time
 from tests.harness.commands import argv, environment, rollcall
@@ -80,7 +80,7 @@ async def test_a_batch_is_cancelled_reopened_and_retried_by_records_on_the_strea
 
         again = await rollcall(settings, "batch", "abort", "b", "--error", "disk full", "--yes")
         assert (again.exit_code, again.stdout) == (1, "")
-        assert again.stderr == "rollcall: it is finalized already, cancelled: there is nothing to abort\n"
+        assert again.stderr == "rollcall: the batch is finalized already, cancelled: there is nothing to abort\n"
 
         retried = await done(settings, "retry", "b", "--deadline", "2099-01-01T00:00:00Z")
         assert (retried["items"], retried["applied"], retried["refused"]) == (2, True, None)
@@ -93,7 +93,7 @@ async def test_a_batch_is_cancelled_reopened_and_retried_by_records_on_the_strea
 
         strange = await rollcall(settings, "batch", "reopen", "b", "--item", "x", "--item", "Y", "--item", "q", "--yes")
         assert (strange.exit_code, strange.stdout) == (1, "")
-        assert '"Y" and 1 more are no items of this batch' in strange.stderr
+        assert '"Y" and 1 more are no items of the batch' in strange.stderr
 
         reopened = await done(settings, "reopen", "b", "--reason", "file is back")
         assert reopened["items"] == 2
@@ -182,16 +182,32 @@ async def test_a_large_retry_opens_its_batch_in_pieces_that_intake_takes() -> No
 
 async def test_where_there_is_nothing_to_do_it_says_why() -> None:
     finalized = status(outcome="completed", status="completed", revision=3)
-    with pytest.raises(NothingToDoError, match="finalized already, completed"):
+    with pytest.raises(NotPossibleError, match="finalized already, completed"):
         commanding.cancel("b", finalized)
-    with pytest.raises(NothingToDoError, match="no item failed and none is missing"):
+    with pytest.raises(NotPossibleError, match="no item failed and none is missing"):
         commanding.reopen(finalized)
-    with pytest.raises(NothingToDoError, match="not finalized but processing"):
+    with pytest.raises(NotPossibleError, match="not finalized but processing"):
         commanding.reopen(status())
-    with pytest.raises(NothingToDoError, match="no item of it is failed or missing"):
+    with pytest.raises(NotPossibleError, match="no item of the batch is failed or missing"):
         commanding.retry(finalized, [], statuses=["failed", "missing"], batch_id="c")
-    with pytest.raises(NothingToDoError, match="no manifest names them"):
+    with pytest.raises(NotPossibleError, match="no manifest names them"):
         commanding.retry(status(missing=2), [], statuses=["missing"], batch_id="c")
-    assert commanding.finalize(finalized).items == 0
+    with pytest.raises(NotPossibleError, match="no failed item of the batch has the error timeout"):
+        commanding.retry(status(missing=2), [], error="timeout", batch_id="c")
+    pruned = status(outcome="failed", status="failed", failed=1, pruned_at=append_time(0))
+    with pytest.raises(NotPossibleError, match="items were pruned"):
+        commanding.finalize("b", pruned)
+    with pytest.raises(NotPossibleError, match="items were pruned"):
+        commanding.reopen(pruned, item_ids=["x"], strange=["x"])
+    with pytest.raises(NotPossibleError, match="items were pruned"):
+        commanding.retry(pruned, ["x"], batch_id="c")
+    assert commanding.finalize("b", finalized).items == 0
     assert commanding.reopen(finalized, item_ids=["x"]).events[0]["revision"] == 3
     assert "nothing is known of this batch" in commanding.cancel("b", None).means
+
+
+async def test_what_is_wrong_is_named_where_it_is_not_the_state() -> None:
+    finalized = status(outcome="completed", status="completed", revision=1)
+    with pytest.raises(NotPossibleError, match='"Y" and 1 more are no items of the batch') as refused:
+        commanding.reopen(finalized, item_ids=["Y", "q"], strange=["Y", "q"])
+    assert refused.value.field == "item_ids"

@@ -18,7 +18,7 @@ from api.pages import showing
 from api.pages.rendering import HERE, PageRoute, rendered
 from api.presenting import shown
 from api.problems import Problem, not_found
-from store import details, reads, shares
+from store import diagnosis, reads, shares
 
 PAGE = 50
 TILES = 1_000
@@ -80,7 +80,7 @@ async def batch(
     """One batch."""
     async with here.snapshot() as connection:
         status = await known(connection, here, batch_id)
-        summary = await details.summary(connection, batch_id)
+        summary = await diagnosis.summary(connection, batch_id)
         size = status.answered + status.missing + status.retrying
         drawn = draw or size <= DRAWN_ITEMS
         tiles = await shares.tiles(connection, batch_id, TILES) if drawn else []
@@ -100,7 +100,7 @@ async def batch(
         after=after,
         failures=await items.list_failures(batch_id, here),
         timeline=(await history.get_timeline(batch_id, here)).events,
-        summary=summary[1] if summary else None,
+        summary=summary.summary if summary else None,
         drawn=drawn,
         tiles=tiles,
         columns=showing.columns(counts, CHART_HEIGHT),

@@ -201,8 +201,14 @@ async def test_a_pruned_batch_says_so_and_is_left_alone(api: ServedApi, rows: St
     assert (found["pruned_at"], found["failed"], found["missing"]) == ("2026-11-22T10:00:00.123000Z", 1, 1)
     assert (await api.get("batches/b/items"))["items"] == []
     assert "pruned" in [each["what"] for each in (await api.get("batches/b/timeline"))["events"]]
-    for action in ("reopen", "retry", "finalize"):
-        problem = await api.post(f"batches/b/{action}", {}, 409)
+    for action, body in (
+        ("reopen", {}),
+        ("reopen", {"item_ids": ["i1"]}),
+        ("retry", {}),
+        ("retry", {"item_ids": ["i1"]}),
+        ("finalize", {}),
+    ):
+        problem = await api.post(f"batches/b/{action}", body, 409)
         assert "items were pruned" in problem["detail"], action
     page = await api.client.get("/batches/b")
     assert 'id="pruned"' in page.text

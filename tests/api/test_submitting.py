@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from api import actions
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from streams import commanding
 from streams.topics import ensure_topics
 from tests.harness.api import ServedApi, serving
 from tests.harness.product import Product, running
@@ -108,6 +108,16 @@ async def test_a_failed_attempt_under_an_idempotency_key_can_be_repeated(live: S
     await live.post("batches", {"total_items": 3}, 201, **key)
 
 
+async def test_a_retry_that_was_not_possible_can_be_repeated_under_its_key(
+    live: ServedApi, batch_id: str, unique: str
+) -> None:
+    key = {"Idempotency-Key": unique}
+    await live.post("batches", {"batch_id": batch_id, "item_ids": ["a"], "sealed": False}, 201)
+    taken = await live.post(f"batches/{batch_id}/retry", {"batch_id": batch_id}, 409, **key)
+    assert taken["detail"] == f'there is a batch "{batch_id}" already: choose another id'
+    await live.post(f"batches/{batch_id}/retry", None, 201, **key)
+
+
 async def test_a_batch_is_not_opened_twice(live: ServedApi, batch_id: str) -> None:
     await live.post("batches", {"batch_id": batch_id, "total_items": 3}, 201)
     twice = await live.post("batches", {"batch_id": batch_id, "total_items": 4}, 409)
@@ -160,7 +170,8 @@ async def test_ending_a_batch_says_how_many_items_it_touched_and_is_kept_with_wh
         events = (await live.get(f"batches/{name}/timeline"))["events"]
         [told] = [each for each in events if each["what"] == "action" and each["detail"].startswith(action)]
         assert (told["caller"], told["offset"]) == ("anonymous", acted["offset"])
-        await live.post(f"batches/{name}/cancel", None, 409)
+        refused = await live.post(f"batches/{name}/seal", None, 409)
+        assert refused["detail"] == f"the batch is finalized already, {status}: there is nothing to seal"
 
 
 async def test_a_reopened_batch_ends_in_another_revision(live: ServedApi, batch_id: str) -> None:
@@ -169,7 +180,10 @@ async def test_a_reopened_batch_ends_in_another_revision(live: ServedApi, batch_
     results = [{"item_id": "a", "status": "succeeded"}, {"item_id": "b", "status": "failed"}]
     await live.post(f"batches/{batch_id}/results", {"results": results}, 202)
     await status_of(live, batch_id, "completed_with_errors")
-    await live.post(f"batches/{batch_id}/reopen", {"item_ids": ["b", "B"]}, 422)
+    refused = await live.post(f"batches/{batch_id}/reopen", {"item_ids": ["b", "B"]}, 422)
+    assert refused["errors"] == [
+        {"field": "item_ids", "message": '"B" is no item of the batch: no result came, and no manifest names it'}
+    ]
     reopened = await live.post(f"batches/{batch_id}/reopen")
     assert (reopened["items"], reopened["batch"]["state"]) == (1, "processing")
     fixed = {"results": [{"item_id": "b", "status": "succeeded", "attempt": 2}]}
@@ -203,7 +217,7 @@ async def test_a_retry_is_a_new_batch_of_what_failed_or_is_missing(live: ServedA
 async def test_all_that_failed_with_one_error_can_be_retried_however_it_is_worded(
     live: ServedApi, batch_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(actions, "RETRY_PAGE", 2)  # of pages without any, some are in between
+    monkeypatch.setattr(commanding, "PAGE", 2)  # of pages without any, some are in between
     await live.post("batches", {"batch_id": batch_id, "total_items": 9}, 201)
     errors: list[dict[str, Any]] = [
         *({"message": f"no such user: {4000 + number}"} for number in range(4)),

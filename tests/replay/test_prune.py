@@ -180,7 +180,7 @@ async def shown_and_refused(settings: Settings) -> None:
     assert " pruned " in done.stdout
     for action in ("reopen", "retry", "finalize"):
         done = await commands.rollcall(settings, "batch", action, "old-missing", "--yes")
-        assert (done.exit_code, "its items were pruned" in done.stderr) == (1, True), done.stderr
+        assert (done.exit_code, "items were pruned" in done.stderr) == (1, True), done.stderr
 
 
 async def promoted(settings: Settings, product: Product) -> None:
