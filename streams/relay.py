@@ -30,7 +30,7 @@ from store.connection import BY_KEY, Connection, Database
 from store.failpoints import reach
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
 from streams.health import health
-from streams.kafka import START_TIMEOUT_S, KafkaConnection, started
+from streams.kafka import KafkaConnection, started, topic_partitions
 from streams.kafka import stop as stop_client
 from streams.leading import Duty, lead
 from streams.metrics import relay_metrics
@@ -150,11 +150,7 @@ class Publisher(Generic[Row]):
         """Where the logs end for a read_uncommitted reader: what is open counts too, and must be waited for."""
         consumer = self._kafka.consumer(isolation_level="read_uncommitted", enable_auto_commit=False)
         async with started(consumer):
-            partitions: list[TopicPartition] = []
-            for topic in topics:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    await consumer._client._wait_on_metadata(topic)
-                partitions += [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+            partitions = [tp for topic in topics for tp in await topic_partitions(consumer, topic)]
             offsets: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
             return offsets
 
