@@ -60,7 +60,11 @@ async def connect_to_apply(database: Database, role: str) -> Connection:
         idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS,
         transaction_timeout=TRANSACTION_TIMEOUT_MS,
     )
-    await check(connection, database.schema)
+    try:
+        await check(connection, database.schema)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 
