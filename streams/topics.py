@@ -95,7 +95,6 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
             },
             {
                 "message.timestamp.type": "times of batches are then the producers' clocks, which may be wrong",
-                "cleanup.policy": "",
                 "retention.ms": "records that an outage outlasts are lost, and history can be replayed no further back",
                 "max.message.bytes": "larger records may be neither forwarded nor published as dead letters",
             },
@@ -187,7 +186,7 @@ def differences(name: str, setting: TopicSettings, actual: Mapping[str, str]) ->
     """Where a topic is set otherwise than Rollcall would, for the worse."""
     for key, cost in setting.costs.items():
         want, have = setting.configs[key], actual.get(key)
-        if have is not None and cost and not _as_good(name.endswith("events"), key, want, have):
+        if have is not None and not _as_good(name.endswith("events"), key, want, have):
             yield Difference(key, have, want, cost)
 
 
