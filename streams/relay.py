@@ -1,4 +1,4 @@
-"""The relay: from the outbox to Kafka, once (design, section 4).
+"""The relay: from the outbox to Kafka, once (docs/delivery-guarantees.md, 6).
 
 One leader publishes. Its transactional producer fences any predecessor and settles what that had open; only then
 is what is on the topics compared with the outbox, up to the high watermark, so nothing a predecessor has sent is

@@ -1,4 +1,4 @@
-"""Topics: made as the design says, checked where they are there already."""
+"""Topics: made with explicit settings, checked where they are there already."""
 
 from __future__ import annotations
 
