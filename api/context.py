@@ -32,7 +32,6 @@ class Limits:
     """What the API bounds; ``requests_per_second`` is per key, and without meaning where authentication is off."""
 
     body_bytes: int = 8 * 1024 * 1024
-    page: int = 1_000
     streams: int = 1_000
     requests_per_second: float = 100.0
     items_per_batch: int | None = None

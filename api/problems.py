@@ -91,6 +91,12 @@ def unavailable(what: str, retry_after_s: float = RETRY_AFTER_S) -> Problem:
     return Problem(503, what, headers={"Retry-After": str(math.ceil(retry_after_s))})
 
 
+def is_database_away(error: Exception) -> bool:
+    """Whether this is how the database being away shows, and no bug."""
+    cause = _cause(error)
+    return isinstance(cause, TimeoutError | PoolTimeoutError) or is_transient(cause)
+
+
 _DESCRIPTIONS = {
     400: "The request is malformed.",
     401: "No valid API key or session.",
@@ -152,15 +158,17 @@ async def _validation(_: Request, error: Exception) -> Response:
 
 
 async def _away(request: Request, error: Exception) -> Response:
-    cause: BaseException = error
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        cause = error.orig.__cause__ or error.orig
     kafka = isinstance(error, KafkaError)
-    if not kafka and not isinstance(cause, TimeoutError | PoolTimeoutError) and not is_transient(cause):
+    if not kafka and not is_database_away(error):
         return await _unexpected(request, error)
     server = "broker" if kafka else "database"
-    log.warning(f"answered 503: the {server} is away", error=repr(cause), path=request.url.path)
+    log.warning(f"answered 503: the {server} is away", error=repr(_cause(error)), path=request.url.path)
     return unavailable(f"the {server} cannot be reached at the moment").response()
+
+
+def _cause(error: Exception) -> BaseException:
+    """What went wrong beneath SQLAlchemy."""
+    return error.orig.__cause__ or error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.access import Caller
 from api.context import Context
-from api.problems import Problem, invalid, unavailable
+from api.problems import Problem, invalid, is_database_away, unavailable
 from schemas.dead_letters import Reason, Refused
 from store import access, details, reads
 from streams.decoding import decode
@@ -90,8 +90,17 @@ async def submit(
         ) from error
     for place in places:
         here.log_ends.reaches(place.partition, place.offset + 1)
-    async with here.writing() as connection:
-        await access.record_place(connection, entry, places[-1].partition, places[-1].offset)
+    last = places[-1]
+    try:
+        async with here.writing() as connection:
+            await access.record_place(connection, entry, last.partition, last.offset)
+    except Exception as error:
+        if not is_database_away(error):
+            raise
+        raise unavailable(
+            f'it is in the log (batch "{batch_id}", partition {last.partition}, offset {last.offset}) and need not be'
+            " sent again, but the database cannot be reached at the moment: what became of it is not known yet"
+        ) from error
     return places
 
 

@@ -1,4 +1,4 @@
-"""When a batch is done, and how it ended. Pure; the rules are the design's section 3."""
+"""When a batch is done, and how it ended. Pure; the rules are in docs/lifecycle.md."""
 
 import json
 from functools import lru_cache
@@ -23,7 +23,7 @@ def decide(batch: Batch) -> FinalizedBy | None:
 
 
 def outcome(batch: Batch, finalized_by: FinalizedBy) -> Outcome:
-    """The outcome of a batch that ends now: the first line of the design's table that fits."""
+    """The outcome of a batch that ends now: the first of docs/lifecycle.md, *Outcome*, that fits."""
     if finalized_by == "cancelled":
         return "cancelled"
     if finalized_by == "deadline":

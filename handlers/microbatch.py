@@ -1,4 +1,4 @@
-"""Applies one micro-batch in a transaction passed in: compare-and-set, read, fold, write, outbox (design, section 4).
+"""Applies one micro-batch in a transaction passed in: compare-and-set, read, fold, write, outbox (ARCHITECTURE.md).
 
 Micro-batching is invisible: a slice is folded up to the record that finalizes its batch, written, and what is behind
 that record is folded in a further round, on rows as they were at that record.

@@ -176,7 +176,7 @@ def api() -> None:
 
 @app.command()
 def clock() -> None:
-    """The clock: ends batches at their deadlines."""
+    """The clock: ends batches at their deadlines, computes summaries, raises alerts about time and trims tables."""
     settings = _settings(role="clock")
     from rollcall.processes import run_clock
     from rollcall.reaching import naming

@@ -32,6 +32,7 @@ PREPARE_TIMEOUT_S = 600.0
 """One statement before the pause."""
 WORK_MEM = "256MB"
 """Whole tables are joined; spilled to disk they take several times as long."""
+COMMIT_TIMEOUT_S = 30.0
 LOCK_TIMEOUT_MS = 2_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 30_000
 """Were this process cut off while it holds the locks, the workers would wait for as long."""
@@ -200,14 +201,31 @@ async def _take_over(
             # Before the commit: sent for nothing they change little, lost nobody would send them again. Whoever reads
             # them waits for us.
             await _correct(settings, live, corrections)
-            await connection.execute("COMMIT")
-            pause = time.monotonic() - started
     except TimeoutError:
         raise ReplayError(
             f"taking over took longer than {TAKE_OVER_TIMEOUT_S:g} s, so it was given up; nothing has changed."
             " Try again when less is going on"
         ) from None
-    return Promoted(old, pause, changed, dropped, carried, len(corrections))
+    await _commit(settings, connection, promotion.shadow, old)
+    return Promoted(old, time.monotonic() - started, changed, dropped, carried, len(corrections))
+
+
+async def _commit(settings: Settings, connection: Connection, shadow: str, old: str) -> None:
+    """Outside the time for the rest: what gives no answer to this may have happened."""
+    from rollcall.reaching import failure
+    from rollcall.replaying import ReplayError
+    from store.failures import is_transient
+
+    try:
+        await connection.execute("COMMIT", timeout=COMMIT_TIMEOUT_S)
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        raise ReplayError(
+            f"{failure(error, settings, 'PostgreSQL') or error}; it gave no answer to the COMMIT, so look whether there"
+            f' is a schema "{old}" now: if so, "{shadow}" is "{settings.database_schema}"; if not, nothing has changed,'
+            " and you can try again"
+        ) from error
 
 
 async def _correct(settings: Settings, live: Live, corrections: list[Changed]) -> None:

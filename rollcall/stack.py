@@ -35,7 +35,7 @@ from rollcall.readiness import READY_FILE, announced
 from rollcall.settings import ENV_PREFIX, Settings, load_settings
 from rollcall.supervisor import Role, Supervisor
 from schemas.topics import Topics
-from streams.observing import NoTopicError, group, partitions_of
+from streams.observing import NoTopicError, administering, group, partitions_of
 
 _log = structlog.get_logger(__name__)
 
@@ -248,14 +248,10 @@ async def _until_ready(settings: Settings, workers: int, ready_files: list[Path]
 
 
 async def _until_assigned(settings: Settings, workers: int) -> None:
-    admin = settings.kafka_connection().admin()
-    await admin.start()
-    try:
-        topics = Topics(settings.topic_prefix)
+    topics = Topics(settings.topic_prefix)
+    async with administering(settings.kafka_connection()) as admin:
         while not await all_assigned(admin, topics, workers):  # noqa: ASYNC110 - the broker doesn't tell by itself
             await asyncio.sleep(0.05)
-    finally:
-        await admin.close()
 
 
 async def all_assigned(admin: AIOKafkaAdminClient, topics: Topics, workers: int) -> bool:

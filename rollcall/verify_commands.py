@@ -82,30 +82,31 @@ async def _verify(
     schema = f"{settings.database_schema[:56]}_verify"
     verified, differences = Verified(), []
     try:
-        live = await _begin(settings, connection, schema)
-        await _fold(settings, live, schema, chosen, processes)
-        live = await look(settings, connection)
-        async for difference in _compare(settings, connection, live, schema, chosen, verified):
-            differences.append(difference)
-            if said:
-                print_line(showable(difference.message))
+        await _reserve(settings, connection, schema)
+        try:
+            await _fold(settings, await look(settings, connection), schema, chosen, processes)
+            live = await look(settings, connection)
+            async for difference in _compare(settings, connection, live, schema, chosen, verified):
+                differences.append(difference)
+                if said:
+                    print_line(showable(difference.message))
+        finally:
+            await shadows.drop(connection, schema)
     finally:
-        await shadows.drop(connection, schema)
         await connection.close()
     return differences, verified
 
 
-async def _begin(settings: Settings, connection: Connection, schema: str) -> Live:
+async def _reserve(settings: Settings, connection: Connection, schema: str) -> None:
     """One verification at a time, in a schema of its own; what one that was killed has left goes first."""
     from migrations.version import check
-    from rollcall.replaying import ReplayError, look
+    from rollcall.replaying import ReplayError
     from store import shadows
 
     await check(connection, settings.database_schema)
     if not await shadows.reserve(connection, schema):
         raise ReplayError("another `rollcall verify` is at work here: wait for its end")
     await shadows.drop(connection, schema)
-    return await look(settings, connection)
 
 
 async def _fold(settings: Settings, live: Live, schema: str, chosen: Chosen, processes: int) -> None:

@@ -1,4 +1,4 @@
-"""The messages on ``rollcall.events``, as upstream services publish them (design: "The wire").
+"""The messages on ``rollcall.events``, as upstream services publish them (docs/glossary.md, docs/lifecycle.md).
 
 Each is a ``TypedDict`` validated by pydantic straight from the JSON bytes: half the cost of a model, and
 the hot path reads plain dictionaries. Types are strict (``"2"``, ``true`` and ``1.0`` are no integers), unknown

@@ -1,4 +1,4 @@
-"""The messages Rollcall publishes (design: "Out"). Field order is the order on the wire; values are bounded in size."""
+"""The messages Rollcall publishes. Field order is the order on the wire; values are bounded in size."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,6 +1,7 @@
 """How to reach PostgreSQL: every connection of ours is opened here, with a time-out on every command."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ else:
 
 
 CONNECT_TIMEOUT_S = 10.0
+CLOSE_TIMEOUT_S = 5.0
 COMMAND_TIMEOUT_S = 60.0
 
 # For connections all of whose statements are by key: a plan made while a table was small, or over arrays whose length
@@ -33,6 +35,17 @@ SERVING = {"idle_in_transaction_session_timeout": "10000"}
 
 _DRIVER = "postgresql+asyncpg://"
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+class _Closing(Connection):
+    """A connection that is closed within a time, also where the server has stopped to answer."""
+
+    __slots__ = ()
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Close it; where the server does not take leave in time, it is cut off."""
+        with suppress(TimeoutError):
+            await super().close(timeout=timeout or CLOSE_TIMEOUT_S)
 
 
 async def driver(connection: "AsyncConnection") -> Connection:
@@ -75,6 +88,7 @@ class Database:
         """
         return await asyncpg.connect(
             self.dsn,
+            connection_class=_Closing,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=command_timeout,
             server_settings=self._settings(role, settings),

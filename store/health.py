@@ -23,7 +23,11 @@ SELECT (SELECT count(*) FROM outbox WHERE published_at IS NULL AND refused IS NU
        (SELECT count(*) FROM dead_letters WHERE refused IS NOT NULL AND published_at IS NULL)
 """
 
-_DEAD_LETTERS = "SELECT reason, count(*), max(appended_at) FROM dead_letters GROUP BY reason ORDER BY 2 DESC, 1"
+# Those that nobody has dealt with.
+_DEAD_LETTERS = """
+SELECT reason, count(*), max(appended_at) FROM dead_letters WHERE redriven_at IS NULL AND discarded_at IS NULL
+GROUP BY reason ORDER BY 2 DESC, 1
+"""
 
 _FAILED_SUMMARIES = "SELECT count(*), min(batch_id) FROM summaries WHERE state = 'failed'"
 
@@ -69,7 +73,7 @@ async def leaving(connection: Connection) -> Leaving:
 
 
 async def dead_letters(connection: Connection) -> list[DeadLetterCount]:
-    """All dead letters by reason, the most frequent first."""
+    """Dead letters that were neither redriven nor discarded, by reason, the most frequent first."""
     return [DeadLetterCount(*row) for row in await connection.fetch(_DEAD_LETTERS)]
 
 

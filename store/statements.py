@@ -22,12 +22,10 @@ def column_list(columns: Iterable[str], prefix: str = "") -> str:
     return ", ".join(f"{prefix}{column}" for column in columns)
 
 
-def unnest(table: Table, columns: Sequence[str], alias: str = "v", first: int = 1) -> str:
+def unnest(table: Table, columns: Sequence[str]) -> str:
     """``unnest($1::text[], ...) AS v(a, ...)``: rows of a table from one array parameter a column."""
-    arrays = ", ".join(
-        f"${number}::{_TYPES[type(table.c[column].type)]}[]" for number, column in enumerate(columns, first)
-    )
-    return f"unnest({arrays}) AS {alias}({column_list(columns)})"
+    arrays = ", ".join(f"${number}::{_TYPES[type(table.c[column].type)]}[]" for number, column in enumerate(columns, 1))
+    return f"unnest({arrays}) AS v({column_list(columns)})"
 
 
 def transposed(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:

@@ -60,9 +60,13 @@ async def connect_to_apply(database: Database, role: str) -> Connection:
         **SERVING,
         transaction_timeout=TRANSACTION_TIMEOUT_MS,
     )
-    await check(connection, database.schema)
-    if ended := await copying.end_abandoned(connection):
-        log.warning("ended sessions of workers that were cut off inside a statement", sessions=ended)
+    try:
+        await check(connection, database.schema)
+        if ended := await copying.end_abandoned(connection):
+            log.warning("ended sessions of workers that were cut off inside a statement", sessions=ended)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 

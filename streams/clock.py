@@ -21,7 +21,7 @@ from store.connection import Connection, Database
 from store.deadlines import PassedDeadline
 from store.overdue import Allowed
 from streams.health import health
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
 from streams.leading import Duty, lead
 from streams.retrying import attempts, sleep
 from streams.summarizing import Summarizer
@@ -95,19 +95,16 @@ class Deadlines:
         async for attempt in attempts("telling deadlines failed, beginning anew", stop):
             with attempt:
                 connection = await self._database.connect("clock deadlines", command_timeout=COMMAND_TIMEOUT_S)
-                producer = self._kafka.producer()
                 try:
-                    async with asyncio.timeout(SEND_TIMEOUT_S):
-                        await producer.start()
-                    while not stop.is_set():
-                        health.beat("deadlines")
-                        began = time.monotonic()
-                        await self._tell_all(connection, producer)
-                        await sleep(stop, max(POLL_S, (time.monotonic() - began) / SHARE))
+                    async with started(self._kafka.producer()) as producer:
+                        while not stop.is_set():
+                            health.beat("deadlines")
+                            began = time.monotonic()
+                            await self._tell_all(connection, producer)
+                            await sleep(stop, max(POLL_S, (time.monotonic() - began) / SHARE))
                 finally:
                     health.end("deadlines")
                     connection.terminate()
-                    await _discard(producer)
 
     async def _tell_all(self, connection: Connection, producer: AIOKafkaProducer) -> None:
         now = datetime.now(UTC)
@@ -156,11 +153,3 @@ def _expired(passed: PassedDeadline) -> bytes:
         ensure_ascii=False,
         separators=(",", ":"),
     ).encode()
-
-
-async def _discard(producer: AIOKafkaProducer) -> None:
-    try:
-        async with asyncio.timeout(5.0):
-            await producer.stop()
-    except Exception as error:
-        log.debug("producer did not stop cleanly", error=repr(error))

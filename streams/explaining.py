@@ -91,7 +91,8 @@ class Story:
             did = str(fold.step(self.batch, self._registers, record))
         except Refused as refusal:
             did, why = refusal.reason.value, refusal.message
-        finalized = self.batch.revision != revision
+        # An open batch that is corrected gets another number, and no end.
+        finalized = self.batch.revision != revision and self.batch.outcome is not None
         kind, item_id, said = _about(record)
         return Told(
             record.offset,

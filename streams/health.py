@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from migrations.version import WrongSchemaError, check
 from store.connection import Database
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
 
 LOOP_TIMEOUT_S = 120.0
 """A loop that has not come round for so long is stuck: all it awaits ends earlier, or is tried again with a beat."""
@@ -95,11 +95,8 @@ def broker_check(kafka: KafkaConnection) -> Check:
     """Whether a Kafka broker answers."""
 
     async def passes() -> None:
-        admin = kafka.admin()
-        try:
-            await admin.start()
-        finally:
-            await admin.close()
+        async with started(kafka.admin()):
+            pass
 
     return passes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import structlog
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaConnectionError
 from faststream.kafka import KafkaBroker
@@ -92,6 +92,16 @@ async def started(client: Client) -> AsyncIterator[Client]:
         yield client
     finally:
         await stop(client)
+
+
+async def topic_partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+    """A topic's partitions, for a started consumer that has not heard of the topic yet. Raises KafkaError."""
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            numbers = await consumer._client._wait_on_metadata(topic)
+    except TimeoutError:
+        raise KafkaConnectionError(f"nothing heard of topic {topic} in {START_TIMEOUT_S:g} s") from None
+    return [TopicPartition(topic, number) for number in sorted(numbers)]
 
 
 async def stop(client: Client | KafkaBroker) -> None:

@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from contextlib import suppress
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from streams.health import health
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
 
 LOOK_EVERY_S = 1.0
 LOOK_TIMEOUT_S = 10.0
@@ -48,16 +47,11 @@ class LogEnds:
             health.beat(_LOOP)
             consumer = self._kafka.consumer(enable_auto_commit=False, isolation_level="read_uncommitted")
             try:
-                async with asyncio.timeout(LOOK_TIMEOUT_S):
-                    await consumer.start()
-                await self._look(consumer)
+                async with started(consumer):
+                    await self._look(consumer)
             except (KafkaError, OSError, TimeoutError) as error:
                 log.warning("where the log ends is not known at the moment", error=repr(error))
                 await asyncio.sleep(LOOK_EVERY_S)
-            finally:
-                with suppress(KafkaError, OSError, TimeoutError):
-                    async with asyncio.timeout(LOOK_TIMEOUT_S):
-                        await consumer.stop()
 
     async def _look(self, consumer: AIOKafkaConsumer) -> None:
         while True:

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from aiokafka import TopicPartition
 
-from streams.kafka import KafkaConnection, started
+from streams.kafka import KafkaConnection, started, topic_partitions
 from streams.polling import Polls
 from streams.reading import append_time
 
@@ -25,8 +25,7 @@ async def log_span(kafka: KafkaConnection, topic: str) -> Span:
     """Where a topic's partitions begin and end. Raises KafkaError."""
     consumer = kafka.consumer(isolation_level="read_committed", enable_auto_commit=False)
     async with started(consumer):
-        await consumer._client._wait_on_metadata(topic)
-        tps = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        tps = await topic_partitions(consumer, topic)
         starts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
         return Span(
             {tp.partition: offset for tp, offset in starts.items()},

@@ -1,4 +1,4 @@
-"""The relay: from the outbox to Kafka, once (design, section 4).
+"""The relay: from the outbox to Kafka, once (docs/delivery-guarantees.md, 6).
 
 One leader publishes. Its transactional producer fences any predecessor and settles what that had open; only then
 is what is on the topics compared with the outbox, up to the high watermark, so nothing a predecessor has sent is
@@ -30,7 +30,7 @@ from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
 from streams.health import health
-from streams.kafka import START_TIMEOUT_S, KafkaConnection, started
+from streams.kafka import KafkaConnection, started, topic_partitions
 from streams.kafka import stop as stop_client
 from streams.leading import Duty, lead
 from streams.metrics import relay_metrics
@@ -150,11 +150,7 @@ class Publisher(Generic[Row]):
         """Where the logs end for a read_uncommitted reader: what is open counts too, and must be waited for."""
         consumer = self._kafka.consumer(isolation_level="read_uncommitted", enable_auto_commit=False)
         async with started(consumer):
-            partitions: list[TopicPartition] = []
-            for topic in topics:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    await consumer._client._wait_on_metadata(topic)
-                partitions += [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+            partitions = [tp for topic in topics for tp in await topic_partitions(consumer, topic)]
             offsets: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
             return offsets
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from aiokafka import TopicPartition
-
 from schemas.headers import DLT_OFFSET, DLT_PARTITION, DLT_TOPIC, event_id_of, number_of, revision_of, text_of
 from schemas.topics import Topics
 from streams.fetched import FetchedRecord
-from streams.kafka import KafkaConnection, started
+from streams.kafka import KafkaConnection, started, topic_partitions
 from streams.polling import Polls
 from streams.reading import append_time
 
@@ -42,10 +40,7 @@ class Scan:
             enable_auto_commit=False, isolation_level="read_committed", auto_offset_reset="earliest"
         )
         async with started(consumer):
-            tps = []
-            for name in names:
-                await consumer._client._wait_on_metadata(name)
-                tps += [TopicPartition(name, number) for number in sorted(consumer.partitions_for_topic(name) or ())]
+            tps = [tp for name in names for tp in await topic_partitions(consumer, name)]
             starts, ends = await consumer.beginning_offsets(tps), await consumer.end_offsets(tps)
             self.cut = {tp.topic.removeprefix(topics.prefix) for tp, start in starts.items() if start > 0}
             consumer.assign(tps)

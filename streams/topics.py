@@ -7,7 +7,21 @@ from dataclasses import dataclass
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidConfigurationError,
+    InvalidPartitionsError,
+    InvalidReplicationAssignmentError,
+    InvalidRequestError,
+    InvalidTopicError,
+    KafkaError,
+    LeaderNotAvailableError,
+    PolicyViolationError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    UnsupportedVersionError,
+    for_code,
+)
 
 from schemas.topics import Topics
 from streams.kafka import KafkaConnection, started
@@ -17,11 +31,25 @@ ADMIN_TIMEOUT_S = 90.0
 _OTHER_PARTITIONS = 3
 _DAY_MS = 24 * 3600 * 1000
 
+# Answers that no waiting changes. Not among them: too few brokers for the replication factor, which is what a cluster
+# says while its brokers start, and codes that aiokafka does not know, as that of a quota.
+_REFUSALS = (
+    ClusterAuthorizationFailedError,
+    InvalidConfigurationError,
+    InvalidPartitionsError,
+    InvalidReplicationAssignmentError,
+    InvalidRequestError,
+    InvalidTopicError,
+    PolicyViolationError,
+    TopicAuthorizationFailedError,
+    UnsupportedVersionError,
+)
+
 log = structlog.get_logger(__name__)
 
 
 class UnusableTopicError(Exception):
-    """A topic that exists can't be worked on; the message says why and what to do."""
+    """A topic can't be worked on, or not be created; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +95,6 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
             },
             {
                 "message.timestamp.type": "times of batches are then the producers' clocks, which may be wrong",
-                "cleanup.policy": "",
                 "retention.ms": "records that an outage outlasts are lost, and history can be replayed no further back",
                 "max.message.bytes": "larger records may be neither forwarded nor published as dead letters",
             },
@@ -87,7 +114,8 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
 async def ensure_topics(kafka: KafkaConnection, topics: Topics) -> int:
     """Create missing topics, check the others; returns the partition count of the input topic.
 
-    Raises UnusableTopicError (a compacted input topic) and KafkaError (no broker, no permission).
+    Raises UnusableTopicError (a compacted input topic, one that may not be created) and KafkaError (no broker, or too
+    few of them).
     """
     async with asyncio.timeout(ADMIN_TIMEOUT_S), started(kafka.admin()) as admin:
         existing = set(await admin.list_topics())
@@ -114,10 +142,14 @@ async def _create(admin: AIOKafkaAdminClient, missing: dict[str, TopicSettings])
     ]
     response = await admin.create_topics(new)
     for name, code, *detail in response.topic_errors:
-        error = for_code(code)
-        if code != 0 and error is not TopicAlreadyExistsError:
-            raise UnusableTopicError(f"topic {name} cannot be created: {error.__name__} {detail[0] if detail else ''}")
+        if code not in (0, TopicAlreadyExistsError.errno):
+            raise _not_created(name, for_code(code), detail[0] if detail else None)
         log.info("topic created", topic=name)
+
+
+def _not_created(name: str, error: type[KafkaError], detail: str | None) -> Exception:
+    why = f"topic {name} cannot be created: {detail or error.__name__}"
+    return UnusableTopicError(why) if issubclass(error, _REFUSALS) else error(why)
 
 
 async def _default_replication(admin: AIOKafkaAdminClient) -> int:
@@ -154,7 +186,7 @@ def differences(name: str, setting: TopicSettings, actual: Mapping[str, str]) ->
     """Where a topic is set otherwise than Rollcall would, for the worse."""
     for key, cost in setting.costs.items():
         want, have = setting.configs[key], actual.get(key)
-        if have is not None and cost and not _as_good(name.endswith("events"), key, want, have):
+        if have is not None and not _as_good(name.endswith("events"), key, want, have):
             yield Difference(key, have, want, cost)
 
 
@@ -195,4 +227,4 @@ async def _partition_count(admin: AIOKafkaAdminClient, topic: str) -> int:
             if description["error_code"] == 0 and description["partitions"]:
                 return len(description["partitions"])
         await asyncio.sleep(0.1)
-    raise UnusableTopicError(f"topic {topic} was created but does not become available")
+    raise LeaderNotAvailableError(f"topic {topic} is there, but no broker leads its partitions yet")

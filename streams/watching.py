@@ -16,7 +16,7 @@ from schemas.topics import Topics
 from store import outbox, overdue
 from store.connection import BY_KEY, SERVING, Connection, Database
 from store.overdue import Allowed
-from streams.kafka import KafkaConnection
+from streams.kafka import KafkaConnection, started
 from streams.retrying import attempts, sleep
 
 POLL_S = 5.0
@@ -57,17 +57,14 @@ class Watcher:
                 )
                 consumer = self._kafka.consumer(enable_auto_commit=False, isolation_level="read_uncommitted")
                 try:
-                    async with asyncio.timeout(KAFKA_TIMEOUT_S):
-                        await consumer.start()
-                    while not stop.is_set():
-                        began = time.monotonic()
-                        await self._see_what_is_read(connection, consumer)
-                        await self._raise_alerts(connection)
-                        await sleep(stop, max(self._poll_s, (time.monotonic() - began) / SHARE))
+                    async with started(consumer):
+                        while not stop.is_set():
+                            began = time.monotonic()
+                            await self._see_what_is_read(connection, consumer)
+                            await self._raise_alerts(connection)
+                            await sleep(stop, max(self._poll_s, (time.monotonic() - began) / SHARE))
                 finally:
                     connection.terminate()
-                    async with asyncio.timeout(KAFKA_TIMEOUT_S):
-                        await consumer.stop()
 
     async def _see_what_is_read(self, connection: Connection, consumer: Any) -> None:
         """Move on, per partition, the moment up to which it is read; then note where its log ends now."""

@@ -1,4 +1,4 @@
-"""When a batch is complete, and which outcome it then has: the table of the design, line by line."""
+"""When a batch is complete, and which outcome it then has: docs/lifecycle.md, *Outcome*, line by line."""
 
 from __future__ import annotations
 

@@ -143,6 +143,11 @@ async def test_what_is_wrong_with_positions_and_processes_is_said(settings: Sett
             VALUES ('e', 'finalized', '{}', '{}', 'too large'), ('f', 'finalized', '{}', '{}', NULL);
             INSERT INTO summaries (batch_id, revision, state, requested_at, requested_offset)
             VALUES ('b', 1, 'failed', now(), 0);
+            INSERT INTO dead_letters (topic, partition, record_offset, appended_at, reason, message, headers,
+                                      published_at, redriven_at, discarded_at, discard_reason)
+            VALUES ('t', 0, 1, '2026-01-01Z', 'invalid_json', '', '[]', now(), NULL, NULL, NULL),
+                   ('t', 0, 2, '2026-01-02Z', 'invalid_json', '', '[]', now(), now(), NULL, NULL),
+                   ('t', 0, 3, '2026-01-03Z', 'too_large', '', '[]', now(), NULL, now(), 'of no use');
         """)
 
         wrong = await found(settings, "wrong")
@@ -159,6 +164,7 @@ async def test_what_is_wrong_with_positions_and_processes_is_said(settings: Sett
         assert noted["log"] == "8 of 12 partitions have not been read yet"
         assert noted["outbox"] == "1 events and 0 dead letters wait for the relay"
         assert "`rollcall batch finalize b`" in noted["summaries"]
+        assert noted["dead letters"].startswith("1 invalid_json; the newest of 2026-01-01 00:00:00Z; ")
     finally:
         await producer.abort_transaction()
         await producer.stop()

@@ -1,16 +1,21 @@
-"""Topics: made as the design says, checked where they are there already."""
+"""Topics: made with explicit settings, checked where they are there already."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
 from structlog.testing import capture_logs
 
+from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from streams.kafka import KafkaConnection
+from streams.retrying import may_pass
 from streams.topics import UnusableTopicError, ensure_topics, wanted
 from tests.harness.topics import create_topic
 
@@ -83,6 +88,31 @@ async def test_a_compacted_input_topic_is_refused(settings: Settings, topics: To
     await create_topic(settings.bootstrap_servers, topics.events, configs={"cleanup.policy": policy})
     with pytest.raises(UnusableTopicError, match=f"{topics.events} is compacted.*set cleanup.policy=delete"):
         await ensure_topics(settings.kafka_connection(), topics)
+
+
+class FewBrokers(EmbeddedKafka):
+    """One broker of a cluster that wants each topic on two."""
+
+    def _write_properties(self) -> None:
+        super()._write_properties()
+        with self._properties.open("a") as properties:
+            properties.write("default.replication.factor=2\n")
+
+
+async def test_brokers_that_are_not_there_yet_are_waited_for(topics: Topics, tmp_path: Path) -> None:
+    kafka = FewBrokers(tmp_path / "kafka")
+    await kafka.start()
+    try:
+        with pytest.raises(KafkaError, match=r"cannot be created.*only 1 broker") as raised:
+            await ensure_topics(KafkaConnection(kafka.bootstrap_servers), topics)
+        assert may_pass(raised.value)
+    finally:
+        await kafka.stop()
+
+
+async def test_topics_that_no_waiting_creates_are_refused(settings: Settings) -> None:
+    with pytest.raises(UnusableTopicError, match=r"topic not allowed!events cannot be created: .*invalid"):
+        await ensure_topics(settings.kafka_connection(), Topics("not allowed!"))
 
 
 async def test_what_is_set_otherwise_is_said_with_what_it_costs(settings: Settings, topics: Topics) -> None:

@@ -9,7 +9,10 @@ from store import health, leadership
 from store.connection import Connection
 from store.health import DeadLetterCount, Leaving
 
-_LEADERS = {"relay": "publishes finalized events and dead letters", "clock": "ends batches at their deadlines"}
+_LEADERS = {
+    "relay": "publishes finalized events and dead letters",
+    "clock": "ends batches at their deadlines, computes summaries, raises alerts about time and trims tables",
+}
 
 
 async def schema_check(connection: Connection, schema: str) -> AsyncIterator[Check]:
@@ -74,7 +77,7 @@ def _leaving(found: Leaving) -> Iterator[Check]:
 
 def _dead_letters(found: list[DeadLetterCount]) -> Check:
     if not found:
-        return ok("dead letters", "none")
+        return ok("dead letters", "none is open")
     by_reason = ", ".join(f"{each.records:,} {each.reason}" for each in found)
     newest = max(each.newest for each in found).isoformat(" ", "seconds").replace("+00:00", "Z")
-    return noted("dead letters", f"{by_reason}; the newest of {newest}; `rollcall tail dead-letters` shows them")
+    return noted("dead letters", f"{by_reason}; the newest of {newest}; `rollcall dead-letters list` shows them")

@@ -8,6 +8,7 @@ from streams.topics import ensure_topics
 from tests.faults.proxy import Proxy
 from tests.harness.api import ServedApi, serving
 from tests.harness.stored import StoredRows
+from tests.harness.topics import drain
 from tests.harness.waiting import eventually
 
 READS = ("batches", "batches/b", "batches/b/items", "batches/b/missing", "jobs/j/runs", "audit", "batches/b/events")
@@ -61,6 +62,25 @@ async def test_what_the_broker_did_not_take_can_be_submitted_again_under_its_key
         await api.post("batches", {"total_items": 1}, 503, **key)
     async with serving(migrated) as api:
         assert (await api.post("batches", {"total_items": 1}, 202, **key))["total_items"] == 1
+
+
+async def test_what_is_in_the_log_already_is_said_to_be_where_the_database_goes_away_then(
+    migrated: Settings, rows: StoredRows, unique: str
+) -> None:
+    topics = Topics(migrated.topic_prefix)
+    await ensure_topics(migrated.kafka_connection(), topics)
+    # Writing down where the record is, behind its being sent, costs the API its connection.
+    await rows.connection.execute("""
+        CREATE FUNCTION cut_off() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+        CREATE TRIGGER cut_off AFTER UPDATE ON audit FOR EACH ROW EXECUTE FUNCTION cut_off();
+    """)
+    async with serving(migrated) as api:
+        response = await api.client.post("/api/batches", json={"batch_id": unique, "total_items": 1})
+        assert (response.status_code, int(response.headers["retry-after"]) > 0) == (503, True)
+        [record] = await drain(migrated.bootstrap_servers, topics.events)
+        place = f"partition {record.partition}, offset {record.offset}"
+        assert f'it is in the log (batch "{unique}", {place})' in response.json()["detail"]
 
 
 async def assert_unavailable(api: ServedApi, method: str, path: str) -> None:

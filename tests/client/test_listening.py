@@ -8,16 +8,19 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from rollcall_client import ConfigurationError, FinalizedEvent, Rollcall
+from confluent_kafka.admin import AclOperation, ResourceType  # type: ignore[attr-defined]  # there, but not marked
+from rollcall_client import ConfigurationError, FinalizedEvent, Rollcall, RollcallError
 from rollcall_client.kafka import home_partition
 
 from tests.harness.product import Product
 from tests.harness.servers import Servers
 from tests.harness.topics import create_topic, end_offsets
+from tests.test_doctor import StrictKafka
 
 
 async def finish(rc: Rollcall, name: str, count: int) -> list[str]:
@@ -123,6 +126,32 @@ async def test_waiting_finds_what_was_published_before_without_having_opened_it(
             await other.wait(old, revision=2, timeout=2)
         with pytest.raises(ConfigurationError, match="zone"):
             await other.wait(old, since=datetime.now())
+
+
+async def test_waiting_for_a_summary_in_vain_says_so(rc: Rollcall) -> None:
+    batch = await rc.open()
+    with pytest.raises(TimeoutError, match=f"{batch.batch_id} was not summarized within 0.5 s"):
+        await rc.summary(batch.batch_id, timeout=0.5)
+    with pytest.raises(TimeoutError, match=f"{batch.batch_id} was not finalized as revision 2 within 0.5 s"):
+        await rc.wait(batch.batch_id, revision=2, timeout=0.5)
+
+
+async def test_what_kafka_refuses_while_it_is_read_is_an_error_of_this_package(tmp_path: Path) -> None:
+    kafka = StrictKafka(tmp_path / "kafka")
+    await kafka.start()
+    try:
+        for name in ("events", "finalized"):
+            await create_topic(kafka.bootstrap_servers, f"rollcall.{name}")
+        # It may be seen, but not be read.
+        kafka.grant(ResourceType.TOPIC, "rollcall.finalized", AclOperation.DESCRIBE)
+        async with Rollcall(kafka.bootstrap_servers) as rc:
+            with pytest.raises(RollcallError, match=r"Kafka at .* says: .*TopicAuthorization"):
+                await rc.wait("b", timeout=60)
+            for group in (None, "g"):
+                with pytest.raises(RollcallError, match=r"Kafka at .* says: .*TopicAuthorization"):
+                    await anext(rc.finalized(group=group))
+    finally:
+        await kafka.stop()
 
 
 async def test_waiting_does_not_read_what_is_older_than_the_batch(

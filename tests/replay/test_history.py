@@ -9,6 +9,8 @@ import pytest
 
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from streams.explaining import Story
+from streams.reading import Homes
 from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import running
@@ -82,3 +84,18 @@ async def test_every_record_is_told_with_what_it_did_and_the_batch_as_of_any_of_
     assert (done.exit_code, "holds the offsets 0 to" in done.stderr) == (1, True)
     done = await commands.rollcall(settings, "batch", "explain", "nobody")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+
+
+async def test_a_correction_of_an_open_batch_is_told_as_no_end(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    opened = message({"type": "batch.opened", "batch_id": "b", "total_items": 1})
+    corrected = message({"type": "batch.corrected", "batch_id": "b", "revision": 1})
+    await produce(settings.bootstrap_servers, topics.events, [opened, corrected, result("1", "succeeded")])
+    story = Story(topics, Homes(1), "b")
+    told = [each async for each in story.tell(settings.kafka_connection(), 0, 3)]
+    assert [(each.did, each.revision, each.outcome) for each in told] == [
+        ("accepted", None, None),
+        ("accepted", None, None),
+        ("accepted", 2, "completed"),
+    ]

@@ -113,3 +113,28 @@ async def test_what_was_published_wrongly_goes_out_corrected_where_asked_for(set
     assert said == {"wrong": [(1, "completed"), (2, "completed")], "early": [(2, "completed")]}
     done = await commands.rollcall(settings, "verify", timeout_s=180)
     assert done.exit_code == 0, done.stdout + done.stderr
+
+
+async def test_whoever_gets_no_answer_to_the_commit_is_told_how_to_look(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    shadow = f"{settings.database_schema}_s"
+    async with running(settings, workers=1, relay=False) as product:
+        await produce(settings.bootstrap_servers, topics.events, batch("b"))
+        await product.await_applied(ITEMS + 1)
+        done = await commands.rollcall(settings, "replay", "--into", shadow)
+        assert done.exit_code == 0, done.stderr
+        async with product.connection() as connection:
+            # The server process ends within the COMMIT of the transaction in which the shadow has lost its name.
+            await connection.execute(f"""
+                CREATE FUNCTION "{shadow}".cut_off() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                    IF to_regnamespace('{shadow}') IS NULL THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+                    RETURN NULL;
+                END $$;
+                CREATE CONSTRAINT TRIGGER cut_off AFTER UPDATE ON "{shadow}".positions
+                    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "{shadow}".cut_off();
+            """)
+        done = await commands.rollcall(settings, "promote", shadow, "--yes")
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "no answer to the COMMIT" in done.stderr
+        assert f'"{settings.database_schema}_until_' in done.stderr

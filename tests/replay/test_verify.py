@@ -9,6 +9,7 @@ import pytest
 
 from rollcall.settings import Settings
 from schemas.topics import Topics, home_partition
+from store import shadows
 from store.connection import Connection
 from tests.harness import commands
 from tests.harness.histories import Message
@@ -102,6 +103,16 @@ async def test_nothing_is_found_where_nothing_is_wrong_and_of_changes_by_hand_ea
     done = await commands.rollcall(settings, "verify", "--since", "2020-01-01T00:00:00Z", timeout_s=180)
     assert done.exit_code == 1
     assert len([line for line in done.stdout.splitlines() if "by-hand" in line]) == len(expected) - 2
+
+
+async def test_a_second_verification_leaves_the_first_ones_schema_alone(settings: Settings) -> None:
+    async with running(settings, workers=0, relay=False) as product, product.connection() as first:
+        schema = f"{settings.database_schema}_verify"
+        assert await shadows.reserve(first, schema)
+        await shadows.create(first, schema, shadows.Shadow(settings.database_schema))
+        done = await commands.rollcall(settings, "verify")
+        assert (done.exit_code, "another `rollcall verify`" in done.stderr) == (1, True), done.stderr
+        assert await shadows.find(first, schema) is not None
 
 
 async def caught_up(product: Product) -> None:

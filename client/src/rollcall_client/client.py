@@ -267,7 +267,8 @@ class Rollcall:
             event = listening.event_of(record)
             return event if event is not None and event.revision >= revision else None
 
-        return await self._wait(batch_id, "finalized", read, since=since, timeout_s=timeout)
+        missed = _missed("finalized", revision)
+        return await self._wait(batch_id, "finalized", read, since=since, missed=missed, timeout_s=timeout)
 
     async def summary(self, batch_id: str, *, revision: int = 1, timeout: float | None = None) -> Mapping[str, Any]:
         """The latest summary of a finalized batch, as on ``rollcall.summaries``; ``revision`` is the least wanted.
@@ -282,7 +283,8 @@ class Rollcall:
             except (ValueError, TypeError, KeyError):
                 return None  # somebody else's message
 
-        return await self._wait(batch_id, "summaries", read, since=None, timeout_s=timeout)
+        missed = _missed("summarized", revision)
+        return await self._wait(batch_id, "summaries", read, since=None, missed=missed, timeout_s=timeout)
 
     async def _wait(
         self,
@@ -291,6 +293,7 @@ class Rollcall:
         read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
         *,
         since: datetime | None,
+        missed: str,
         timeout_s: float | None,
     ) -> T:
         messages.check_batch_id(batch_id)
@@ -303,7 +306,9 @@ class Rollcall:
             return since if since is not None else await self._since(batch_id)
 
         name = self._kafka.topic(topic)
-        return await listening.wait_for(self._kafka, name, batch_id, read=read, since=begin, timeout_s=timeout_s)
+        return await listening.wait_for(
+            self._kafka, name, batch_id, read=read, since=begin, missed=missed, timeout_s=timeout_s
+        )
 
     async def _since(self, batch_id: str) -> Since:
         """Not later than when the batch's event was, or will be, published."""
@@ -321,6 +326,10 @@ class Rollcall:
         if found is None:
             return NOT_YET
         return time_of(found.get("opened_at") or found.get("first_result_at"))
+
+
+def _missed(what: str, revision: int) -> str:
+    return f"was not {what}" if revision == 1 else f"was not {what} as revision {revision}"
 
 
 def fresh_id(name: str | None) -> str:

@@ -84,6 +84,8 @@ async def records(
             if group is not None:
                 await _commit(consumer, ended)
                 committed_at = time.monotonic()
+    except KafkaError as error:
+        raise _says(kafka, error) from error
     finally:
         if group is not None:
             await _commit(consumer, ended)
@@ -110,12 +112,14 @@ async def wait_for(
     *,
     read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
     since: Callable[[], Awaitable[Since]],
+    missed: str,
     timeout_s: float | None,
 ) -> T:
     """The latest of what ``read`` gives for a batch's records of a topic, published before or not.
 
     Reads one partition, the batch's home among those of the topic, from what ``since`` gives on, by Kafka's clock. It
-    is asked once the end of the partition is known. Raises TimeoutError.
+    is asked once the end of the partition is known. Raises RollcallError, and TimeoutError, which says what the batch
+    ``missed`` ("was not finalized").
     """
     consumer = kafka.consumer(auto_offset_reset="earliest")
     try:
@@ -133,7 +137,9 @@ async def wait_for(
                 consumer.seek(home, end)
             return await _latest(consumer, home, end, batch_id.encode(), read)
     except TimeoutError:
-        raise TimeoutError(f"batch {batch_id} was not finalized within {timeout_s:g} s") from None
+        raise TimeoutError(f"batch {batch_id} {missed} within {timeout_s:g} s") from None
+    except KafkaError as error:
+        raise _says(kafka, error) from error
     finally:
         await _stopped(consumer)
 
@@ -183,6 +189,10 @@ async def _begin_group(kafka: Kafka, topic: str, group: str, start: Start) -> No
                 await consumer.commit({each: await consumer.position(each) for each in fresh})
     except CommitFailedError:
         pass  # others listen in this group already, and began it
+    except KafkaError as error:
+        raise _says(kafka, error) from error
+    except TimeoutError:
+        raise RollcallError(f"Kafka at {kafka.bootstrap_servers} does not answer within {STARTING_S:g} s") from None
     finally:
         await _stopped(consumer)
 
@@ -230,6 +240,10 @@ async def _started(kafka: Kafka, consumer: AIOKafkaConsumer) -> None:
         await asyncio.wait_for(consumer.start(), STARTING_S)
     except (KafkaError, OSError, TimeoutError) as error:
         raise RollcallError(f"Kafka at {kafka.bootstrap_servers} does not answer: {error}") from error
+
+
+def _says(kafka: Kafka, error: KafkaError) -> RollcallError:
+    return RollcallError(f"Kafka at {kafka.bootstrap_servers} says: {error}")
 
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mappi
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, overload
+from typing import Any, overload
 
 from rollcall_client.errors import ConfigurationError, RollcallError
 from rollcall_client.jobs.rates import Rate, Retry, time_bucket
@@ -93,8 +93,6 @@ class Job:
 
     # What follows is fixed.
 
-    reference: ClassVar[str | None] = None
-
     @property
     def is_async(self) -> bool:
         """Whether ``handle`` is a coroutine function."""
@@ -147,9 +145,7 @@ class FunctionJob(Job):
         return load_job, (f"{self.function.__module__}:{self.function.__qualname__}",)
 
 
-_SETTINGS = frozenset(
-    {*(name for name in Job.__annotations__ if name != "reference"), "item_id", "items", "items_for", "begin", "end"}
-)
+_SETTINGS = frozenset({*Job.__annotations__, "item_id", "items", "items_for", "begin", "end"})
 
 
 @overload
