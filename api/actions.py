@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from api.access import OPERATOR, Caller, Operator
 from api.batches import known
 from api.context import Context, Here
-from api.idempotency import Answer, IdempotencyKey, new_id, once
+from api.idempotency import Answer, IdempotencyKey, Try, once
 from api.models import Batch, RequestBody, Text
 from api.presenting import shown
 from api.problems import documented, invalid
@@ -162,9 +162,9 @@ async def retry(
         raise invalid("error", "give either error, status or item_ids")
     async with here.reading() as connection:
         found = await known(connection, here, batch_id)
-    new_batch_id = body.batch_id or new_id(caller, idempotency_key, f"{batch_id[:150]}-retry-")
 
-    async def act(again: bool) -> Answer:
+    async def act(this: Try) -> Answer:
+        new_batch_id = body.batch_id or this.new_id(f"{batch_id[:150]}-retry-")
         statuses = [] if body.item_ids or body.error else body.status
         ids = body.item_ids or await commanding.items_to_retry(
             here.reading, batch_id, statuses=statuses, error=body.error
@@ -173,7 +173,7 @@ async def retry(
             found, ids, batch_id=new_batch_id, statuses=statuses, error=body.error, deadline_at=body.deadline_at
         )
         check_item_count(here, len(ids), "item_ids")
-        if not again:
+        if not this.again:
             async with here.reading() as connection:
                 await commanding.check_free(connection, here.topics, new_batch_id)
         done = await applied(here, await _sent(here, caller, "retry", command))

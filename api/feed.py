@@ -185,7 +185,6 @@ class Feed:
         self, connection: AsyncConnection, newcomer: Listener, now: Mapping[str, BatchStatus], end: Cursor
     ) -> None:
         """What a newcomer missed, then the present state of what it watches."""
-        newcomer.greeted = True
         if newcomer.since is not None:
             decided = await self._missed(connection, newcomer.since, end, newcomer.wanted)
             if decided is None:
@@ -196,6 +195,7 @@ class Feed:
             if newcomer.wants(found.batch_id):
                 newcomer.put(self._batch_event("batch", found, end))
         newcomer.put(_event("ready", "{}", end))
+        newcomer.greeted = True  # behind all that may fail: the next look begins anew with it
 
     async def _missed(
         self, connection: AsyncConnection, since: Cursor, end: Cursor, wanted: frozenset[str] | None

@@ -41,10 +41,16 @@ class Answer:
         return JSONResponse(self.body, self.status, headers={"Location": self.location} if self.location else None)
 
 
-def new_id(caller: Caller, key: str | None, prefix: str = "") -> str:
-    """An id for what is created: any, or always the same under the same key."""
-    name = f"{caller.key_id or caller.name}\n{key}"
-    return prefix + str(uuid.uuid4() if key is None else uuid.uuid5(uuid.NAMESPACE_OID, name))
+@dataclass(frozen=True)
+class Try:
+    """One try of a request; ``again``: another has begun before. While a key is known, all under it have one seed."""
+
+    again: bool
+    seed: str | None
+
+    def new_id(self, prefix: str = "") -> str:
+        """An id for what is created: any, or the same in every try under a key."""
+        return prefix + str(uuid.uuid4() if self.seed is None else uuid.uuid5(uuid.NAMESPACE_OID, self.seed))
 
 
 async def once(
@@ -52,16 +58,16 @@ async def once(
     caller: Caller,
     key: str | None,
     request: object,
-    act: Callable[[bool], Awaitable[Answer]],
+    act: Callable[[Try], Awaitable[Answer]],
 ) -> Answer:
-    """The answer to a request (route and body, as JSON); ``act`` makes it, and is given whether one has begun before.
+    """The answer to a request (route and body, as JSON), which ``act`` makes.
 
     An answer is kept once it is there. What failed before anything was sent is forgotten; what failed behind that is
     left to the next attempt, which has to be harmless. Raises 409 while another one is at it, and 422 where the key was
     used for another request.
     """
     if key is None:
-        return await act(False)
+        return await act(Try(again=False, seed=None))
     owner = caller.key_id or caller.name
     digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).digest()
     async with here.writing() as connection:
@@ -73,7 +79,9 @@ async def once(
     if claim.status is not None:
         return Answer(claim.status, claim.body, claim.location)
     try:
-        answer = await act(claim.before)
+        # Used anew after its day, a key is another one: what it made then must not be taken for what it is to make now.
+        seed = f"{owner}\n{key}\n{claim.since.isoformat()}"
+        answer = await act(Try(claim.before, seed))
     except BaseException as error:
         refused = isinstance(error, NotPossibleError) or (isinstance(error, Problem) and error.status < 500)
         async with here.writing() as connection:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from api.access import Operator, Viewer
 from api.batches import Limit
 from api.context import Here
-from api.idempotency import Answer, IdempotencyKey, new_id, once
+from api.idempotency import Answer, IdempotencyKey, Try, once
 from api.models import RequestBody, Text
 from api.problems import Problem, documented, invalid
 from handlers.finalization import rfc3339
@@ -82,9 +82,9 @@ async def request_run(
     """Ask for a run of a job: `job.run_requested` goes out on the requests topic."""
     params = body.params if body else {}
     _check_params(params)
-    run_id = new_id(caller, idempotency_key)
 
-    async def act(_: bool) -> Answer:
+    async def act(this: Try) -> Answer:
+        run_id = this.new_id()
         event = JobRunRequested(job=name, params=params, run_id=run_id)
         event_id = f"{EVENT}/{run_id}"
         headers = cloud_event(

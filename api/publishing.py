@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse
 
 from api.access import OPERATOR, Operator
 from api.context import Here
-from api.idempotency import Answer, IdempotencyKey, new_id, once
+from api.idempotency import Answer, IdempotencyKey, Try, once
 from api.models import RequestBody
 from api.problems import Problem, documented, invalid
 from api.submitting import applied, check_item_count, checked, may_exist, submit
@@ -127,7 +127,6 @@ async def open_batch(
     """Open a batch."""
     fields = body.given()
     ids = fields.pop("item_ids", None)
-    batch_id = fields.get("batch_id") or new_id(caller, idempotency_key)
     total = body.total_items if ids is None else len(ids)
     if ids is not None and body.total_items is not None:
         raise invalid("item_ids", "give either total_items or item_ids, not both")
@@ -135,13 +134,14 @@ async def open_batch(
         raise invalid("sealed", "a batch can be sealed only with total_items or item_ids")
     check_distinct(ids or [])
     check_item_count(here, total or 0, "total_items" if ids is None else "item_ids")
-    opened = {"type": "batch.opened", **fields, "batch_id": batch_id}
-    events = [checked(event) for event in opening(opened, ids)]
 
-    async def act(again: bool) -> Answer:
+    async def act(this: Try) -> Answer:
+        batch_id = fields.get("batch_id") or this.new_id()
+        opened = {"type": "batch.opened", **fields, "batch_id": batch_id}
+        events = [checked(event) for event in opening(opened, ids)]
         async with here.reading() as connection:
             known = await reads.batch(connection, here.topics.events, batch_id)
-        if known is not None and (known.opened_at is not None or known.outcome is not None) and not again:
+        if known is not None and (known.opened_at is not None or known.outcome is not None) and not this.again:
             raise Problem(409, f'there is a batch "{batch_id}" already')
         places = await submit(here, caller, "open", batch_id, total, events, traceparent)
         status = 201 if await applied(here, places) else 202

@@ -49,12 +49,14 @@ class AuditEntry:
 class Claim:
     """What is known of a request under an Idempotency-Key; ``status`` is None where it has no answer yet.
 
-    ``mine``: it is for this caller to work on. ``before``: somebody has begun and not ended.
+    ``mine``: it is for this caller to work on. ``before``: somebody has begun and not ended. ``since``: when the key
+    was first used.
     """
 
     mine: bool
     before: bool
     same_request: bool
+    since: datetime
     status: int | None
     location: str | None
     body: Any
@@ -178,19 +180,19 @@ async def claim(connection: AsyncConnection, caller: str, key: str, request_hash
             where=(known.status.is_(None)) & abandoned & (known.request_hash == request_hash),
         )
         # A row that was there before has an old version.
-        .returning(literal_column("old.caller IS NOT NULL"))
+        .returning(literal_column("old.caller IS NOT NULL"), known.created_at)
     )
     row = claimed.one_or_none()
     if row is not None:
-        return Claim(True, bool(row[0]), True, None, None, None)
+        return Claim(True, bool(row[0]), True, row.created_at, None, None, None)
     found = await connection.execute(
-        select(known.request_hash, known.status, known.location, known.body).where(
+        select(known.request_hash, known.created_at, known.status, known.location, known.body).where(
             known.caller == caller, known.key == key
         )
     )
     known_as = found.one()
     same = known_as.request_hash == request_hash
-    return Claim(False, True, same, known_as.status, known_as.location, known_as.body)
+    return Claim(False, True, same, known_as.created_at, known_as.status, known_as.location, known_as.body)
 
 
 async def keep_answer(

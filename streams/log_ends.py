@@ -57,7 +57,9 @@ class LogEnds:
         while True:
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 ends = await consumer.end_offsets(self._partitions)
-            self._ends = {partition.partition: end for partition, end in ends.items()}
+            # What has been sent meanwhile may lie behind what was seen.
+            for tp, end in ends.items():
+                self.reaches(tp.partition, end)
             self._seen_at = time.monotonic()
             health.beat(_LOOP)
             await asyncio.sleep(LOOK_EVERY_S)

@@ -245,6 +245,26 @@ async def test_all_that_failed_with_one_error_can_be_retried_however_it_is_worde
     assert response.status_code == 422
 
 
+async def test_a_key_used_again_after_its_day_asks_for_another_run(
+    live: ServedApi, product: Product, unique: str
+) -> None:
+    key = {"Idempotency-Key": f"nightly {unique}"}
+    first = await live.post(f"jobs/{unique}/runs", None, 202, **key)
+    connection = await product.settings.database().connect("test")
+    await connection.execute(
+        "UPDATE idempotency_keys SET created_at = created_at - interval '25 hours' WHERE key = $1",
+        key["Idempotency-Key"],
+    )
+    second = await live.post(f"jobs/{unique}/runs", None, 202, **key)
+    assert second["run_id"] != first["run_id"]
+    assert await live.post(f"jobs/{unique}/runs", None, 202, **key) == second
+    asked = await connection.fetch(
+        "SELECT value FROM outbox WHERE channel = 'requests' AND value LIKE $1", f"%{unique}%"
+    )
+    assert {json.loads(row["value"])["run_id"] for row in asked} == {first["run_id"], second["run_id"]}
+    await connection.close()
+
+
 async def test_a_run_of_a_job_is_asked_for_once_and_its_runs_are_listed(
     live: ServedApi, product: Product, unique: str
 ) -> None:
