@@ -13,6 +13,11 @@ from store.connection import Database
 # One migration at a time on a database, whoever starts it: transaction-scoped, so it goes with the connection.
 _MIGRATION_LOCK = 0x726F6C6C63616C6C  # "rollcall"
 
+STATEMENT_TIMEOUT_S = 6 * 3600.0
+"""An index on a large table takes its time."""
+LOCK_TIMEOUT = "10s"
+"""Whoever comes behind a statement that waits for its lock waits as well: workers give up after 30 s."""
+
 
 def config() -> Config:
     """Alembic's configuration; it lives in code, since it is one line."""
@@ -24,9 +29,10 @@ def config() -> Config:
 async def migrate(url: str, schema: str) -> None:
     """Create the schema where it is missing and migrate it to the newest version; harmless when repeated.
 
-    Raises WrongSchemaError (PostgreSQL too old), OSError, TimeoutError or asyncpg.PostgresError.
+    Raises WrongSchemaError (PostgreSQL too old), OSError, TimeoutError or asyncpg.PostgresError; nothing has changed
+    then.
     """
-    engine = Database(url, schema).engine("migrate")
+    engine = Database(url, schema).engine("migrate", command_timeout=STATEMENT_TIMEOUT_S)
     try:
         async with engine.connect() as connection:
             number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())
@@ -34,6 +40,7 @@ async def migrate(url: str, schema: str) -> None:
             check_server_version(number)
             async with connection.begin():
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+                await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
                 await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
                 await connection.run_sync(_upgrade)
     finally:

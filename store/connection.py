@@ -94,7 +94,7 @@ class Database:
             server_settings=self._settings(role, settings),
         )
 
-    def engine(self, role: str, connections: int = 4) -> "AsyncEngine":
+    def engine(self, role: str, connections: int = 4, *, command_timeout: float = COMMAND_TIMEOUT_S) -> "AsyncEngine":
         """A SQLAlchemy engine over the same connections, for migrations and composed reads.
 
         At most so many, and kept: one above the pool's size would be opened anew for each use.
@@ -102,7 +102,7 @@ class Database:
         from sqlalchemy.ext.asyncio import create_async_engine  # workers do without
 
         async def creator() -> Any:
-            return await self.connect(role)
+            return await self.connect(role, command_timeout=command_timeout)
 
         return create_async_engine(
             "postgresql+asyncpg://", async_creator=creator, pool_size=connections, max_overflow=0

@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from migrations.run import config, migrate
 from migrations.version import MINIMUM_SERVER_VERSION, SCHEMA_VERSION, WrongSchemaError, check, check_server_version
@@ -103,18 +104,39 @@ async def test_the_codes_version_is_alembics_head_and_versions_are_ordered() -> 
     assert revisions == sorted(revisions, reverse=True)
 
 
-async def test_downgrading_to_the_beginning_leaves_nothing(database: Database) -> None:
-    await migrate(database.url, database.schema)
-
-    def downgrade(connection: SyncConnection) -> None:
+async def downgrade(database: Database, to: str) -> None:
+    def run(connection: SyncConnection) -> None:
         configuration = config()
         configuration.attributes["connection"] = connection
-        command.downgrade(configuration, "base")
+        command.downgrade(configuration, to)
 
     engine = database.engine("test")
-    async with engine.begin() as downgrading:
-        await downgrading.run_sync(downgrade)
+    async with engine.begin() as connection:
+        await connection.run_sync(run)
     await engine.dispose()
+
+
+async def test_a_migration_that_has_to_wait_for_a_table_gives_up_before_the_workers_behind_it_do(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("migrations.run.LOCK_TIMEOUT", "200ms")
+    await migrate(database.url, database.schema)
+    await downgrade(database, "-2")
+    reader = await database.connect("test")
+    try:
+        async with reader.transaction():
+            await reader.fetch("SELECT FROM batches")
+            with pytest.raises(DBAPIError, match="lock timeout"):
+                await migrate(database.url, database.schema)
+        await migrate(database.url, database.schema)
+        await check(reader, database.schema)
+    finally:
+        await reader.close()
+
+
+async def test_downgrading_to_the_beginning_leaves_nothing(database: Database) -> None:
+    await migrate(database.url, database.schema)
+    await downgrade(database, "base")
     connection = await database.connect("test")
     try:
         left = await connection.fetch(
