@@ -73,11 +73,11 @@ def headers_from(text: str) -> dict[str, str]:
 
 
 def text_of(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
-    """The last value of a header as ASCII text; None where it is absent or is no ASCII text."""
+    """The last value of a header as ASCII text; None where it is absent or is no text that PostgreSQL takes."""
     found: str | None = None
     for key, value in headers:
         if key == name and value is not None:
-            found = value.decode("ascii") if value.isascii() else None
+            found = value.decode("ascii") if value.isascii() and b"\0" not in value else None
     return found
 
 
@@ -91,16 +91,20 @@ def forwarded_from(headers: Iterable[tuple[str, bytes]], log: str) -> tuple[int,
     """(partition, offset) at which a record of this log was first read; None where it is no forward of it."""
     if (text_of(headers, FORWARDED_LOG) or "") != log:
         return None
-    partition, offset = number_of(headers, FORWARDED_PARTITION), number_of(headers, FORWARDED_OFFSET)
-    return None if partition is None or offset is None else (partition, offset)
+    return _place(headers, FORWARDED_PARTITION, FORWARDED_OFFSET)
 
 
 def redriven_from(headers: Iterable[tuple[str, bytes]], log: str) -> tuple[int, int] | None:
     """(partition, offset) at which a redriven record of this log was first read; None where it is none of it."""
     if text_of(headers, REDRIVEN_LOG) != log:
         return None
-    partition, offset = number_of(headers, REDRIVEN_PARTITION), number_of(headers, REDRIVEN_OFFSET)
-    return None if partition is None or offset is None else (partition, offset)
+    return _place(headers, REDRIVEN_PARTITION, REDRIVEN_OFFSET)
+
+
+def _place(headers: Iterable[tuple[str, bytes]], of_partition: str, of_offset: str) -> tuple[int, int] | None:
+    """The place these headers name; None where it is none that there can be."""
+    partition, offset = number_of(headers, of_partition), number_of(headers, of_offset)
+    return None if partition is None or partition > MAX_INT or offset is None else (partition, offset)
 
 
 def number_of(headers: Iterable[tuple[str, bytes]], name: str) -> int | None:

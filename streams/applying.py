@@ -1,7 +1,8 @@
 """Applies readings in transactions of their own: what workers do with the live log, and a replay with all of it."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import asyncpg
@@ -115,15 +116,19 @@ async def _set_unstorable_aside(connection: Connection, reading: Reading, error:
 
 @asynccontextmanager
 async def transaction(connection: Connection) -> AsyncIterator[None]:
-    """A transaction. Where a command times out the connection is dropped: a ROLLBACK would wait as long again."""
+    """A transaction. Raises what ends it, whatever becomes of the ROLLBACK.
+
+    After a time-out or a cancellation the connection is dropped: a ROLLBACK would wait, as long again.
+    """
     begun = connection.transaction()
     await begun.start()
     try:
         yield
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError):
         connection.terminate()
         raise
     except BaseException:
-        await begun.rollback()
+        with suppress(Exception):
+            await begun.rollback()
         raise
     await begun.commit()

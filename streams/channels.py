@@ -9,7 +9,7 @@ from sqlalchemy import Table
 from typing_extensions import override
 
 from handlers.alerts import alert_event
-from schemas.events import MAX_INT
+from schemas.events import MAX_ID_CHARS, MAX_INT
 from schemas.headers import (
     DLT_MESSAGE,
     DLT_OFFSET,
@@ -153,7 +153,7 @@ class Events(Channel[OutboxRow]):
                 events[identity] = PublishedEvent(
                     identity,
                     record.topic.removeprefix(self.topics.prefix),
-                    _utf8(record.headers, "ce_subject"),
+                    _subject(record.headers),
                     revision_of(identity) if record.topic == self.topics.finalized else None,
                     append_time(record.timestamp),
                     record.partition,
@@ -255,6 +255,12 @@ def _found_dead_letter(record: FetchedRecord) -> DeadLetterRow | None:
         record.value,
         encoded_headers(original),
     )
+
+
+def _subject(headers: Iterable[tuple[str, bytes]]) -> str | None:
+    """An event's batch; None where it is too long to be one."""
+    found = _utf8(headers, "ce_subject")
+    return None if found is None or len(found) > MAX_ID_CHARS else found
 
 
 def _utf8(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:

@@ -26,6 +26,7 @@ from streams.kafka import REQUEST_TIMEOUT_MS, KafkaConnection
 from streams.kafka import stop as stop_client
 from streams.metrics import worker_metrics
 from streams.reading import Homes, Reading, Records, new_reading, take
+from streams.retrying import end
 
 MAX_CHUNK_BYTES = 4 * 1024 * 1024
 """A poll is cut into micro-batches of about this many bytes of keys and values: it bounds a worker's memory."""
@@ -142,9 +143,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         finally:
             self._stopping = True
             health.end("read")
-            for task in (starting, stopped, flushing, covering):
-                task.cancel()
-            await asyncio.gather(starting, flushing, covering, return_exceptions=True)
+            await end(starting, stopped, flushing, covering)
             await stop_client(self._broker)
 
     async def check_assigned(self) -> None:

@@ -13,12 +13,11 @@ from store import leadership
 from store.connection import Connection, Database
 from streams.health import health
 from streams.metrics import LEADING
-from streams.retrying import attempts, may_pass, sleep
+from streams.retrying import attempts, end, may_pass, sleep
 
 LOCK_POLL_S = 0.5
 HEARTBEAT_S = 2.0
 HEARTBEAT_TIMEOUT_S = 5.0
-CANCEL_AGAIN_S = 1.0
 # A leader that does not even send heartbeats (stopped, cut off) loses its lock with its session.
 IDLE_SESSION_TIMEOUT_MS = "15000"
 
@@ -67,14 +66,8 @@ async def _work_while_leading(leader: Connection, duties: Iterable[Duty], stop: 
             if task.done():
                 task.result()
     finally:
-        tasks = (*workers, heartbeat, stopped)
-        # A cancellation may be lost in a library that takes it for one of its own. A duty that goes on would be waited
-        # for here for ever, and nobody would take up the others.
-        while left := [task for task in tasks if not task.done()]:
-            for task in left:
-                task.cancel()
-            await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # A duty that goes on would be waited for here for ever, and nobody would take up the others.
+        await end(*workers, heartbeat, stopped)
 
 
 @asynccontextmanager

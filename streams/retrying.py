@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -11,6 +12,8 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from store.failures import is_transient
 from streams.metrics import RETRIES
+
+CANCEL_AGAIN_S = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +45,15 @@ def attempts(failed: str, stop: asyncio.Event, before_next: Callable[[], None] =
         before_sleep=report,
         reraise=True,
     )
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until all have ended: a library may take a cancellation for one of its own, and lose it."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def sleep(stop: asyncio.Event, seconds: float) -> None:

@@ -17,14 +17,15 @@ from confluent_kafka import Producer
 
 from migrations.run import migrate
 from rollcall.settings import Settings
-from schemas.headers import FORWARDED_OFFSET, FORWARDED_PARTITION
+from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION
 from schemas.topics import Topics, home_partition
 from store import positions
 from streams.anchoring import LogChangedError
 from streams.intake import Intake
 from streams.reading import Homes
-from streams.topics import ensure_topics
+from streams.topics import ensure_topics, log_identity
 from tests.harness.histories import Message
+from tests.harness.tables import table_rows
 from tests.harness.topics import create_topic, end_offsets, produce
 from tests.harness.waiting import eventually
 
@@ -243,6 +244,21 @@ async def test_headers_that_only_look_like_a_forwards_stop_nothing(settings: Set
     async with working(settings) as worker:
         await produce(settings.bootstrap_servers, worker.topics.events, messages)
         await worker.counted({"b": len(odd)})
+
+
+async def test_a_broken_record_that_claims_to_have_lain_nowhere_stops_nothing(settings: Settings) -> None:
+    async with working(settings) as worker:
+        log_id = (await log_identity(settings.kafka_connection(), worker.topics)).encode()
+        for partition, offset, log in (
+            ("rollcall_redriven_partition", "rollcall_redriven_offset", "rollcall_redriven_log"),
+            (FORWARDED_PARTITION, FORWARDED_OFFSET, FORWARDED_LOG),
+        ):
+            headers = ((partition, b"99999999999"), (offset, b"1"), (log, log_id))
+            await produce(settings.bootstrap_servers, worker.topics.events, [Message(b"b", b"no JSON", "b", headers)])
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 3))
+        await worker.counted({"b": 3})
+    letters = await table_rows(settings, "dead_letters")
+    assert [row["reason"] for row in letters] == ["invalid_json"] * 2
 
 
 async def test_a_trailing_transaction_marker_leaves_no_lag_to_be_seen(settings: Settings) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import asyncpg
 import pytest
+from asyncpg.exceptions import InterfaceError
 
 from migrations.run import migrate
 from rollcall.settings import Settings
@@ -19,7 +20,7 @@ from store.connection import BY_KEY, Connection
 from store.failures import is_transient
 from store.positions import LostRaceError
 from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position
-from streams.applying import connect_to_apply
+from streams.applying import connect_to_apply, transaction
 from streams.decoding import parse_time
 from tests.harness.waiting import eventually
 
@@ -323,6 +324,15 @@ async def test_a_worker_cut_off_in_the_midst_of_a_copy_loses_its_locks_to_the_ne
     copy.cancel()
     await asyncio.gather(copy, return_exceptions=True)
     young.terminate()
+
+
+async def test_what_ends_a_transaction_is_raised_whatever_becomes_of_its_rollback(connection: Connection) -> None:
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+        async with transaction(connection):
+            connection.terminate()  # as a COPY does that is cancelled
+            raise ZeroDivisionError
+    with pytest.raises(InterfaceError, match="closed"):
+        await connection.execute("SELECT 1")
 
 
 async def test_copying_a_batch_that_is_there_already_fails(connection: Connection) -> None:
