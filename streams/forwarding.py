@@ -8,7 +8,6 @@ worker begins at the stored position, before which everything was acknowledged.
 
 import asyncio
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -58,10 +57,11 @@ class Forwarder:
         self._unreported = 0
         self._reported_at = float("-inf")
 
-    async def send(self, forwards: Iterable[Forward]) -> list[Forward]:
+    async def send(self, forwards: list[Forward]) -> list[Forward]:
         """Send all of them; returns when the broker has acknowledged each, with those it refused as too large.
 
-        Raises KafkaError or TimeoutError: then some may be in the log; sending all again is harmless.
+        Raises KafkaError or TimeoutError: then ``forwards`` are those left, of which some may be in the log; sending
+        them again is harmless.
         """
         ordered = sorted(forwards, key=attrgetter("home"))
         if not ordered:
@@ -74,6 +74,8 @@ class Forwarder:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     acknowledged = await asyncio.gather(*(self._send_queue(producer, queue) for queue in waiting))
             except BaseException:
+                # A slow broker may not take all of them in time, however often it is tried.
+                forwards[:] = [forward for queue in queues for forward in (*queue.refused, *queue.forwards)]
                 # What it still holds must not arrive behind what is sent again: a new producer, a new sequence.
                 await self.close()
                 raise

@@ -40,6 +40,10 @@ from streams.tracing import span
 READ_BACK_RECORDS = 1_000
 ROUND_BYTES = 4 * 1024 * 1024
 """A round of about so many bytes of values, whatever its rows are: it bounds the relay's memory."""
+LEAST_SHARE = 1 / 1024
+"""Of a round's rows and bytes, after time-outs: that is one row."""
+GROWTH = 1.125
+"""Of that share, with each round that the broker takes."""
 SINGLY = 20
 TRANSACTION_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 15.0
@@ -73,6 +77,7 @@ class Publisher(Generic[Row]):
         self._database = database
         self._channel = channel
         self._singly = 0
+        self._share = 1.0
         self._loop = f"publish {channel.name}"
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -180,8 +185,9 @@ class Publisher(Generic[Row]):
     async def _publish_round(self, connection: Connection, producer: AIOKafkaProducer) -> int:
         """Step (c): publish what is next in one transaction and mark it; returns how many rows that were."""
         started = time.perf_counter()
+        at_once = SINGLY if self._singly else self._channel.round_rows
         rows = await self._channel.unpublished(
-            connection, SINGLY if self._singly else self._channel.round_rows, ROUND_BYTES
+            connection, max(1, int(at_once * self._share)), int(ROUND_BYTES * self._share)
         )
         if not rows:
             return 0
@@ -191,7 +197,13 @@ class Publisher(Generic[Row]):
         return len(rows)
 
     async def _publish_rows(self, connection: Connection, producer: AIOKafkaProducer, rows: Sequence[Row]) -> None:
-        sent, refused = await self._send(producer, rows)
+        try:
+            sent, refused = await self._send(producer, rows)
+        except (TimeoutError, KafkaError):
+            # What a slow broker does not take in the time of a transaction it will not take the next time either.
+            self._share = max(self._share / 2, LEAST_SHARE)
+            raise
+        self._share = min(self._share * GROWTH, 1.0)
         if refused:
             await self._set_aside(connection, rows, refused)
             raise next(iter(refused.values()))

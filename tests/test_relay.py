@@ -1,11 +1,17 @@
 """From the outbox to Kafka, once: whoever is killed, whatever was forgotten, and around what the broker refuses."""
 
+import asyncio
 import json
+import random
+from typing import Any
 
 import pytest
 
+from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from streams import relay
+from streams.topics import ensure_topics
 from tests.harness.histories import Message, make_history
 from tests.harness.librdkafka import MURMUR2, produce_with_librdkafka
 from tests.harness.product import Product, running
@@ -170,11 +176,15 @@ async def test_foreign_records_on_the_output_topics_stop_no_relay(settings: Sett
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
     for topic in (topics.finalized, topics.dead_letters):
         await create_topic(settings.bootstrap_servers, topic, configs={"cleanup.policy": "delete"})
-    ids = (b"x/4294967296", b"x/" + b"9" * 5_000, b"y" * 30_000, b"\x00/1", "x/٣".encode(), b"")
+    subjects = [("ce_subject", random.Random(7).randbytes(20_000).hex().encode())]
+    ids = (b"batch.finalized/x/3", b"x/4294967296", b"x/" + b"9" * 5_000, b"y" * 30_000, b"\x00/1", "x/٣".encode(), b"")
     await produce(
-        settings.bootstrap_servers, topics.finalized, [Message(b"x", b"{}", "x", (("ce_id", each),)) for each in ids]
+        settings.bootstrap_servers,
+        topics.finalized,
+        [Message(b"x", b"{}", "x", (("ce_id", each), *subjects)) for each in ids],
     )
     places = [(b"t" * 30_000, b"0", b"0"), (b"t", b"9" * 18, b"0"), (b"t", b"0", b"9" * 18), (b"", b"-1", b"x")]
+    places.append((b"t\0", b"0", b"0"))
     names = ("rollcall_dlt_original_topic", "rollcall_dlt_original_partition", "rollcall_dlt_original_offset")
     letters = [(*zip(names, each, strict=True), ("rollcall_dlt_original_timestamp", b"9" * 18)) for each in places]
     await produce(
@@ -188,3 +198,44 @@ async def test_foreign_records_on_the_output_topics_stop_no_relay(settings: Sett
     assert sorted(events) == [f"batch-{number:05}".encode() for number in range(20)]
     found = [record.value for record in await drain(settings.bootstrap_servers, topics.dead_letters)]
     assert found == [b"{}"] * len(letters) + [broken.value]
+
+
+async def test_a_round_that_is_not_taken_in_time_is_tried_with_less_of_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that takes 300 events in the time of a transaction, as one under a quota does."""
+    tried: list[int] = []
+    send = relay.Publisher._send
+
+    async def send_some(self: Any, producer: Any, rows: Any) -> Any:
+        tried.append(len(rows))
+        if len(rows) > 300:
+            raise TimeoutError
+        return await send(self, producer, rows)
+
+    monkeypatch.setattr(relay.Publisher, "_send", send_some)
+    topics, stop = Topics(settings.topic_prefix), asyncio.Event()
+    await migrate(settings.database_url, settings.database_schema)
+    await ensure_topics(settings.kafka_connection(), topics)
+    connection = await settings.database().connect("test")
+    await connection.execute(
+        "INSERT INTO outbox (id, channel, batch_id, revision, value, headers)"
+        " SELECT 'batch.finalized/' || n || '/1', 'finalized', n, 1, '{}', $1 FROM generate_series(1, 900) n",
+        json.dumps({"ce_time": "2026-01-01T00:00:00Z"}),
+    )
+    running = asyncio.create_task(
+        relay.run(settings.kafka_connection(), settings.database(), topics, stop, ready=lambda: None)
+    )
+
+    async def published() -> bool:
+        left = await connection.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NULL")
+        assert left == 0, f"{left} left, tried {tried}"
+        return True
+
+    await eventually(published)
+    stop.set()
+    await running
+    await connection.close()
+    assert tried[:3] == [900, 500, 250]
+    assert tried[3] == 281, "and slowly more again"
+    assert len(await drain(settings.bootstrap_servers, topics.finalized)) == 900
