@@ -38,6 +38,7 @@ MAX_ROUNDS = 12
 """Of one installation: it bounds what lies in topics and tables."""
 STOPPING = "(stopping)"
 VERIFY_TIMEOUT_S = 600.0
+CHECK_TIMEOUT_S = 600.0
 
 
 @dataclass
@@ -144,8 +145,7 @@ class Player:
             moment = this.some(0.1, 0.6)
             while flow.share < moment and not flow.done:  # noqa: ASYNC110 - a thread sends
                 await asyncio.sleep(0.01)
-            await fault.harm(this)
-            recovery_s = await _recovered(product, problems, patience_s)
+            recovery_s = await _harmed(fault, this, problems)
             flow.let_go()
             sent, unknown = await asyncio.to_thread(flow.finish, sent_file)
             await product.settled(patience_s)
@@ -220,13 +220,30 @@ def _mixed(random: Random, messages: list[Message], extra: Sequence[Message]) ->
     return messages
 
 
-async def _recovered(product: Installation, problems: list[str], patience_s: float) -> float | None:
+async def _harmed(fault: Fault, this: Round, problems: list[str]) -> float | None:
+    """Do the harm to its last line; returns how long recovery took from when it was over, which may be before that."""
+    harming = asyncio.ensure_future(fault.harm(this))
+    over = asyncio.create_task(this.over.wait(), name="over")
+    try:
+        await asyncio.wait({harming, over}, return_when=asyncio.FIRST_COMPLETED)
+        if harming.done():
+            harming.result()
+        recovery_s = await _recovered(this, problems)
+        await harming
+        return recovery_s
+    finally:
+        for task in (harming, over):
+            task.cancel()
+        await asyncio.gather(harming, over, return_exceptions=True)
+
+
+async def _recovered(this: Round, problems: list[str]) -> float | None:
     """Seconds until all that was in the log at the fault's end is applied and what came of it is published."""
     begun = time.monotonic()
     try:
-        await product.caught_up(await product.ends(), patience_s)
+        await this.product.caught_up(await this.product.ends(), this.patience_s)
     except TimeoutError as error:
-        problems.append(f"not recovered within {patience_s:g} s: {error}")
+        problems.append(f"not recovered within {this.patience_s:g} s: {error}")
         return None
     return time.monotonic() - begun
 
@@ -244,10 +261,16 @@ async def _checked(this: Round, sent: Path, begin: dict[str, dict[int, int]]) ->
     if this.refused_above is not None:
         command += ["--refused-above", str(this.refused_above)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    output, _ = await process.communicate()
+    ended, output = "", b""
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), CHECK_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        ended = f"did not end in {CHECK_TIMEOUT_S:g} s"
     if process.returncode not in (0, 1) or not output:
         return {
-            "findings": [("checker", f"ended with {process.returncode}")],
+            "findings": [("checker", ended or f"ended with {process.returncode}")],
             "counts": Counter(),
             "found": {},
             "latencies": [],

@@ -5,6 +5,7 @@ It shares no code with the product. One seed decides all messages; when each is 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 import time
@@ -245,6 +246,12 @@ class Flow:
     def has_interjected(self) -> bool:
         """Whether all that was interjected is sent."""
         return not self._interjected
+
+    async def acknowledged(self) -> None:
+        """Wait until the outcome of everything that was sent so far is known. Where Kafka is away it may never be."""
+        sent = len(self._outcomes)
+        while not self.done and None in self._outcomes[:sent]:  # noqa: ASYNC110 - a thread sends
+            await asyncio.sleep(0.02)
 
     def let_go(self) -> None:
         """Let go of what was held back."""

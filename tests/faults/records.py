@@ -19,7 +19,9 @@ async def poison_flood(each: Round) -> None:
     each.running.interject(list(broken_records(each.random, count, prefix=f"{each.prefix}-flood")))
     while not each.running.has_interjected:  # noqa: ASYNC110 - a thread sends them
         await asyncio.sleep(0.02)
-    await each.product.caught_up(await each.product.ends(), 120)
+    await each.running.acknowledged()
+    each.over.set()
+    await each.product.caught_up(await each.product.ends(), each.patience_s)
     each.flood = (begun * 1000, time.time() * 1000)
     each.notes.append(f"{count} broken records in a row, worked off and published in {time.time() - begun:.1f} s")
 
