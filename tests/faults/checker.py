@@ -8,7 +8,7 @@ plain clients. FILE is the producer's record (`tests.faults.producing`). The exi
 with a report where it isn't. Findings:
 
     lost             acknowledged, and its effect is nowhere
-    doubled          an event, a dead letter or a row more than once
+    doubled          an event, a request, a dead letter or a row more than once
     early            an event before, or without, the record that completes its batch
     contradicting    an event or a row that says something else than the log
     never-finalized  a batch that is complete, and has no event
@@ -25,6 +25,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,8 @@ class Observed:
     dead_letters: Sequence[LogRecord]
     tables: Mapping[str, Sequence[Row]]
     alerts: Sequence[LogRecord] = ()
+    requests: Sequence[LogRecord] = ()
+    prefix: str = "rollcall."
     refused: frozenset[str] = frozenset()
     refused_above: int | None = None
 
@@ -96,7 +99,8 @@ class History:
     model: Model = field(default_factory=Model)
     letters: dict[Place, tuple[str, LogRecord]] = field(default_factory=dict)
     """By where the record was first read."""
-    decided_at: dict[Place, int] = field(default_factory=dict)
+    appended_at: dict[Place, int] = field(default_factory=dict)
+    """When each record that counts was appended, in ms."""
 
 
 @dataclass
@@ -124,7 +128,8 @@ def check(observed: Observed) -> Report:
     findings += _log_findings(observed.sent, log)
     history = fold(log, observed.partitions, broken, findings)
     findings += _event_findings(history, observed)
-    findings += _alert_findings(history.model, observed)
+    findings += _alert_findings(history, observed)
+    findings += _request_findings(history, observed)
     findings += _dead_letter_findings(history, observed)
     findings += _batch_findings(history.model, observed)
     findings += _register_findings("item_results", observed, {b: x.registers for b, x in history.model.batches.items()})
@@ -134,7 +139,7 @@ def check(observed: Observed) -> Report:
     for event in observed.finalized:
         batch_id, said = _event(event)
         if (final := _revision(expected, batch_id, said)) is not None:
-            decided = history.decided_at[_home(batch_id.encode(), observed.partitions), final.as_of_offset]
+            decided = history.appended_at[_home(batch_id.encode(), observed.partitions), final.as_of_offset]
             latencies.append((decided, event.timestamp - decided))
     counts = {
         "records": len(observed.log),
@@ -161,7 +166,8 @@ def fold(
     history = History()
     homes: dict[str, int] = {}
     copies: set[Place] = set()
-    astray: list[LogRecord] = []
+    forwards: list[tuple[LogRecord, Place, str]] = []
+    astray: dict[Place, tuple[LogRecord, str]] = {}
     taken: dict[Place, tuple[LogRecord, Place | None]] = {}
     decode = msgspec.json.Decoder().decode
     for record, identity in log:
@@ -173,25 +179,34 @@ def fold(
         if batch_id not in homes:
             homes[batch_id] = _home(batch_id.encode(), partitions)
         if record.partition != homes[batch_id]:
-            astray.append(record)
+            astray[record.partition, record.offset] = (record, identity)
             continue
         origin = _forwarded_from(record) if record.headers else None
         if origin is not None:
+            forwards.append((record, origin, identity))
             if origin in copies:
                 continue
             copies.add(origin)
         taken[record.partition, record.offset] = (record, origin)
-        history.decided_at[record.partition, record.offset] = record.timestamp
+        history.appended_at[record.partition, record.offset] = record.timestamp
         history.model.apply(record.offset, record.timestamp, value)
     findings += [
         Finding("lost", f"{_at(record)} lies astray and never came home")
-        for record in astray
-        if (record.partition, record.offset) not in copies
+        for place, (record, _) in astray.items()
+        if place not in copies
     ]
+    for copy, origin, identity in forwards:
+        if origin not in astray:
+            findings.append(Finding("contradicting", f"{_at(copy)} is a copy of {_place(origin)}, which is not astray"))
+        elif identity != astray[origin][1]:
+            findings.append(
+                Finding("contradicting", f"{_at(copy)} is not the record of which it is a copy, {_place(origin)}")
+            )
     for refusal in history.model.refusals:
         home = _home(refusal.batch_id.encode(), partitions)
-        source, origin = taken[home, refusal.offset]
-        history.letters[origin or (home, refusal.offset)] = ("not_applicable", source)
+        record, origin = taken[home, refusal.offset]
+        first_read = record if origin is None or origin not in astray else astray[origin][0]
+        history.letters[origin or (home, refusal.offset)] = ("not_applicable", first_read)
     return history
 
 
@@ -241,10 +256,13 @@ def _event_findings(history: History, observed: Observed) -> Iterable[Finding]:
             yield Finding("contradicting", f"{where}: as_of is {as_of}, decided was at {_place(decided)}")
         elif as_of.get("offset", -1) < final.as_of_offset:
             yield Finding("early", f"{where}: as of offset {as_of.get('offset')}, decided was at {_place(decided)}")
-        elif event.timestamp < history.decided_at[decided]:
+        elif event.timestamp < history.appended_at[decided]:
             yield Finding("early", f"{where}: appended before the record that decided, {_place(decided)}")
         else:
-            yield from (Finding("contradicting", f"{where}: {line}") for line in final.contradictions(said))
+            headers = _cloud_event("batch.finalized", str(final.revision), batch_id, final.finalized_at_ms, observed)
+            wrong = [*final.contradictions(said), *_further_contradictions(final, said, observed)]
+            wrong += _header_contradictions(event, headers)
+            yield from (Finding("contradicting", f"{where}: {line}") for line in wrong)
     for (batch_id, revision), events in seen.items():
         if len(events) > 1:
             places = ", ".join(map(_at, events))
@@ -261,6 +279,42 @@ def _event_findings(history: History, observed: Observed) -> Iterable[Finding]:
             yield Finding("never-finalized", f"batch {batch_id}, revision {final.revision}, complete at {completed_by}")
 
 
+def _further_contradictions(final: ExpectedFinalized, said: Mapping[str, Any], observed: Observed) -> Iterable[str]:
+    """What the model leaves to whoever knows the topics."""
+    begun_ms = final.first_result_at_ms if final.opened_at_ms is None else final.opened_at_ms
+    duration_ms = None if begun_ms is None else final.finalized_at_ms - begun_ms
+    if said.get("duration_ms") != duration_ms:
+        yield f"duration_ms is {said.get('duration_ms')!r}, expected {duration_ms!r}"
+    if (topic := (said.get("as_of") or {}).get("topic")) != f"{observed.prefix}events":
+        yield f"as_of.topic is {topic!r}, expected '{observed.prefix}events'"
+
+
+def _cloud_event(name: str, of_which: str, batch_id: str, at_ms: int, observed: Observed) -> dict[str, bytes]:
+    """The headers of what goes out about a batch: CloudEvents 1.0, binary mode."""
+    identity = f"{name}/{batch_id}/{of_which}" if of_which else f"{name}/{batch_id}"
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": identity,
+        "ce_type": f"rollcall.{name}.v1",
+        "ce_source": f"/{observed.prefix.rstrip('.')}",
+        "ce_time": _moment(at_ms).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "ce_subject": batch_id,
+        "content-type": "application/json",
+    }
+    return {header: text.encode() for header, text in headers.items()}
+
+
+def _header_contradictions(record: LogRecord, expected: Mapping[str, bytes]) -> Iterable[str]:
+    """Where a record's headers are others; a trace may be carried on."""
+    for header in sorted((record.headers.keys() | expected.keys()) - {"traceparent"}):
+        if record.headers.get(header) != expected.get(header):
+            yield f"header {header} is {record.headers.get(header)!r}, expected {expected.get(header)!r}"
+
+
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
 def _event(event: LogRecord) -> tuple[str, dict[str, Any]]:
     """The batch id and what is said of it."""
     return (event.key or b"").decode(errors="replace"), json.loads(event.value or b"{}")
@@ -275,7 +329,7 @@ def _revision(
     return revisions[revision - 1] if 1 <= revision <= len(revisions) else None
 
 
-def _alert_findings(model: Model, observed: Observed) -> Iterable[Finding]:
+def _alert_findings(history: History, observed: Observed) -> Iterable[Finding]:
     """What failures call for is raised once a batch; alerts about time, or about the end, are not modelled."""
     raised: defaultdict[tuple[Any, Any], list[LogRecord]] = defaultdict(list)
     for each in observed.alerts:
@@ -283,7 +337,7 @@ def _alert_findings(model: Model, observed: Observed) -> Iterable[Finding]:
         raised[said.get("batch_id"), said.get("alert")].append(each)
     expected = {
         (batch.batch_id, alert): (_home(batch.batch_id.encode(), observed.partitions), offset)
-        for batch in model.batches.values()
+        for batch in history.model.batches.values()
         for alert, offset in batch.alerts
     }
     for batch_id, alert in sorted(expected.keys() - raised.keys()):
@@ -294,8 +348,42 @@ def _alert_findings(model: Model, observed: Observed) -> Iterable[Finding]:
         where = ", ".join(map(_at, records))
         if (batch_id, alert) not in expected:
             yield Finding("contradicting", f"alert {alert} of batch {batch_id}, {where}: nothing calls for it")
-        elif len(records) > 1:
+            continue
+        if len(records) > 1:
             yield Finding("doubled", f"{len(records)} alerts {alert} of batch {batch_id}: {where}")
+        headers = _cloud_event(alert, "", batch_id, history.appended_at[expected[batch_id, alert]], observed)
+        for line in _header_contradictions(records[0], headers):
+            yield Finding("contradicting", f"alert {alert} of batch {batch_id}, {where}: {line}")
+
+
+def _request_findings(history: History, observed: Observed) -> Iterable[Finding]:
+    """For each record that puts items on the manifest of a retry one request goes out, which names those."""
+    asked: defaultdict[tuple[Any, tuple[str, ...]], list[LogRecord]] = defaultdict(list)
+    for each in observed.requests:
+        said = json.loads(each.value or b"{}")
+        asked[said.get("batch_id"), tuple(said.get("item_ids") or ())].append(each)
+    expected = {
+        (batch.batch_id, item_ids): (batch, (_home(batch.batch_id.encode(), observed.partitions), offset))
+        for batch in history.model.batches.values()
+        for offset, item_ids in batch.requests
+    }
+    for (batch_id, item_ids), (_, place) in expected.items():
+        if (batch_id, item_ids) not in asked:
+            yield Finding("lost", f"no request for {len(item_ids)} items of batch {batch_id}, due at {_place(place)}")
+    for (batch_id, item_ids), records in asked.items():
+        where = f"request {', '.join(map(_at, records))} for {len(item_ids)} items of batch {batch_id}"
+        if (batch_id, item_ids) not in expected:
+            yield Finding("contradicting", f"{where}: nothing calls for it")
+            continue
+        if len(records) > 1:
+            yield Finding("doubled", f"{len(records)} times {where}")
+        batch, place = expected[batch_id, item_ids]
+        retry_of = json.loads(records[0].value or b"{}").get("retry_of")
+        if (records[0].key or b"").decode() != batch_id or retry_of != batch.retry_of:
+            yield Finding("contradicting", f"{where}: key {records[0].key!r}, a retry of {retry_of!r}")
+        headers = _cloud_event("batch.retry_requested", str(place[1]), batch_id, history.appended_at[place], observed)
+        for line in _header_contradictions(records[0], headers):
+            yield Finding("contradicting", f"{where}: {line}")
 
 
 def _dead_letter_findings(history: History, observed: Observed) -> Iterable[Finding]:
@@ -328,8 +416,11 @@ def _dead_letter_findings(history: History, observed: Observed) -> Iterable[Find
         letter = seen[place][0]
         if (letter.key, letter.value) != (record.key, record.value):
             yield Finding("contradicting", f"dead letter {_at(letter)} of {_place(place)} has other bytes")
-        if letter.headers.get("rollcall_dlt_reason", b"").decode() != reason:
-            yield Finding("contradicting", f"dead letter {_at(letter)} of {_place(place)} is not called {reason}")
+        about = {"original_topic": f"{observed.prefix}events", "original_timestamp": record.timestamp, "reason": reason}
+        for name, meant in about.items():
+            if (said := letter.headers.get(f"rollcall_dlt_{name}", b"").decode()) != str(meant):
+                where = f"dead letter {_at(letter)} of {_place(place)}"
+                yield Finding("contradicting", f"{where}: {name} is {said!r}, expected '{meant}'")
 
 
 def _is_refused(record: LogRecord, observed: Observed) -> bool:
@@ -385,7 +476,18 @@ def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
         "duplicates": len(batch.duplicate_offsets),
         "late": len(batch.late),
         "decided_offset": final.as_of_offset if final else None,
+        "name": batch.name,
+        "retry_of": batch.retry_of,
+        "deadline_at": None if batch.deadline_at is None else datetime.fromisoformat(batch.deadline_at),
+        "opened_at": _moment_or_none(batch.opened_at_ms),
+        "first_result_at": _moment_or_none(batch.first_result_at_ms),
+        "reopened_at": _moment_or_none(batch.reopened_at_ms),
+        "finalized_at": _moment(final.finalized_at_ms) if final else None,
     }
+
+
+def _moment_or_none(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else _moment(milliseconds)
 
 
 def _register_findings(table: str, observed: Observed, expected: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
@@ -450,7 +552,7 @@ async def observe(
 ) -> Observed:
     """Read topics, as a read_committed consumer, and tables."""
     partitions = len(await end_offsets(bootstrap, f"{prefix}events"))
-    log, finalized, letters, alerts = [
+    log, finalized, letters, alerts, requests = [
         [
             LogRecord(
                 each.partition,
@@ -466,7 +568,7 @@ async def observe(
                 since={int(number): offset for number, offset in stretch.since.get(topic, {}).items()},
             )
         ]
-        for topic in ("events", "finalized", "dead-letters", "alerts")
+        for topic in ("events", "finalized", "dead-letters", "alerts", "requests")
     ]
     connection = await asyncpg.connect(database, server_settings={"search_path": schema}, command_timeout=120)
     try:
@@ -478,7 +580,7 @@ async def observe(
         tables["dead_letters"] = [dict(row) for row in await connection.fetch(_DEAD_LETTERS, letters_since)]
     finally:
         await connection.close()
-    return Observed(partitions, sent, log, finalized, letters, tables, alerts)
+    return Observed(partitions, sent, log, finalized, letters, tables, alerts, requests, prefix)
 
 
 def sent_records(record: Path) -> list[SentRecord]:

@@ -304,7 +304,7 @@ class Installation:
         """Where input and outputs end, by topic (without its prefix) and partition."""
         return {
             topic: await self._ends_of(f"{self.direct.topic_prefix}{topic}")
-            for topic in ("events", "finalized", "dead-letters", "alerts")
+            for topic in ("events", "finalized", "dead-letters", "alerts", "requests")
         }
 
     async def _ends_of(self, topic: str) -> dict[int, int]:
