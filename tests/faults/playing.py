@@ -29,9 +29,9 @@ from tests.harness.topics import create_topic
 STOP_TIMEOUT_S = 15.0
 MAX_WORKER_MB = 250
 """Its imports take 75, and what it holds is bounded: two micro-batches of 4 MiB, and 1 MiB a partition fetched."""
-FEWEST_EVENTS, SLOWER_BY, SLOW_MS, SLOWEST_MS = 50, 4, 500, 3_000
+FEWEST_EVENTS, SLOWER_BY, SLOW_MS, SLOWEST_MS = 50, 4, 500, 10_000
 """A flood of broken records may make events wait so many times as long as right before it, or so long (the median, and
-the 99th percentile): the machine is shared by all."""
+the 99th percentile: what lies in the log right behind it waits for its turn). The machine is shared by all."""
 MAX_EVENTS_BYTES = 1024 * 1024
 FLOW_S = 6.0
 """How long the results flow where nothing holds them up."""

@@ -98,11 +98,15 @@ async def terminate_twice(each: Round) -> None:
 
 
 async def terminate_silent(each: Round) -> None:
-    """One SIGTERM while PostgreSQL, or Kafka, says nothing: all processes end in time, and leave nothing behind."""
+    """One SIGTERM while PostgreSQL, or Kafka, says nothing: all processes end in time, and leave nothing behind.
+
+    While they are asked again and again whether they are ready, as orchestrators do.
+    """
     name, proxy = each.random.choice((("PostgreSQL", each.stage.postgres_proxy), ("Kafka", each.stage.kafka_proxy)))
     supervisor = each.product.supervisor
     assert supervisor is not None
     feeding = asyncio.create_task(feed(each))  # so that there is something to drain
+    probing: list[asyncio.Task[None]] = []
     try:
         await asyncio.sleep(each.some(0.5, 1.0))
         proxy.black_hole()
@@ -113,6 +117,8 @@ async def terminate_silent(each: Round) -> None:
             for process in each.product.processes(role)
         }
         ended: dict[int, float] = {}
+        probing = [asyncio.create_task(_keep_probing(port)) for pid in roles for port in _listening_ports(pid)]
+        await asyncio.sleep(each.some(0.5, 1.5))
         begun = time.monotonic()
         supervisor.send_signal(signal.SIGTERM)
         while len(ended) < len(roles) and time.monotonic() - begun < LONG_STOP_TIMEOUT_S:
@@ -122,7 +128,8 @@ async def terminate_silent(each: Round) -> None:
             await asyncio.wait_for(supervisor.wait(), LONG_STOP_TIMEOUT_S)
         took_s = time.monotonic() - begun
     finally:
-        feeding.cancel()
+        for task in (feeding, *probing):
+            task.cancel()
     slowest = ", ".join(f"{role} {ended.get(pid, took_s):.1f} s" for pid, role in roles.items())
     each.notes.append(f"{name} silent, all ended in {took_s:.1f} s: {slowest}")
     if took_s > STOP_TIMEOUT_S or supervisor.returncode:
@@ -131,6 +138,26 @@ async def terminate_silent(each: Round) -> None:
     proxy.heal()
     each.problems += [f"left behind: {what}" for what in await each.product.left_behind()]
     await each.product.start(WORKERS)
+
+
+def _listening_ports(pid: int) -> list[int]:
+    try:
+        connections = psutil.Process(pid).net_connections("tcp4")
+    except psutil.Error:
+        return []
+    return [each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN]
+
+
+async def _keep_probing(port: int) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                await reader.read(1024)
+            finally:
+                writer.close()
+        await asyncio.sleep(0.1)
 
 
 def _is_alive(pid: int) -> bool:
