@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.checker import LogRecord, Observed, SentRecord, check
+from tests.faults.checker import check
+from tests.faults.observed import LogRecord, Observed, SentRecord
 from tests.faults.producing import digest, home
 
 KEY = b"batch-1"
