@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 CHUNK = 32 * 1024
-MAX_CHUNKS_HELD = 8
-"""On the way, in each direction; with `delay_s` that bounds how much passes in a second."""
+MAX_HELD_BYTES = 512 * 1024
+"""On the way, in each direction of a connection; with `delay_s` that bounds how much passes in a second."""
 SOCKET_BYTES = 64 * 1024
 MAX_SEGMENT_BYTES = 1460
 """As on an Ethernet. On the loopback's of 64 KiB a sender's kernel would take 4 MB before it lets the sender wait."""
@@ -126,17 +126,24 @@ class Proxy:
         self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slow: bool
     ) -> None:
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_CHUNKS_HELD)
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        held, has_room = 0, asyncio.Event()
+        has_room.set()
 
         async def read() -> None:
+            nonlocal held
             data = b"-"
             while data:
                 await connection.passing.wait()
+                await has_room.wait()
                 try:
                     data = await reader.read(CHUNK)
                 except OSError:
                     data = b""
-                await pieces.put((loop.time() + (self.delay_s if slow else 0.0), data))
+                pieces.put_nowait((loop.time() + (self.delay_s if slow else 0.0), data))
+                held += len(data)
+                if held >= MAX_HELD_BYTES:
+                    has_room.clear()
 
         reading = asyncio.create_task(read())
         try:
@@ -156,5 +163,8 @@ class Proxy:
                     await writer.drain()
                 except OSError:
                     return  # that side has gone; what it said before still gets to the other one
+                held -= len(data)
+                if held < MAX_HELD_BYTES:
+                    has_room.set()
         finally:
             reading.cancel()
