@@ -8,7 +8,7 @@ plain clients. FILE is the producer's record (`tests.faults.producing`). The exi
 with a report where it isn't. Findings:
 
     lost             acknowledged, and its effect is nowhere
-    doubled          an event, a dead letter or a row more than once
+    doubled          an event, a request, a dead letter or a row more than once
     early            an event before, or without, the record that completes its batch
     contradicting    an event or a row that says something else than the log
     never-finalized  a batch that is complete, and has no event
@@ -22,81 +22,28 @@ import gc
 import json
 import statistics
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import asyncpg
-import msgspec
-from aiokafka.partitioner import murmur2
-
+from tests.faults.history import fold, log_findings
+from tests.faults.observed import Finding, Observed, Row, Stretch, at_place, moment, observe, sent_records
 from tests.faults.producing import digest
-from tests.harness.model import Batch, ExpectedFinalized, Model
-from tests.harness.topics import drain, end_offsets
+from tests.faults.producing import home as home_of
+from tests.faults.published import (
+    alert_findings,
+    dead_letter_findings,
+    event_findings,
+    request_findings,
+    revision_of,
+    said_by,
+)
+from tests.harness.model import Batch, Model
 
 KINDS = ("lost", "doubled", "early", "contradicting", "never-finalized")
 SHOWN = 12
-FAILURE_ALERTS = ("batch.first_failure", "batch.failure_threshold_exceeded")
-
-Row = Mapping[str, Any]
-Place = tuple[int, int]
-NO_HEADERS: Mapping[str, bytes] = {}
-
-
-class LogRecord(NamedTuple):
-    """A record as a consumer sees it; `timestamp` in ms."""
-
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Mapping[str, bytes]
-
-
-class SentRecord(NamedTuple):
-    """A line of the producer's record; without a place the outcome is unknown."""
-
-    place: Place | None
-    digest: str
-    broken: str | None
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong, and where."""
-
-    kind: str
-    what: str
-
-
-@dataclass
-class Observed:
-    """All that there is to be compared. `tables` are rows by table; ids in `refused` are of events nobody can send.
-
-    `refused_above` is the size (bytes of value) above which the topic takes no dead letter, None where it takes all.
-    """
-
-    partitions: int
-    sent: Sequence[SentRecord]
-    log: Sequence[LogRecord]
-    finalized: Sequence[LogRecord]
-    dead_letters: Sequence[LogRecord]
-    tables: Mapping[str, Sequence[Row]]
-    alerts: Sequence[LogRecord] = ()
-    refused: frozenset[str] = frozenset()
-    refused_above: int | None = None
-
-
-@dataclass
-class History:
-    """What the log means: the fold, where each counted record was first read, and what must be a dead letter."""
-
-    model: Model = field(default_factory=Model)
-    letters: dict[Place, tuple[str, LogRecord]] = field(default_factory=dict)
-    """By where the record was first read."""
-    decided_at: dict[Place, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -121,20 +68,21 @@ def check(observed: Observed) -> Report:
     findings: list[Finding] = []
     broken = {record.digest: record.broken for record in observed.sent if record.broken is not None}
     log = [(record, digest(record.key, record.value)) for record in sorted(observed.log)]
-    findings += _log_findings(observed.sent, log)
+    findings += log_findings(observed.sent, log)
     history = fold(log, observed.partitions, broken, findings)
-    findings += _event_findings(history, observed)
-    findings += _alert_findings(history.model, observed)
-    findings += _dead_letter_findings(history, observed)
+    findings += event_findings(history, observed)
+    findings += alert_findings(history, observed)
+    findings += request_findings(history, observed)
+    findings += dead_letter_findings(history, observed)
     findings += _batch_findings(history.model, observed)
     findings += _register_findings("item_results", observed, {b: x.registers for b, x in history.model.batches.items()})
     findings += _register_findings("late_results", observed, {b: x.late for b, x in history.model.batches.items()})
     expected = history.model.all_revisions()
     latencies = []
     for event in observed.finalized:
-        batch_id, said = _event(event)
-        if (final := _revision(expected, batch_id, said)) is not None:
-            decided = history.decided_at[_home(batch_id.encode(), observed.partitions), final.as_of_offset]
+        batch_id, said = said_by(event)
+        if (final := revision_of(expected, batch_id, said)) is not None:
+            decided = history.appended_at[home_of(batch_id.encode(), observed.partitions), final.as_of_offset]
             latencies.append((decided, event.timestamp - decided))
     counts = {
         "records": len(observed.log),
@@ -148,194 +96,6 @@ def check(observed: Observed) -> Report:
     return Report(findings, counts, sorted(latencies))
 
 
-# --- the log -----------------------------------------------------------------------------------------------------
-
-
-def fold(
-    log: Sequence[tuple[LogRecord, str]], partitions: int, broken: Mapping[str, str | None], findings: list[Finding]
-) -> History:
-    """Fold what lies at home, of each forwarded record the first copy; what lies astray must have come home.
-
-    The log is sorted, and has each record's digest beside it.
-    """
-    history = History()
-    homes: dict[str, int] = {}
-    copies: set[Place] = set()
-    astray: list[LogRecord] = []
-    taken: dict[Place, tuple[LogRecord, Place | None]] = {}
-    decode = msgspec.json.Decoder().decode
-    for record, identity in log:
-        if identity in broken:
-            history.letters[record.partition, record.offset] = (broken[identity] or "", record)
-            continue
-        value = decode(record.value or b"null")
-        batch_id = str(value["batch_id"])
-        if batch_id not in homes:
-            homes[batch_id] = _home(batch_id.encode(), partitions)
-        if record.partition != homes[batch_id]:
-            astray.append(record)
-            continue
-        origin = _forwarded_from(record) if record.headers else None
-        if origin is not None:
-            if origin in copies:
-                continue
-            copies.add(origin)
-        taken[record.partition, record.offset] = (record, origin)
-        history.decided_at[record.partition, record.offset] = record.timestamp
-        history.model.apply(record.offset, record.timestamp, value)
-    findings += [
-        Finding("lost", f"{_at(record)} lies astray and never came home")
-        for record in astray
-        if (record.partition, record.offset) not in copies
-    ]
-    for refusal in history.model.refusals:
-        home = _home(refusal.batch_id.encode(), partitions)
-        source, origin = taken[home, refusal.offset]
-        history.letters[origin or (home, refusal.offset)] = ("not_applicable", source)
-    return history
-
-
-def _log_findings(sent: Sequence[SentRecord], log: Sequence[tuple[LogRecord, str]]) -> Iterable[Finding]:
-    """What was acknowledged is in the log, and what is in the log was sent by somebody."""
-    held = {(record.partition, record.offset): identity for record, identity in log}
-    known = {each.digest for each in sent}
-    for each in sent:
-        if each.place is not None:
-            identity = held.get(each.place)
-            if identity is None:
-                yield Finding("lost", f"{_place(each.place)} was acknowledged and is not in the log")
-            elif identity != each.digest:
-                yield Finding("contradicting", f"{_place(each.place)} is not the record that was acknowledged there")
-    for record, identity in log:
-        if identity not in known:
-            yield Finding("contradicting", f"{_at(record)} is a record that nobody sent")
-
-
-def _home(key: bytes, partitions: int) -> int:
-    return int(murmur2(key) & 0x7FFFFFFF) % partitions
-
-
-def _forwarded_from(record: LogRecord) -> Place | None:
-    partition = record.headers.get("rollcall_forwarded_partition")
-    offset = record.headers.get("rollcall_forwarded_offset")
-    return None if partition is None or offset is None else (int(partition), int(offset))
-
-
-# --- what came out -----------------------------------------------------------------------------------------------
-
-
-def _event_findings(history: History, observed: Observed) -> Iterable[Finding]:
-    expected = history.model.all_revisions()
-    seen: defaultdict[tuple[str, int], list[LogRecord]] = defaultdict(list)
-    for event in observed.finalized:
-        batch_id, said = _event(event)
-        seen[batch_id, said.get("revision", 0)].append(event)
-        where = f"event {_at(event)} of batch {batch_id}"
-        if (final := _revision(expected, batch_id, said)) is None:
-            yield Finding("early", f"{where}: the log does not complete it, revision {said.get('revision')}")
-            continue
-        home = _home(batch_id.encode(), observed.partitions)
-        as_of = said.get("as_of") or {}
-        decided = (home, final.as_of_offset)
-        if as_of.get("partition") != home:
-            yield Finding("contradicting", f"{where}: as_of is {as_of}, decided was at {_place(decided)}")
-        elif as_of.get("offset", -1) < final.as_of_offset:
-            yield Finding("early", f"{where}: as of offset {as_of.get('offset')}, decided was at {_place(decided)}")
-        elif event.timestamp < history.decided_at[decided]:
-            yield Finding("early", f"{where}: appended before the record that decided, {_place(decided)}")
-        else:
-            yield from (Finding("contradicting", f"{where}: {line}") for line in final.contradictions(said))
-    for (batch_id, revision), events in seen.items():
-        if len(events) > 1:
-            places = ", ".join(map(_at, events))
-            yield Finding("doubled", f"{len(events)} events of batch {batch_id}, revision {revision}: {places}")
-    refused = {row["batch_id"] for row in observed.tables["outbox"] if row["refused"] is not None}
-    for final in (final for revisions in expected.values() for final in revisions):
-        batch_id = final.batch_id
-        completed_by = _place((_home(batch_id.encode(), observed.partitions), final.as_of_offset))
-        if batch_id in observed.refused:
-            if (batch_id, final.revision) in seen or batch_id not in refused:
-                why = f"batch {batch_id}, complete at {completed_by}: its event cannot be sent and is not set aside"
-                yield Finding("contradicting", why)
-        elif (batch_id, final.revision) not in seen:
-            yield Finding("never-finalized", f"batch {batch_id}, revision {final.revision}, complete at {completed_by}")
-
-
-def _event(event: LogRecord) -> tuple[str, dict[str, Any]]:
-    """The batch id and what is said of it."""
-    return (event.key or b"").decode(errors="replace"), json.loads(event.value or b"{}")
-
-
-def _revision(
-    expected: Mapping[str, Sequence[ExpectedFinalized]], batch_id: str, said: Mapping[str, Any]
-) -> ExpectedFinalized | None:
-    """The finalization that an event speaks of, if there was one."""
-    revision = said.get("revision") or 0
-    revisions = expected.get(batch_id, ())
-    return revisions[revision - 1] if 1 <= revision <= len(revisions) else None
-
-
-def _alert_findings(model: Model, observed: Observed) -> Iterable[Finding]:
-    """What failures call for is raised once a batch; alerts about time, or about the end, are not modelled."""
-    raised: defaultdict[tuple[Any, Any], list[LogRecord]] = defaultdict(list)
-    for each in observed.alerts:
-        said = json.loads(each.value or b"{}")
-        raised[said.get("batch_id"), said.get("alert")].append(each)
-    expected = {
-        (batch.batch_id, alert): (_home(batch.batch_id.encode(), observed.partitions), offset)
-        for batch in model.batches.values()
-        for alert, offset in batch.alerts
-    }
-    for batch_id, alert in sorted(expected.keys() - raised.keys()):
-        yield Finding("lost", f"no alert {alert} of batch {batch_id}, due at {_place(expected[batch_id, alert])}")
-    for (batch_id, alert), records in raised.items():
-        if alert not in FAILURE_ALERTS:
-            continue
-        where = ", ".join(map(_at, records))
-        if (batch_id, alert) not in expected:
-            yield Finding("contradicting", f"alert {alert} of batch {batch_id}, {where}: nothing calls for it")
-        elif len(records) > 1:
-            yield Finding("doubled", f"{len(records)} alerts {alert} of batch {batch_id}: {where}")
-
-
-def _dead_letter_findings(history: History, observed: Observed) -> Iterable[Finding]:
-    seen: defaultdict[Place, list[LogRecord]] = defaultdict(list)
-    for letter in observed.dead_letters:
-        partition = letter.headers.get("rollcall_dlt_original_partition", b"-1")
-        offset = letter.headers.get("rollcall_dlt_original_offset", b"-1")
-        seen[int(partition), int(offset)].append(letter)
-    rows = {(row["partition"], row["record_offset"]): row for row in observed.tables["dead_letters"]}
-    for place, letters in seen.items():
-        if len(letters) > 1:
-            places = ", ".join(map(_at, letters))
-            yield Finding("doubled", f"{len(letters)} dead letters of {_place(place)}: {places}")
-        if place not in history.letters:
-            yield Finding("contradicting", f"dead letter {_at(letters[0])} of {_place(place)}, which is sound")
-    for place in rows.keys() - history.letters.keys():
-        yield Finding("contradicting", f"dead_letters has {_place(place)}, which is sound")
-    for place, (reason, record) in history.letters.items():
-        if place not in rows:
-            yield Finding("lost", f"{_place(place)} ({reason}) is not among dead_letters")
-        elif (rows[place]["refused"] is not None) is not _is_refused(record, observed):
-            yield Finding("contradicting", f"{_place(place)} ({reason}): refused is {rows[place]['refused']!r}")
-        if _is_refused(record, observed):
-            if place in seen:
-                yield Finding("contradicting", f"{_place(place)} ({reason}) has a dead letter its topic cannot take")
-            continue
-        if place not in seen:
-            yield Finding("lost", f"{_place(place)} ({reason}) has no dead letter")
-            continue
-        letter = seen[place][0]
-        if (letter.key, letter.value) != (record.key, record.value):
-            yield Finding("contradicting", f"dead letter {_at(letter)} of {_place(place)} has other bytes")
-        if letter.headers.get("rollcall_dlt_reason", b"").decode() != reason:
-            yield Finding("contradicting", f"dead letter {_at(letter)} of {_place(place)} is not called {reason}")
-
-
-def _is_refused(record: LogRecord, observed: Observed) -> bool:
-    return observed.refused_above is not None and len(record.value or b"") > observed.refused_above
-
-
 # --- the tables --------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +104,7 @@ def _batch_findings(model: Model, observed: Observed) -> Iterable[Finding]:
     for batch_id in rows.keys() - model.batches.keys():
         yield Finding("contradicting", f"batches has {batch_id}, of which the log says nothing")
     for batch_id, batch in model.batches.items():
-        home = _home(batch_id.encode(), observed.partitions)
+        home = home_of(batch_id.encode(), observed.partitions)
         where = f"{batch_id}, {_newest(batch, home)}"
         if (row := rows.get(batch_id)) is None:
             yield Finding("lost", f"batches has no {where}")
@@ -361,9 +121,9 @@ def _batch_findings(model: Model, observed: Observed) -> Iterable[Finding]:
 def _newest(batch: Batch, home: int) -> str:
     """Where the log last said something of a batch that shows."""
     if batch.finalized is not None:
-        return f"decided at {_place((home, batch.finalized.as_of_offset))}"
+        return f"decided at {at_place((home, batch.finalized.as_of_offset))}"
     offsets = [register.offset for register in batch.registers.values()]
-    return f"last result at {_place((home, max(offsets)))}" if offsets else f"home partition {home}, without results"
+    return f"last result at {at_place((home, max(offsets)))}" if offsets else f"home partition {home}, without results"
 
 
 def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
@@ -385,7 +145,18 @@ def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
         "duplicates": len(batch.duplicate_offsets),
         "late": len(batch.late),
         "decided_offset": final.as_of_offset if final else None,
+        "name": batch.name,
+        "retry_of": batch.retry_of,
+        "deadline_at": None if batch.deadline_at is None else datetime.fromisoformat(batch.deadline_at),
+        "opened_at": _moment_or_none(batch.opened_at_ms),
+        "first_result_at": _moment_or_none(batch.first_result_at_ms),
+        "reopened_at": _moment_or_none(batch.reopened_at_ms),
+        "finalized_at": moment(final.finalized_at_ms) if final else None,
     }
+
+
+def _moment_or_none(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else moment(milliseconds)
 
 
 def _register_findings(table: str, observed: Observed, expected: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
@@ -399,8 +170,8 @@ def _register_findings(table: str, observed: Observed, expected: Mapping[str, Ma
         for item_id, register in items.items():
             held = rows.pop((batch_id, item_id), None)
             if held is None:
-                home = _home(batch_id.encode(), observed.partitions)
-                yield Finding("lost", f"{table} has no {batch_id}/{item_id}: {_place((home, register.offset))}")
+                home = home_of(batch_id.encode(), observed.partitions)
+                yield Finding("lost", f"{table} has no {batch_id}/{item_id}: {at_place((home, register.offset))}")
                 continue
             said = (held["version"], held["status"], held["attempt"], held["effect"], held["error_message"])
             error = (register.content["error"] or {}).get("message")
@@ -408,83 +179,8 @@ def _register_findings(table: str, observed: Observed, expected: Mapping[str, Ma
             if said != meant:
                 yield Finding("contradicting", f"{table} {batch_id}/{item_id}: {said}, the log says {meant}")
     for (batch_id, item_id), row in rows.items():
-        place = _place((_home(batch_id.encode(), observed.partitions), row["version"]))
+        place = at_place((home_of(batch_id.encode(), observed.partitions), row["version"]))
         yield Finding("contradicting", f"{table} has {batch_id}/{item_id} of {place}, of which the log says nothing")
-
-
-def _place(place: Place) -> str:
-    return f"{place[0]}@{place[1]}"
-
-
-def _at(record: LogRecord) -> str:
-    return f"{record.partition}@{record.offset}"
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
-
-# Of one round: batches of this prefix; dead letters by where the record was read.
-_ROUND = "starts_with(batch_id, $1)"
-_REGISTERS = f"batch_id, item_id, version, status, attempt, effect, error_message FROM %s WHERE {_ROUND}"
-_QUERIES = {
-    "batches": f"SELECT * FROM batches WHERE {_ROUND}",
-    "item_results": f"SELECT {_REGISTERS % 'item_results'}",
-    "late_results": f"SELECT {_REGISTERS % 'late_results'}",
-    "outbox": f"SELECT batch_id, refused FROM outbox WHERE channel = 'finalized' AND {_ROUND}",
-}
-_DEAD_LETTERS = """
-SELECT partition, record_offset, refused FROM dead_letters
-WHERE record_offset >= coalesce(($1::jsonb ->> partition::text)::bigint, 0)
-"""
-
-
-@dataclass
-class Stretch:
-    """What is checked: everything, or one round's batches and what lies behind these offsets (by topic, partition)."""
-
-    since: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    batches: str = ""
-
-
-async def observe(
-    bootstrap: str, prefix: str, database: str, schema: str, sent: Sequence[SentRecord], stretch: Stretch
-) -> Observed:
-    """Read topics, as a read_committed consumer, and tables."""
-    partitions = len(await end_offsets(bootstrap, f"{prefix}events"))
-    log, finalized, letters, alerts = [
-        [
-            LogRecord(
-                each.partition,
-                each.offset,
-                each.timestamp,
-                each.key,
-                each.value,
-                dict(each.headers) if each.headers else NO_HEADERS,
-            )
-            for each in await drain(
-                bootstrap,
-                f"{prefix}{topic}",
-                since={int(number): offset for number, offset in stretch.since.get(topic, {}).items()},
-            )
-        ]
-        for topic in ("events", "finalized", "dead-letters", "alerts")
-    ]
-    connection = await asyncpg.connect(database, server_settings={"search_path": schema}, command_timeout=120)
-    try:
-        tables = {
-            table: [dict(row) for row in await connection.fetch(query, stretch.batches)]
-            for table, query in _QUERIES.items()
-        }
-        letters_since = json.dumps(stretch.since.get("events", {}))
-        tables["dead_letters"] = [dict(row) for row in await connection.fetch(_DEAD_LETTERS, letters_since)]
-    finally:
-        await connection.close()
-    return Observed(partitions, sent, log, finalized, letters, tables, alerts)
-
-
-def sent_records(record: Path) -> list[SentRecord]:
-    """The producer's record."""
-    lines = msgspec.json.Decoder().decode_lines(record.read_bytes())
-    return [SentRecord(None if line[0] is None else (line[0], line[1]), line[2], line[3]) for line in lines]
 
 
 def _say(report: Report) -> None:

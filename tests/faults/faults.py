@@ -15,6 +15,7 @@ FAULTS = [
     Fault("kill-supervisor", "processes", processes.kill_supervisor),
     Fault("terminate", "shutdown", processes.terminate, separate=True),
     Fault("terminate-twice", "shutdown", processes.terminate_twice, proxied=True),
+    Fault("terminate-silent", "shutdown", processes.terminate_silent, proxied=True),
     Fault("stop-worker", "zombies", processes.stop_worker),
     Fault("stop-relay", "zombies", processes.stop_relay),
     Fault(

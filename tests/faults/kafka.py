@@ -8,15 +8,17 @@ import time
 
 from aiokafka import AIOKafkaProducer
 
+from rollcall.embedded.servers import log_since, log_size
 from store.leadership import database_name
 from tests.faults import cluster
 from tests.faults.producing import Message
-from tests.faults.round import WORKERS, Round, feed, restart, send_signal, start_again
+from tests.faults.round import WORKERS, Round, feed, restart, send_signal, start_again, until
 from tests.faults.stage import ID_EXPIRATION_MS
 from tests.harness.topics import drain
 from tests.harness.waiting import eventually
 
-_PUBLISHED = ("outbox", "dead_letters")
+GIVEN_UP = ("publish events failed, beginning anew", "publish dead-letters failed, beginning anew")
+"""What the log says of a relay that threw its producer away."""
 
 
 async def kill_kafka(each: Round) -> None:
@@ -57,10 +59,16 @@ async def late(each: Round) -> None:
     feeding = asyncio.create_task(feed(each))  # so that the relay has something under way
     try:
         await asyncio.sleep(each.some(0.5, 1.5))
+        since = log_size(each.product.log)
         for _ in range(3):
             each.stage.kafka_proxy.stall()
             await asyncio.sleep(0.2)
         await asyncio.sleep(each.some(15, 17))
+
+        async def has_given_up() -> bool:
+            return any(line in log_since(each.product.log, since) for line in GIVEN_UP)
+
+        await until(has_given_up, "the relay has given up what was under way")
         each.stage.kafka_proxy.heal()
     finally:
         feeding.cancel()
@@ -71,19 +79,34 @@ async def foreign_transaction(each: Round) -> None:
     producer = AIOKafkaProducer(
         bootstrap_servers=each.product.direct.bootstrap_servers,
         transactional_id=f"foreign-{each.prefix}",
-        transaction_timeout_ms=60_000,
+        transaction_timeout_ms=120_000,
     )
+    feeding = asyncio.create_task(feed(each))  # so that there is something to publish
     await producer.start()
     try:
         await producer.begin_transaction()
         for partition in range(3):
             for topic in (each.product.topics.finalized, each.product.topics.dead_letters):
                 await producer.send_and_wait(topic, b"{}", key=b"foreign", partition=partition)
-        for found in each.product.processes("relay"):
+        before = await until(lambda: each.product.at_work("relay"), "a relay that leads")
+        for found in before:
             send_signal(found, signal.SIGKILL)
-        await asyncio.sleep(each.some(6, 12))
+            await asyncio.to_thread(found.wait, 10)
+        written = await each.product.written()
+        await until(lambda: each.product.at_work("relay"), "a relay that leads after the one killed")
+        await asyncio.sleep(each.some(3, 8))
+
+        async def is_due() -> bool:
+            return all(rows for rows, _ in (await each.product.behind(written)).values())
+
+        await until(is_due, "events and dead letters to publish")
+        waiting = await each.product.behind(written)
+        if any(published for _, published in waiting.values()):
+            each.problems.append(f"published before it had read back to the end (rows, published): {waiting}")
+        each.notes.append(f"not published while the transaction was open: {waiting}")
         await producer.abort_transaction()
     finally:
+        feeding.cancel()
         await producer.stop()
 
 
@@ -130,10 +153,12 @@ async def move_coordinators(each: Round) -> None:
     each.random.shuffle(moves)
     feeding = asyncio.create_task(feed(each))
     try:
-        for coordinated in moves:
+        for number, coordinated in enumerate(moves, 1):
             await asyncio.sleep(each.some(0.1, 1.5))
             move = await kafka.move(coordinated, each.random)
             begun = time.monotonic()
+            if number == len(moves):
+                each.over.set()
             await _used(each)
             each.notes.append(f"{move}, used after {time.monotonic() - begun:.1f} s")
             await kafka.start()
@@ -147,16 +172,9 @@ async def _used(each: Round) -> None:
     """Wait until workers have committed to, and the relay has published by, the coordinators that there are now."""
     kafka, group_id = each.stage.cluster, each.product.topics.consumer_group
     committed = await eventually(lambda: kafka.committed(group_id), message="what the workers have committed") or 0
-    async with each.product.connection() as connection:
-        written = {table: await connection.fetchval(f"SELECT max(seq) FROM {table}") for table in _PUBLISHED}
+    written = await each.product.written()
 
-        async def is_used() -> bool:
-            published = [
-                await connection.fetchval(
-                    f"SELECT count(*) FROM {table} WHERE published_at IS NOT NULL AND seq > $1", seq
-                )
-                for table, seq in written.items()
-            ]
-            return all(published) and (await kafka.committed(group_id) or 0) > committed
+    async def is_used() -> bool:
+        return await each.product.publishes_behind(written) and (await kafka.committed(group_id) or 0) > committed
 
-        await eventually(is_used, each.patience_s, message="workers and relay use the coordinators after a move")
+    await until(is_used, "workers and relay use the coordinators after a move", each.patience_s)

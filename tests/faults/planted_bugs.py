@@ -160,6 +160,17 @@ BUGS = [
         ),
     ),
     Bug(
+        "some retry requests never sent",
+        "none",
+        (
+            (
+                "handlers/microbatch.py",
+                "        for each in registers.retries\n",
+                "        for each in registers.retries[:-1]\n",
+            ),
+        ),
+    ),
+    Bug(
         "dead letters outside the transaction",
         "failpoint-commit.after",
         (

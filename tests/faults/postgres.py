@@ -8,16 +8,28 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
 
-from tests.faults.round import Round, restart, start_again
+from tests.faults.round import Round, feed, large_results, restart, start_again, until
+from tests.harness.waiting import eventually
 
 FULL_KB = 128
 """PostgreSQL lets tables grow by as much at once."""
+COPY_DELAY_S = 0.3
+UNREAD_BYTES = 1024 * 1024
+COPY_TIMEOUT_S = 60.0
+DEADLOCK_TIMEOUT_S = 30.0
+MUST_BE_TERMINATED = (
+    "rollcall worker",
+    "rollcall relay leader",
+    "rollcall relay events",
+    "rollcall relay dead-letters",
+)
 
 
 async def kill_postmaster(each: Round) -> None:
@@ -81,13 +93,14 @@ async def slow_throughout(each: Round) -> None:
     """Two seconds a message from the start to the end of the round: slow is not away, it must get on."""
     each.stage.postgres_proxy.delay_s = 2.0
     each.running.let_go()
-    begun = time.monotonic()
-    await each.product.caught_up(await each.product.ends(), each.patience_s)
-    each.notes.append(f"applied and published in {time.monotonic() - begun:.0f} s")
+    while not each.running.done:  # noqa: ASYNC110 - a thread sends
+        await asyncio.sleep(0.02)
 
 
 async def slow(each: Round) -> None:
+    """In the midst of large COPYs, too."""
     each.stage.postgres_proxy.delay_s = 2.0
+    each.running.interject(large_results(each))
     await asyncio.sleep(each.away_s)
     each.stage.postgres_proxy.heal()
 
@@ -101,6 +114,7 @@ async def cut(each: Round) -> None:
 
 
 async def black_hole(each: Round) -> None:
+    await _amid_a_large_copy(each)
     each.stage.postgres_proxy.black_hole()
     await asyncio.sleep(each.away_s)
     each.stage.postgres_proxy.heal()
@@ -108,17 +122,52 @@ async def black_hole(each: Round) -> None:
 
 async def dead_connections(each: Round) -> None:
     """The connections there are say nothing any more, for ever; new ones work."""
+    await _amid_a_large_copy(each)
     each.stage.postgres_proxy.stall()
-    await asyncio.sleep(0)
+    each.stage.postgres_proxy.delay_s = 0.0
+
+
+async def _amid_a_large_copy(each: Round) -> None:
+    """Return while a worker copies more than sockets hold: it has to wait until somebody reads what it has written."""
+    proxy = each.stage.postgres_proxy
+    proxy.delay_s = COPY_DELAY_S
+    each.running.interject(large_results(each))
+
+    async def is_waiting() -> int:
+        waiting = await asyncio.to_thread(_unread_bytes, proxy.port)
+        return waiting if waiting > UNREAD_BYTES else 0
+
+    waiting = await eventually(is_waiting, COPY_TIMEOUT_S, interval_s=0.01, message="a worker that waits to write")
+    each.notes.append(f"{waiting // 1024} KB of a COPY waited in a socket")
+
+
+def _unread_bytes(port: int) -> int:
+    """How many bytes the kernel holds, at most, of a connection to this port that the other side has not taken yet."""
+    waiting = [0]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        # number, local address, remote address, state, bytes to be sent:received, all in hexadecimal digits
+        _, _, remote, _, queues, *_ = line.split()
+        if int(remote.split(":")[1], 16) == port:
+            waiting.append(int(queues.split(":")[0], 16))
+    return max(waiting)
 
 
 async def deadlocks(each: Round) -> None:
-    """A hostile session locks a batch first and positions second: the other way round than workers do."""
-    victim, until = 0, time.monotonic() + each.some(6, 9)
-    count = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    async with each.product.connection() as connection:
-        before = await connection.fetchval(count)
-        while time.monotonic() < until:
+    """A hostile session locks a batch first and positions second: the other way round than workers do.
+
+    It looks for deadlocks so late that workers find them first, and are the victims.
+    """
+    hostile, end = 0, time.monotonic() + each.some(6, 9)
+    counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    async with each.product.connection() as connection, each.product.connection() as observer:
+        await connection.execute("SET deadlock_timeout = '30s'")
+        before = await observer.fetchval(counted)
+
+        async def of_workers() -> int:
+            # They are counted when a worker reports its statistics, up to a second later.
+            return int(await observer.fetchval(counted) - before - hostile)
+
+        while time.monotonic() < end or (not await of_workers() and time.monotonic() < end + DEADLOCK_TIMEOUT_S):
             try:
                 async with connection.transaction():
                     await connection.execute(
@@ -127,43 +176,71 @@ async def deadlocks(each: Round) -> None:
                     await asyncio.sleep(each.some(0.0, 0.3))
                     await connection.execute("SELECT FROM positions FOR UPDATE")
             except asyncpg.DeadlockDetectedError:
-                victim += 1
-        # A worker's are counted when it reports its statistics, up to a second later.
-        found = max(victim, await connection.fetchval(count) - before)
-    each.notes.append(f"{found} deadlocks, the hostile session was the victim of {victim}")
-    if not found:
-        each.problems.append("there was no deadlock")
+                hostile += 1
+        found = await of_workers()
+    each.notes.append(f"{found} deadlocks of which the product was the victim, {hostile} of the hostile session")
+    if found < 1:
+        each.problems.append("there was no deadlock of which the product was the victim")
 
 
 @asynccontextmanager
-async def _trigger(each: Round, table: str, condition: str, sqlstate: str) -> AsyncIterator[None]:
-    """While open, statements that write `table` fail with this SQLSTATE where the condition holds."""
+async def _trigger(
+    each: Round, table: str, condition: str, sqlstate: str
+) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """While open, statements that write `table` fail with this SQLSTATE where the condition holds.
+
+    Gives what says how many did: a sequence counts them, which no rollback takes back.
+    """
     async with each.product.connection() as connection:
         await connection.execute(
+            "CREATE SEQUENCE test_fault_raised;"
             f"CREATE FUNCTION test_fault() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN"
+            " PERFORM nextval('test_fault_raised');"
             f" RAISE EXCEPTION 'test fault' USING ERRCODE = '{sqlstate}'; END IF; RETURN NULL; END $$;"
             f"CREATE TRIGGER test_fault BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION test_fault()"
         )
-    yield
-    async with each.product.connection() as connection:
-        await connection.execute(f"DROP TRIGGER test_fault ON {table}; DROP FUNCTION test_fault()")
+
+    async def raised() -> int:
+        async with each.product.connection() as connection:
+            count = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM test_fault_raised"
+            return int(await connection.fetchval(count))
+
+    try:
+        yield raised
+    finally:
+        async with each.product.connection() as connection:
+            await connection.execute(
+                f"DROP TRIGGER test_fault ON {table}; DROP FUNCTION test_fault(); DROP SEQUENCE test_fault_raised"
+            )
 
 
 async def serialization_errors(each: Round) -> None:
-    for table in ("batches", "positions", "outbox"):
-        sqlstate = each.random.choice(("40001", "40P01"))
-        async with _trigger(each, table, "random() < 0.4", sqlstate):
-            await asyncio.sleep(each.some(1.5, 3))
+    feeding = asyncio.create_task(feed(each))  # so that each of the tables is written
+    try:
+        for table in ("batches", "positions", "outbox"):
+            sqlstate = each.random.choice(("40001", "40P01"))
+            async with _trigger(each, table, "random() < 0.4", sqlstate) as raised:
+                await asyncio.sleep(each.some(1.5, 3))
+                count = await until(raised, f"statements that write {table} fail")
+            each.notes.append(f"{sqlstate} {count} times on {table}")
+    finally:
+        feeding.cancel()
 
 
 async def sessions_terminated(each: Round) -> None:
+    terminated: Counter[str] = Counter()
     async with each.product.connection() as connection:
         for _ in range(6):
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            rows = await connection.fetch(
+                "SELECT application_name, pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid()"
                 " AND application_name LIKE 'rollcall %' AND application_name <> 'rollcall fault run'"
             )
+            terminated.update(name for name, done in rows if done)
             await asyncio.sleep(each.some(0.1, 1.2))
+    each.notes.append(f"{terminated.total()} sessions terminated, {terminated['rollcall worker']} of workers")
+    never = [name for name in MUST_BE_TERMINATED if not terminated[name]]
+    each.problems += [f"no session of {name!r} was there to be terminated" for name in never]
 
 
 async def disk_full(each: Round) -> None:
@@ -171,8 +248,9 @@ async def disk_full(each: Round) -> None:
     directory = Path(each.stage.directory / f"small-{each.prefix}")
     if not await asyncio.to_thread(_mount, directory):
         each.notes.append("disk full by a trigger that raises 53100: no file system can be mounted here")
-        async with _trigger(each, "item_results", "true", "53100"):
+        async with _trigger(each, "item_results", "true", "53100") as raised:
             await asyncio.sleep(each.away_s)
+            await until(raised, "statements that write results fail")
         return
     name = f"small_{each.product.direct.database_schema}"
     try:
@@ -182,8 +260,8 @@ async def disk_full(each: Round) -> None:
                 await connection.execute(f"ALTER {what} SET TABLESPACE {name}")
             used = shutil.disk_usage(directory).used // 1024**2
             await asyncio.to_thread(_resize, directory, f"{used + 2}m")
-        until = time.monotonic() + 20
-        while shutil.disk_usage(directory).free > FULL_KB * 1024 and time.monotonic() < until:  # noqa: ASYNC110
+        end = time.monotonic() + 20
+        while shutil.disk_usage(directory).free > FULL_KB * 1024 and time.monotonic() < end:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         left = shutil.disk_usage(directory).free // 1024
         each.notes.append(f"disk full: a tmpfs of {used + 2} MB, {left} KB left")

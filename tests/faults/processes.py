@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -10,7 +11,8 @@ import time
 import psutil
 
 from store import failpoints
-from tests.faults.round import WORKERS, Round, feed, send_signal
+from tests.faults.round import WORKERS, Round, feed, send_signal, until
+from tests.faults.stage import PARTITIONS
 
 AT_ONCE_S = 2.0
 """The machine may be busy; draining, in vain, would take several times as long."""
@@ -18,24 +20,42 @@ FAILPOINT_TIMEOUT_S = 60.0
 RELAY_SESSION_TIMEOUT_S = 15.0
 SESSION_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 15.0
+LONG_STOP_TIMEOUT_S = 40.0
+KILLED_TIMEOUT_S = 10.0
+STORM_EVERY_S = 3.0
 
 
 async def kill_role(each: Round, role: str) -> None:
+    """Three times one that works: whoever took the place of the one before has got as far as that."""
     for _ in range(3):
         await asyncio.sleep(each.some(0.1, 1.5))
-        if found := each.product.processes(role):
-            send_signal(each.random.choice(found), signal.SIGKILL)
+        victim = await _one_at_work(each, role)
+        send_signal(victim, signal.SIGKILL)
+        await asyncio.to_thread(victim.wait, KILLED_TIMEOUT_S)
 
 
 async def kill_supervisor(each: Round) -> None:
+    """Twice, and all it started with it; the second time once all of that works again."""
     for _ in range(2):
+        await _all_at_work(each)
         await asyncio.sleep(each.some(0.1, 1.0))
         supervisor = each.product.supervisor
         assert supervisor is not None
         os.kill(supervisor.pid, signal.SIGKILL)
         await supervisor.wait()
         await each.product.start(WORKERS)
-        await each.product.ready(WORKERS)
+
+
+async def _one_at_work(each: Round, role: str) -> psutil.Process:
+    return each.random.choice(await until(lambda: each.product.at_work(role), f"a {role} at work"))
+
+
+async def _all_at_work(each: Round) -> None:
+    async def are() -> bool:
+        workers, relays = await each.product.at_work("worker"), await each.product.at_work("relay")
+        return len(workers) == WORKERS and len(relays) == 1
+
+    await until(are, "all workers and the relay at work")
 
 
 async def terminate(each: Round) -> None:
@@ -53,37 +73,153 @@ async def terminate(each: Round) -> None:
 
 async def terminate_twice(each: Round) -> None:
     """What PostgreSQL does not answer cannot be drained; a second SIGTERM does not wait for that."""
-    each.stage.postgres_proxy.black_hole()
-    await asyncio.sleep(each.some(0.2, 1.0))
-    for role in ("worker", "relay"):
-        for found in each.product.processes(role):
-            send_signal(found, signal.SIGTERM)
-            await asyncio.sleep(each.some(0.3, 1.0))
-            begun = time.monotonic()
-            send_signal(found, signal.SIGTERM)
-            try:
-                await asyncio.to_thread(found.wait, AT_ONCE_S)
-            except psutil.TimeoutExpired:
-                each.problems.append(f"{role}: not ended by a second SIGTERM within {AT_ONCE_S:g} s")
-            each.notes.append(f"{role} ended {time.monotonic() - begun:.2f} s after a second SIGTERM")
+    feeding = asyncio.create_task(feed(each))  # so that there is something to drain
+    try:
+        await asyncio.sleep(each.some(0.5, 1.0))
+        each.stage.postgres_proxy.black_hole()
+        await asyncio.sleep(each.some(0.5, 1.0))
+        for role in ("worker", "relay"):
+            for found in each.product.processes(role):
+                send_signal(found, signal.SIGTERM)
+                await asyncio.sleep(each.some(0.3, 1.0))
+                if not _is_alive(found.pid):
+                    each.problems.append(f"{role}: the first SIGTERM had ended it already")
+                    continue
+                begun = time.monotonic()
+                send_signal(found, signal.SIGTERM)
+                try:
+                    await asyncio.to_thread(found.wait, AT_ONCE_S)
+                except psutil.TimeoutExpired:
+                    each.problems.append(f"{role}: not ended by a second SIGTERM within {AT_ONCE_S:g} s")
+                each.notes.append(f"{role} ended {time.monotonic() - begun:.2f} s after a second SIGTERM")
+    finally:
+        feeding.cancel()
     each.stage.postgres_proxy.heal()
 
 
+async def terminate_silent(each: Round) -> None:
+    """One SIGTERM while PostgreSQL, or Kafka, says nothing: all processes end in time, and leave nothing behind.
+
+    While they are asked again and again whether they are ready, as orchestrators do.
+    """
+    name, proxy = each.random.choice((("PostgreSQL", each.stage.postgres_proxy), ("Kafka", each.stage.kafka_proxy)))
+    supervisor = each.product.supervisor
+    assert supervisor is not None
+    feeding = asyncio.create_task(feed(each))  # so that there is something to drain
+    probing: list[asyncio.Task[None]] = []
+    try:
+        await asyncio.sleep(each.some(0.5, 1.0))
+        proxy.black_hole()
+        await asyncio.sleep(each.some(0.2, 3.0))
+        roles = {
+            process.pid: f"{role} ({process.pid})"
+            for role in ("worker", "relay", "clock", "api")
+            for process in each.product.processes(role)
+        }
+        ended: dict[int, float] = {}
+        probing = [asyncio.create_task(_keep_probing(port)) for pid in roles for port in _listening_ports(pid)]
+        await asyncio.sleep(each.some(0.5, 1.5))
+        begun = time.monotonic()
+        supervisor.send_signal(signal.SIGTERM)
+        while len(ended) < len(roles) and time.monotonic() - begun < LONG_STOP_TIMEOUT_S:
+            ended |= {pid: time.monotonic() - begun for pid in roles if pid not in ended and not _is_alive(pid)}
+            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(supervisor.wait(), LONG_STOP_TIMEOUT_S)
+        took_s = time.monotonic() - begun
+    finally:
+        for task in (feeding, *probing):
+            task.cancel()
+    slowest = ", ".join(f"{role} {ended.get(pid, took_s):.1f} s" for pid, role in roles.items())
+    each.notes.append(f"{name} silent, all ended in {took_s:.1f} s: {slowest}")
+    if took_s > STOP_TIMEOUT_S or supervisor.returncode:
+        each.problems.append(f"SIGTERM with {name} silent took {took_s:.1f} s, code {supervisor.returncode}: {slowest}")
+    await supervisor.kill()
+    proxy.heal()
+    each.problems += [f"left behind: {what}" for what in await each.product.left_behind()]
+    await each.product.start(WORKERS)
+
+
+def _listening_ports(pid: int) -> list[int]:
+    try:
+        connections = psutil.Process(pid).net_connections("tcp4")
+    except psutil.Error:
+        return []
+    return [each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN]
+
+
+async def _keep_probing(port: int) -> None:
+    while True:
+        with contextlib.suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(b"GET /readyz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+                await reader.read(1024)
+            finally:
+                writer.close()
+        await asyncio.sleep(0.1)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 async def stop_worker(each: Round) -> None:
-    zombie = each.random.choice(each.product.processes("worker"))
+    """Stopped past its session, until the others hold all partitions."""
+    zombie = await _one_at_work(each, "worker")
+    client_id = _client_id(zombie)
+    begun = time.monotonic()
     send_signal(zombie, signal.SIGSTOP)
-    await asyncio.sleep(SESSION_TIMEOUT_S + each.some(1.5, 4))
-    send_signal(zombie, signal.SIGCONT)
+    try:
+        await asyncio.sleep(SESSION_TIMEOUT_S + each.some(1.5, 4))
+
+        async def is_replaced() -> bool:
+            held = await each.product.held()
+            others = {number for other, numbers in held.items() if other != client_id for number in numbers}
+            return len(others) == PARTITIONS
+
+        await until(is_replaced, "the others hold what the stopped worker held")
+        each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, its partitions are held by others")
+    finally:
+        send_signal(zombie, signal.SIGCONT)
+
+
+def _client_id(worker: psutil.Process) -> str:
+    command = worker.cmdline()
+    return f"rollcall-worker-{command[command.index('--slot') + 1]}"
 
 
 async def stop_relay(each: Round) -> None:
-    """Stopped past its session in PostgreSQL, with another one waiting to lead."""
-    zombie = each.random.choice(each.product.processes("relay"))
+    """The leader, stopped past its session in PostgreSQL until another one that waited has published something."""
+    zombie = await _one_at_work(each, "relay")
     await each.product.start_role("relay-2", "relay")
-    await asyncio.sleep(each.some(1, 2))
-    send_signal(zombie, signal.SIGSTOP)
-    await asyncio.sleep(RELAY_SESSION_TIMEOUT_S + each.some(1.5, 3))
-    send_signal(zombie, signal.SIGCONT)
+    feeding = asyncio.create_task(feed(each))
+    try:
+        await until(lambda: _relays_wait(each), "another relay that waits for the lead")
+        begun = time.monotonic()
+        send_signal(zombie, signal.SIGSTOP)
+        await asyncio.sleep(RELAY_SESSION_TIMEOUT_S)
+
+        async def is_replaced() -> bool:
+            return any(other != zombie for other in await each.product.at_work("relay"))
+
+        await until(is_replaced, "another relay that leads")
+        written = await each.product.written()
+        await until(lambda: each.product.publishes_behind(written), "another relay that publishes")
+        each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, another relay leads and publishes")
+        await asyncio.sleep(each.some(0, 1.5))
+    finally:
+        feeding.cancel()
+        send_signal(zombie, signal.SIGCONT)
+
+
+async def _relays_wait(each: Round) -> bool:
+    async with each.product.connection() as connection:
+        relays = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rollcall relay leader'"
+        return bool(await connection.fetchval(relays) > 1)
 
 
 async def failpoint(each: Round, names: tuple[str, ...], times: int) -> None:
@@ -119,11 +255,23 @@ async def _die_at(each: Round, name: str) -> None:
 
 
 async def rebalance_storm(each: Round) -> None:
-    for number in range(2 if each.short else 5):
-        extra = await each.product.start_role(f"worker-storm-{number}", "worker", "--slot", f"storm-{number}")
-        await asyncio.sleep(3)
+    """A worker joins about every 3 s, and leaves once it holds partitions."""
+    rounds = 2 if each.short else 5
+    for number in range(rounds):
+        slot = f"storm-{number}"
+        begun = time.monotonic()
+        extra = await each.product.start_role(f"worker-{slot}", "worker", "--slot", slot)
+
+        async def holds_some(client_id: str = f"rollcall-worker-{slot}") -> tuple[int, ...]:
+            return (await each.product.held()).get(client_id, ())
+
+        held = await until(holds_some, f"the worker {slot} holds partitions")
+        joined_s = time.monotonic() - begun
+        each.notes.append(f"{slot} held {len(held)} partitions after {joined_s:.1f} s")
+        await asyncio.sleep(max(0.0, STORM_EVERY_S - joined_s))
         if each.random.random() < 0.5:
             await extra.stop(15)
         else:
             await extra.kill()
-        await asyncio.sleep(each.some(0, 3))
+        if number < rounds - 1:
+            await asyncio.sleep(each.some(0, STORM_EVERY_S))

@@ -5,9 +5,11 @@ It shares no code with the product. One seed decides all messages; when each is 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -214,7 +216,9 @@ class Flow:
         self._topic = topic
         self._messages = list(messages)
         self._rate = rate
-        self._interjected: list[Message] = []
+        self._interjected: deque[Message] = deque()
+        # Only who interjects counts the one, only the thread the other.
+        self._asked = self._answered = 0
         self._let_go = threading.Event()
         self._stop = threading.Event()
         self.begun_at = 0.0
@@ -239,12 +243,24 @@ class Flow:
 
     def interject(self, messages: Sequence[Message]) -> None:
         """Send these next, as fast as they go, before the rest."""
-        self._interjected = list(messages)
+        self._asked += len(messages)
+        self._interjected.extend(messages)
 
     @property
     def has_interjected(self) -> bool:
         """Whether all that was interjected is sent."""
-        return not self._interjected
+        return self._answered == self._asked
+
+    async def await_interjected(self) -> None:
+        """Wait until all that was interjected is sent."""
+        while not self.has_interjected and not self.done:  # noqa: ASYNC110 - a thread sends
+            await asyncio.sleep(0.005)
+
+    async def acknowledged(self) -> None:
+        """Wait until the outcome of everything that was sent so far is known. Where Kafka is away it may never be."""
+        sent = len(self._outcomes)
+        while not self.done and None in self._outcomes[:sent]:  # noqa: ASYNC110 - a thread sends
+            await asyncio.sleep(0.02)
 
     def let_go(self) -> None:
         """Let go of what was held back."""
@@ -303,9 +319,10 @@ class Flow:
             holding = position >= held_back_from and not self._let_go.is_set()
             rate = 0.0 if self.paused.is_set() else self._rate * (TRICKLE if holding else 1.0)
             allowance, last = min(allowance + rate * (now - last), self._rate / 10), now
-            interjected, self._interjected = self._interjected[:5_000], self._interjected[5_000:]
-            for message in interjected:
-                self._produce(producer, sent, message)
+            interjected = min(len(self._interjected), 5_000)
+            for _ in range(interjected):
+                self._produce(producer, sent, self._interjected.popleft())
+            self._answered += interjected
             taken = min(int(allowance), until - position)
             for message in planned[position : position + taken]:
                 self._produce(producer, sent, message)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-CHUNK = 256 * 1024
-MAX_CHUNKS_HELD = 4_096
+CHUNK = 32 * 1024
+MAX_HELD_BYTES = 512 * 1024
+"""On the way, in each direction of a connection; with `delay_s` that bounds how much passes in a second."""
+SOCKET_BYTES = 64 * 1024
+MAX_SEGMENT_BYTES = 1460
+"""As on an Ethernet. On the loopback's of 64 KiB a sender's kernel would take 4 MB before it lets the sender wait."""
 
 
 @dataclass(eq=False)
@@ -27,8 +32,9 @@ class _Connection:
 class Proxy:
     """Listens on 127.0.0.1:`port` for what is at 127.0.0.1:`target()`.
 
-    `delay_s` holds each piece that a client sends that long (a server that answers late). Bytes once read are
-    delivered, if late: to a server also when the client has gone, as a network does.
+    `delay_s` holds each piece that a client sends that long (a server that answers late). Where nothing is delivered
+    nothing is read either, so that sockets fill and senders have to wait. What a client's kernel took is delivered, if
+    late: to a server also when the client has gone, as a network does.
     """
 
     def __init__(self, target: Callable[[], int | None]) -> None:
@@ -42,8 +48,14 @@ class Proxy:
         self.port = 0
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, limit=CHUNK)
-        self.port = self._server.sockets[0].getsockname()[1]
+        listening = socket.socket()
+        # Before it listens: what it accepts inherits them.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, MAX_SEGMENT_BYTES)
+        listening.bind(("127.0.0.1", self.port))
+        self._server = await asyncio.start_server(self._accept, sock=listening, limit=CHUNK)
+        self.port = listening.getsockname()[1]
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -63,7 +75,7 @@ class Proxy:
         self._refusing = refusing
 
     def black_hole(self) -> None:
-        """Take connections and bytes, and deliver none."""
+        """Take connections, and deliver nothing."""
         self._black_hole = True
         self.stall()
 
@@ -105,8 +117,7 @@ class Proxy:
 
     async def _while_open(self, connection: _Connection, both: asyncio.Future[tuple[None, None]]) -> None:
         try:
-            with contextlib.suppress(OSError):
-                await both
+            await both
         finally:
             self._connections.discard(connection)
             connection.abort()
@@ -115,16 +126,24 @@ class Proxy:
         self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, slow: bool
     ) -> None:
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(MAX_CHUNKS_HELD)
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+        held, has_room = 0, asyncio.Event()
+        has_room.set()
 
         async def read() -> None:
+            nonlocal held
             data = b"-"
             while data:
+                await connection.passing.wait()
+                await has_room.wait()
                 try:
                     data = await reader.read(CHUNK)
                 except OSError:
                     data = b""
-                await pieces.put((loop.time() + (self.delay_s if slow else 0.0), data))
+                pieces.put_nowait((loop.time() + (self.delay_s if slow else 0.0), data))
+                held += len(data)
+                if held >= MAX_HELD_BYTES:
+                    has_room.clear()
 
         reading = asyncio.create_task(read())
         try:
@@ -140,6 +159,12 @@ class Proxy:
                             writer.write_eof()
                     return
                 writer.write(data)
-                await writer.drain()
+                try:
+                    await writer.drain()
+                except OSError:
+                    return  # that side has gone; what it said before still gets to the other one
+                held -= len(data)
+                if held < MAX_HELD_BYTES:
+                    has_room.set()
         finally:
             reading.cancel()

@@ -7,20 +7,31 @@ import json
 import time
 
 from tests.faults.producing import Message, broken_records, home
-from tests.faults.round import Round, batch_of_one
+from tests.faults.round import Round, batch_of_one, feed
 from tests.faults.stage import PARTITIONS
 from tests.harness.broken_records import BROKEN, TOO_LARGE
 from tests.harness.topics import create_topic
 
+FED_S = 4.0
+"""How long events flow by themselves before the flood."""
+
 
 async def poison_flood(each: Round) -> None:
+    """Events are fed before it and while it lasts, so that there are some to compare."""
     count = 20_000 if each.short else 100_000
-    begun = time.time()
-    each.running.interject(list(broken_records(each.random, count, prefix=f"{each.prefix}-flood")))
-    while not each.running.has_interjected:  # noqa: ASYNC110 - a thread sends them
-        await asyncio.sleep(0.02)
-    await each.product.caught_up(await each.product.ends(), 120)
-    each.flood = (begun * 1000, time.time() * 1000)
+    feeding = asyncio.create_task(feed(each))
+    try:
+        await asyncio.sleep(FED_S)
+        await each.running.await_interjected()
+        begun = time.time()
+        each.running.interject(list(broken_records(each.random, count, prefix=f"{each.prefix}-flood")))
+        await each.running.await_interjected()
+        await each.running.acknowledged()
+        each.over.set()
+        await each.product.caught_up(await each.product.ends(), each.patience_s)
+        each.flood = (begun * 1000, time.time() * 1000)
+    finally:
+        feeding.cancel()
     each.notes.append(f"{count} broken records in a row, worked off and published in {time.time() - begun:.1f} s")
 
 

@@ -9,7 +9,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -18,8 +18,12 @@ from rollcall.embedded.postgres import EmbeddedPostgres
 from rollcall.embedded.servers import EmbeddedServerError
 from tests.faults.producing import Flow, Message
 from tests.faults.stage import Installation, Stage
+from tests.harness.waiting import eventually
 
 WORKERS = 2
+LARGE_BATCHES, LARGE_RESULTS, LARGE_BYTES = 16, 20, 60_000
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -27,7 +31,8 @@ class Round:
     """What a fault gets into its hands; the batches it adds are named `<prefix>-...`.
 
     `notes` are printed with the round's result, `problems` make it wrong. `refused` are batches, `refused_above` is the
-    size of dead letters, that the output topics refuse.
+    size of dead letters, that the output topics refuse. A harm that has more to do once it is over sets `over`: the
+    product recovers from then on.
     """
 
     stage: Stage
@@ -42,6 +47,7 @@ class Round:
     refused: list[str] = field(default_factory=list)
     refused_above: int | None = None
     flood: tuple[float, float] | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def running(self) -> Flow:
@@ -87,11 +93,33 @@ def send_signal(process: psutil.Process, signum: signal.Signals) -> None:
         process.send_signal(signum)
 
 
+async def until(condition: Callable[[], Awaitable[T]], what: str, timeout_s: float = 60.0) -> T:
+    """Wait until the harm is real, and return what the condition does then: a busy machine may take its time.
+
+    Raises AssertionError, by which the round is wrong, where it does not come true.
+    """
+    return await eventually(condition, timeout_s, message=what)
+
+
 def batch_of_one(batch_id: str, **fields: Any) -> list[Message]:
     """A batch that its only result finalizes; `fields` are further ones of its opening."""
     opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": 1, **fields}
     result = {"batch_id": batch_id, "item_id": "a", "status": "succeeded"}
     return [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
+
+
+def large_results(each: Round) -> list[Message]:
+    """Batches whose results have large outputs, on all partitions: what a worker takes of them at once is megabytes."""
+    messages = []
+    for number in range(LARGE_BATCHES):
+        batch_id = f"{each.prefix}-large-{number}"
+        opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": LARGE_RESULTS}
+        messages.append(Message(batch_id.encode(), json.dumps(opened).encode()))
+        for item in range(LARGE_RESULTS):
+            output = {"text": f"{number} {item} ".ljust(LARGE_BYTES, "x")}
+            result = {"batch_id": batch_id, "item_id": str(item), "status": "succeeded", "output": output}
+            messages.append(Message(batch_id.encode(), json.dumps(result).encode()))
+    return messages
 
 
 async def feed(each: Round) -> None:

@@ -28,6 +28,7 @@ from rollcall.settings import ENV_PREFIX, Settings
 from rollcall.stack import all_assigned
 from schemas.topics import Topics
 from store.connection import Connection
+from streams.observing import group
 from tests.faults.cluster import Cluster
 from tests.faults.proxy import Proxy
 from tests.harness.topics import end_offsets
@@ -36,6 +37,16 @@ from tests.harness.waiting import eventually
 PARTITIONS = 6
 ID_EXPIRATION_MS = 7 * 24 * 3600 * 1000
 """Kafka's default."""
+
+_AT_WORK = {
+    "worker": "SELECT client_port FROM pg_stat_activity WHERE application_name = 'rollcall worker'",
+    "relay": """
+        SELECT client_port FROM pg_stat_activity JOIN pg_locks USING (pid)
+        WHERE application_name = 'rollcall relay leader' AND locktype = 'advisory' AND granted
+    """,
+}
+"""The ports from which they are connected."""
+_PUBLISHED = ("outbox", "dead_letters")
 
 _UNREACHABLE = (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
@@ -125,6 +136,13 @@ async def stage(directory: Path) -> AsyncIterator[Stage]:
         await asyncio.gather(kafka.stop(), cluster.stop(), postgres.stop(), kafka_proxy.stop(), postgres_proxy.stop())
 
 
+def _local_ports(process: psutil.Process) -> set[int]:
+    try:
+        return {each.laddr.port for each in process.net_connections("tcp4") if each.laddr}
+    except psutil.Error:
+        return set()
+
+
 @dataclass
 class Installation:
     """The product in some rounds: `rollcall run`, or (`separate`) roles one by one where their environments differ.
@@ -212,6 +230,46 @@ class Installation:
                     found.append(psutil.Process(child.pid))
         return found
 
+    async def at_work(self, role: str) -> list[psutil.Process]:
+        """The processes of a role that do its work: workers that are connected to apply, the relay that leads.
+
+        Not where they go through the proxies.
+        """
+        async with self.connection() as connection:
+            ports = {row[0] for row in await connection.fetch(_AT_WORK[role])}
+        return [process for process in self.processes(role) if ports & _local_ports(process)]
+
+    async def held(self) -> dict[str, tuple[int, ...]]:
+        """The partitions that each member of the workers' group holds, by client id; of no one while it settles."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.direct.bootstrap_servers)
+        await admin.start()
+        try:
+            found = await group(admin, self.topics.consumer_group, self.topics.events)
+        finally:
+            await admin.close()
+        return {each.client_id: each.partitions for each in found.members} if found.state == "Stable" else {}
+
+    async def written(self) -> dict[str, int]:
+        """The last row of each table that is published from, by table."""
+        async with self.connection() as connection:
+            return {
+                table: await connection.fetchval(f"SELECT coalesce(max(seq), 0) FROM {table}") for table in _PUBLISHED
+            }
+
+    async def behind(self, written: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+        """How many rows there are behind these, and how many of them are published, by table."""
+        counted = "SELECT count(*), count(published_at) FROM"
+        async with self.connection() as connection:
+            rows = {
+                table: await connection.fetchrow(f"{counted} {table} WHERE seq > $1", seq)
+                for table, seq in written.items()
+            }
+        return {table: (row[0], row[1]) for table, row in rows.items() if row is not None}
+
+    async def publishes_behind(self, written: Mapping[str, int]) -> bool:
+        """Whether some of what was written behind these rows is published, of each table."""
+        return all(published for _, published in (await self.behind(written)).values())
+
     async def watch_memory(self) -> None:
         """Until cancelled, keep note of the largest worker; see `largest_mb`."""
         while True:
@@ -246,7 +304,7 @@ class Installation:
         """Where input and outputs end, by topic (without its prefix) and partition."""
         return {
             topic: await self._ends_of(f"{self.direct.topic_prefix}{topic}")
-            for topic in ("events", "finalized", "dead-letters", "alerts")
+            for topic in ("events", "finalized", "dead-letters", "alerts", "requests")
         }
 
     async def _ends_of(self, topic: str) -> dict[int, int]:
@@ -257,11 +315,7 @@ class Installation:
         """Wait until all that lies before `ends` is applied, and what has come of it till then is published."""
         deadline = time.monotonic() + timeout_s
         await self._until(lambda connection: self._applied(connection, ends), deadline)
-        async with self.connection() as connection:
-            last = {
-                table: await connection.fetchval(f"SELECT coalesce(max(seq), 0) FROM {table}")
-                for table in ("outbox", "dead_letters")
-            }
+        last = await self.written()
         await self._until(lambda connection: self._published(connection, last), deadline)
 
     async def _until(self, condition: Any, deadline: float) -> None:
