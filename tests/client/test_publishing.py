@@ -194,6 +194,50 @@ async def test_what_a_broker_that_stays_away_did_not_take_is_named(
             await batch.succeeded("three")
 
 
+async def test_what_is_given_up_is_named_by_every_flush_that_waited_for_it_and_by_none_after(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    async with a_broker_of_ones_own(tmp_path_factory) as kafka:
+        rc = Rollcall(kafka.bootstrap_servers, delivery_timeout_s=3)
+        await rc.start()
+        batch = await rc.open(total_items=3, batch_id="lost")
+        await rc.flush()
+        await kafka.stop()
+        await batch.succeeded("one")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(rc.flush(), 0.2)
+        first = asyncio.create_task(rc.flush())
+        await asyncio.sleep(0)
+        await batch.succeeded("two")
+        second = asyncio.create_task(rc.flush())
+        ended = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 90)
+        named = [each.items for each in ended if isinstance(each, DeliveryError)]
+        assert named == [[("lost", "one")], [("lost", "one"), ("lost", "two")]]
+        assert not rc.undelivered
+        await asyncio.wait_for(rc.flush(), 1)
+        await batch.succeeded("three")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(rc.flush(), 0.2)
+        with pytest.raises(DeliveryError, match="three of lost"):
+            await asyncio.wait_for(rc.close(), 90)
+
+
+async def test_after_a_flush_that_was_cut_off_the_end_of_the_block_waits_for_its_messages(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    async with a_broker_of_ones_own(tmp_path_factory) as kafka:
+        async with Rollcall(kafka.bootstrap_servers) as rc:
+            batch = await rc.open(total_items=1, batch_id="b")
+            await rc.flush()
+            await kafka.stop()
+            await batch.succeeded("one")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(rc.flush(), 0.2)
+            starting = asyncio.create_task(kafka.start())
+        await starting
+        assert await item_ids(kafka.bootstrap_servers, "rollcall.events") == {None, "one"}
+
+
 async def test_a_message_too_large_for_its_topic_is_named_and_others_go(servers: Servers, topic_prefix: str) -> None:
     topic = f"{topic_prefix}events"
     await create_topic(servers.bootstrap_servers, topic, configs={"max.message.bytes": "20000"})

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
+import uuid
 from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
 
 import pytest
 import rollcall_client
@@ -69,6 +73,66 @@ async def test_the_twin_has_two_ends_where_a_block_does_not_fit(
 
 async def test_the_twin_publishes_from_many_threads_waits_and_listens(product: Product) -> None:
     await asyncio.wait_for(asyncio.to_thread(publish_and_wait, product), 120)
+
+
+def close_while_others_listen(product: Product) -> None:
+    settings = product.settings
+    heard: Queue[str] = Queue()
+    rc = Rollcall(settings.bootstrap_servers, topic_prefix=settings.topic_prefix)
+    rc.start()
+
+    def listen() -> None:
+        for event in rc.finalized(group=f"closing-{uuid.uuid4().hex[:8]}"):
+            heard.put(event.batch_id)
+
+    with ThreadPoolExecutor(2) as threads:
+        others = [threads.submit(listen), threads.submit(rc.wait, "never-opened")]
+        batch = rc.open(total_items=1)
+        batch.succeeded("a")
+        while heard.get(timeout=60) != batch.batch_id:
+            pass
+        last = rc.open(total_items=1)
+        last.succeeded("a")
+        rc.close()
+        for other in others:
+            with pytest.raises(RollcallError, match="closed"):
+                other.result(60)
+    with Rollcall(settings.bootstrap_servers, topic_prefix=settings.topic_prefix) as another:
+        assert another.wait(last.batch_id, timeout=60).outcome == "completed"
+
+
+LISTENING = """
+import sys
+from rollcall_client.sync import Rollcall
+
+with Rollcall(sys.argv[1], topic_prefix=sys.argv[2]) as rc:
+    rc.open(total_items=0)
+    for event in rc.finalized():
+        print(event.batch_id, flush=True)
+"""
+
+
+async def test_a_listening_program_that_is_interrupted_ends_as_such(product: Product) -> None:
+    settings = product.settings
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LISTENING, settings.bootstrap_servers, settings.topic_prefix),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 60)
+        process.send_signal(signal.SIGINT)
+        _, stderr = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert stderr.decode().splitlines()[-1] == "KeyboardInterrupt"
+    assert "RuntimeError" not in stderr.decode()
+
+
+async def test_closing_ends_what_other_threads_listen_to(product: Product) -> None:
+    await asyncio.wait_for(asyncio.to_thread(close_while_others_listen, product), 120)
 
 
 def test_the_twin_has_every_method_of_its_original() -> None:

@@ -219,7 +219,9 @@ class Rollcall:
     async def flush(self) -> None:
         """Wait until Kafka has acknowledged all that was published before.
 
-        Raises DeliveryError, naming the items, where it did not within ``delivery_timeout_s``; each is named once.
+        Raises DeliveryError, naming the items, where it did not within ``delivery_timeout_s``: each to
+        every flush that waited for it, or to the first one after. A flush that is cut off leaves its messages to the
+        next one, or to the end of the block.
         """
         if self._publisher is not None:
             await self._publisher.flush()

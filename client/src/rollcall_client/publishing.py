@@ -54,12 +54,12 @@ class Appended(NamedTuple):
     at: datetime | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Mark:
-    """The messages published between two flushes."""
+    """The messages published between two flushes: ``done`` once none waits, and none is to come."""
 
     waiting: int = 0
-    closed: bool = False
+    given_up: list[tuple[str, str | None]] = field(default_factory=list)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -99,7 +99,7 @@ class Publisher:
         self._sending: asyncio.Task[None] | None = None
         self._discarding: set[asyncio.Task[None]] = set()
         self._mark = _Mark()
-        self._undelivered: list[tuple[str, str | None]] = []
+        self._marks = [self._mark]  # and those before that no flush has seen the end of
         self._cause = ""
         self._closed = False
         self._appended: dict[str, Appended] = {}
@@ -107,7 +107,7 @@ class Publisher:
     @property
     def undelivered(self) -> bool:
         """Whether something was given up since the last flush."""
-        return bool(self._undelivered)
+        return any(mark.given_up for mark in self._marks)
 
     def appended(self, batch_id: str) -> Appended | None:
         """Where the first message about this batch itself went; None until it is acknowledged."""
@@ -145,21 +145,28 @@ class Publisher:
         self._work.set()
 
     async def flush(self) -> None:
-        """Wait until all that was published before is acknowledged. Raises DeliveryError naming what was given up."""
+        """Wait until all that was published before is acknowledged. Raises DeliveryError naming what was given up.
+
+        A flush that was cut off has seen the end of nothing: the next one waits for the same. Of flushes at the same
+        time each waits for all, and names all.
+        """
         if self._sending is None:
             return
-        mark, self._mark = self._mark, _Mark()
-        mark.closed = True
-        if mark.waiting:
-            done = asyncio.create_task(mark.done.wait())
+        if self._mark.waiting or self._mark.given_up:
+            self._mark = _Mark()
+            self._marks.append(self._mark)
+        covered = self._marks[:-1]
+        if any(mark.waiting for mark in covered):
+            done = asyncio.create_task(_all_done(covered))
             try:
                 await asyncio.wait({done, self._sending}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 done.cancel()
-            if self._sending.done() and mark.waiting:
-                raise RollcallError(f"{mark.waiting} messages were not sent: this client was closed meanwhile")
-        if self._undelivered:
-            given_up, self._undelivered = self._undelivered, []
+            if unsent := sum(mark.waiting for mark in covered):
+                raise RollcallError(f"{unsent} messages were not sent: this client was closed meanwhile")
+        seen = set(covered)
+        self._marks = [mark for mark in self._marks if mark not in seen]
+        if given_up := [each for mark in covered for each in mark.given_up]:
             raise DeliveryError(given_up, self._cause)
 
     async def close(self) -> None:
@@ -253,7 +260,8 @@ class Publisher:
         self._cause = cause
         for chunk in chunks:
             _log.error("messages given up", cause=cause, count=len(chunk.messages))
-            self._undelivered += [(each.batch_id, each.item_id) for each in chunk.messages]
+            for each in chunk.messages:
+                each.mark.given_up.append((each.batch_id, each.item_id))
             self._settle(chunk)
 
     def _settle(self, chunk: _Chunk) -> None:
@@ -261,7 +269,7 @@ class Publisher:
             self._buffered -= len(each.value)
             mark = each.mark
             mark.waiting -= 1
-            if not mark.waiting and mark.closed:
+            if not mark.waiting and mark is not self._mark:
                 mark.done.set()
         self._room.set()
 
@@ -294,6 +302,12 @@ class Publisher:
         task = asyncio.create_task(_stopped(producer), name="rollcall-publisher-stop")
         self._discarding.add(task)
         task.add_done_callback(self._discarding.discard)
+
+
+async def _all_done(marks: Sequence[_Mark]) -> None:
+    for mark in marks:
+        if mark.waiting:
+            await mark.done.wait()
 
 
 def _take(lane: deque[_Buffered]) -> list[_Buffered]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import ExitStack
 from threading import Lock
 from types import TracebackType
@@ -46,6 +47,7 @@ class _Loop:
         self._lock = Lock()
         self._one_at_a_time = asyncio.Lock()
         self._handing_over: set[asyncio.Task[None]] = set()
+        self._listening: set[asyncio.Task[Any] | None] = set()
 
     @property
     def running(self) -> bool:
@@ -56,10 +58,13 @@ class _Loop:
         self._portal = portal
 
     def end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Take no more; what is on the way is handed over, unless this is an interruption."""
+        """Take no more, and listen no more; what is on the way is handed over, unless this is an interruption."""
         with self._lock:
             portal, self._portal = self._portal, None
-        if portal is not None and (error is None or isinstance(error, Exception)):
+        if portal is None:
+            return
+        portal.call(_cancel, self._listening)
+        if error is None or isinstance(error, Exception):
             portal.call(self._hand_over)
 
     def call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
@@ -70,6 +75,38 @@ class _Loop:
             return await function(*args, **kwargs)
 
         return self._there.call(behind_the_others)
+
+    def listen(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
+        """As ``call``, for what may take for ever: raises RollcallError where the client is closed meanwhile."""
+
+        tasks: set[asyncio.Task[Any] | None] = set()
+
+        async def until_closed() -> R:
+            if self._portal is None:
+                raise _closed_meanwhile()
+            task = asyncio.current_task()
+            for each in (tasks, self._listening):
+                each.add(task)
+            try:
+                await self._hand_over()
+                return await function(*args, **kwargs)
+            except asyncio.CancelledError:
+                if self._portal is None:
+                    raise _closed_meanwhile() from None
+                raise
+            finally:
+                for each in (tasks, self._listening):
+                    each.discard(task)
+
+        portal = self._there
+        future = portal.start_task_soon(until_closed)
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():  # this thread was interrupted
+                portal.call(_cancel, tasks)
+                wait({future})
+            raise
 
     # What a batch needs of a client: never awaits anything, but may block.
 
@@ -96,7 +133,7 @@ class _Loop:
         self.call(self._twin.flush)
 
     async def wait(self, batch_id: str, *, timeout: float | None = None) -> FinalizedEvent:
-        return self.call(self._twin.wait, batch_id, timeout=timeout)
+        return self.listen(self._twin.wait, batch_id, timeout=timeout)
 
     # In the loop's thread.
 
@@ -111,10 +148,11 @@ class _Loop:
         async with self._one_at_a_time:
             count = 0
             while self._on_the_way:
-                with self._lock:
-                    ready = self._on_the_way.popleft()
-                    self._bytes_on_the_way -= len(ready.value)
+                ready = self._on_the_way[0]
                 await self._twin.publish_encoded(ready)
+                with self._lock:  # only now: a call may be cut off while it hands over
+                    self._on_the_way.popleft()
+                    self._bytes_on_the_way -= len(ready.value)
                 count += 1
                 if not count % HANDED_OVER_AT_ONCE:
                     await asyncio.sleep(0)  # they have to be sent, too
@@ -183,6 +221,17 @@ class Batch(_Twin[AsyncBatch]):
     wait = _blocking(AsyncBatch.wait)
 
 
+def _listening(
+    method: Callable[Concatenate[AsyncRollcall, P], Coroutine[Any, Any, R]],
+) -> Callable[Concatenate[Rollcall, P], R]:
+    def listening(self: Rollcall, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self._loop.listen(method, self._twin, *args, **kwargs)
+
+    listening.__doc__ = method.__doc__
+    listening.__name__ = getattr(method, "__name__", "listening")
+    return listening
+
+
 def _opening(
     method: Callable[Concatenate[AsyncRollcall, P], Coroutine[Any, Any, AsyncBatch]],
 ) -> Callable[Concatenate[Rollcall, P], Batch]:
@@ -223,7 +272,10 @@ class Rollcall(_Twin[AsyncRollcall]):
             self._exits = exits.pop_all()
 
     def close(self) -> None:
-        """Flush, and let go of all connections. Raises DeliveryError naming what Kafka did not acknowledge."""
+        """Flush, and let go of all connections. Raises DeliveryError naming what Kafka did not acknowledge.
+
+        Threads that listen or wait meanwhile get RollcallError.
+        """
         self._exits.close()
 
     def __enter__(self) -> Self:
@@ -237,8 +289,8 @@ class Rollcall(_Twin[AsyncRollcall]):
 
     open = _opening(AsyncRollcall.open)
     flush = _blocking(AsyncRollcall.flush)
-    wait = _blocking(AsyncRollcall.wait)
-    summary = _blocking(AsyncRollcall.summary)
+    wait = _listening(AsyncRollcall.wait)
+    summary = _listening(AsyncRollcall.summary)
 
     def batch(self, batch_id: str) -> Batch:
         """A batch that was opened elsewhere, to publish results for it. Raises InvalidMessageError."""
@@ -250,12 +302,15 @@ class Rollcall(_Twin[AsyncRollcall]):
         return self._twin.undelivered
 
     def finalized(self, *, group: str | None = None, start: Start = "earliest") -> Iterator[FinalizedEvent]:
-        """Finalized events as they come; see ``rollcall_client.Rollcall.finalized``."""
+        """Finalized events as they come; see ``rollcall_client.Rollcall.finalized``.
+
+        Raises RollcallError where another thread closes the client.
+        """
         stream = self._call(_listen, group, start)
         try:
             while True:
                 try:
-                    yield self._call(_next, stream)
+                    yield self._loop.listen(_next, self._twin, stream)
                 except StopAsyncIteration:
                     return
         finally:
@@ -268,6 +323,17 @@ class Rollcall(_Twin[AsyncRollcall]):
 
 def _not_started() -> RollcallError:
     return RollcallError("this client is not started, or closed: use it as with Rollcall(...) as rc")
+
+
+def _closed_meanwhile() -> RollcallError:
+    return RollcallError("this client was closed while this thread listened: make a new one to go on")
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
+    """Once each; the portal would go on doing it, and so cut off how a consumer is closed."""
+    for task in tasks:
+        if task is not None:
+            task.cancel()
 
 
 async def _this_loop() -> asyncio.AbstractEventLoop:
