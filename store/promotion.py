@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from store import tables
 from store.connection import Connection
+from store.rights import take_rights
 from store.statements import column_list
 
 # In the order in which a micro-batch touches them, so that nobody waits for us while we wait for them.
@@ -227,13 +228,14 @@ class Promotion:
         return changed, dropped, carried
 
     async def rename(self, now: datetime) -> str:
-        """Give the shadow the live schema's name, and that another; returns that one."""
+        """Give the shadow the live schema's rights and its name, and that another; returns that one."""
         for name, is_in_shadow in await self._connection.fetch(_OTHERS, self._live, self.shadow):
             if name in DERIVED:
                 continue
             if is_in_shadow:
                 await self._execute(f'DROP TABLE {{shadow}}."{name}"')
             await self._execute(f'ALTER TABLE {{live}}."{name}" SET SCHEMA {{shadow}}')
+        await take_rights(self._connection, self._live, self.shadow)
         old = f"{self._live[:40]}_until_{now:%Y%m%d_%H%M%S}"
         for statement in (
             f'ALTER SCHEMA {{live}} RENAME TO "{old}"',
