@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from store import tables
 from store.connection import Connection
+from store.rights import take_rights
 from store.statements import column_list
 
 # In the order in which a micro-batch touches them, so that nobody waits for us while we wait for them.
@@ -200,9 +201,15 @@ class Promotion:
             await self._execute(_MARK_INCOMPLETE, partition, time or datetime.max.replace(tzinfo=UTC))
 
     async def lock(self) -> None:
-        """Let all writers wait until this transaction ends."""
-        named = ", ".join(f'"{self._live}".{table}' for table in _LOCKED)
-        await self._connection.execute(f"LOCK TABLE {named} IN EXCLUSIVE MODE")
+        """Let all writers wait until this transaction ends, and readers of what is moved: keys, who did what.
+
+        Those first: moving wants them for itself, which a dump stands in the way of, and who acts over HTTP writes
+        down that before the outbox.
+        """
+        moved = [f'{{live}}."{name}"' for name, _ in await self._others()]
+        if moved:
+            await self._execute(f"LOCK TABLE {', '.join(moved)} IN ACCESS EXCLUSIVE MODE")
+        await self._execute(f"LOCK TABLE {', '.join(f'{{live}}.{table}' for table in _LOCKED)} IN EXCLUSIVE MODE")
 
     async def take_over(
         self, topic: str, begins: Mapping[int, datetime | None], *, emit_changes: bool
@@ -227,13 +234,12 @@ class Promotion:
         return changed, dropped, carried
 
     async def rename(self, now: datetime) -> str:
-        """Give the shadow the live schema's name, and that another; returns that one."""
-        for name, is_in_shadow in await self._connection.fetch(_OTHERS, self._live, self.shadow):
-            if name in DERIVED:
-                continue
+        """Give the shadow the live schema's rights and its name, and that another; returns that one."""
+        for name, is_in_shadow in await self._others():
             if is_in_shadow:
                 await self._execute(f'DROP TABLE {{shadow}}."{name}"')
             await self._execute(f'ALTER TABLE {{live}}."{name}" SET SCHEMA {{shadow}}')
+        await take_rights(self._connection, self._live, self.shadow)
         old = f"{self._live[:40]}_until_{now:%Y%m%d_%H%M%S}"
         for statement in (
             f'ALTER SCHEMA {{live}} RENAME TO "{old}"',
@@ -243,6 +249,11 @@ class Promotion:
         ):
             await self._execute(statement)
         return old
+
+    async def _others(self) -> list[tuple[str, bool]]:
+        """Tables of the live schema that are not made from the log, and whether the shadow has them too."""
+        rows = await self._connection.fetch(_OTHERS, self._live, self.shadow)
+        return [(row[0], row[1]) for row in rows if row[0] not in DERIVED]
 
     async def _carry(self) -> int:
         number = int(await self._connection.fetchval(self._sql("SELECT count(*) FROM {shadow}.carried")))

@@ -47,10 +47,15 @@ WITH pruned AS MATERIALIZED (
     WHERE i.batch_id = ANY(ARRAY(SELECT batch_id FROM pruned)) AND i.item_id > $2
     ORDER BY i.batch_id, i.item_id LIMIT $3
 ), gone AS (
-    DELETE FROM {{table}} WHERE ctid = ANY(ARRAY(SELECT place FROM chosen)) RETURNING item_id
+    DELETE FROM {{table}} WHERE ctid = ANY(ARRAY(SELECT place FROM chosen)) AND batch_id = ANY($1::text[])
+    RETURNING item_id
 )
 SELECT count(*), max(item_id) FROM gone
 """
+
+# First, as all who write: a promotion then comes wholly before or wholly behind. A statement whose first table is only
+# read does not wait for it, and would look for the places of one schema's rows in the other's.
+_BEGIN = "LOCK TABLE positions IN ROW SHARE MODE"
 
 
 class Prunable(NamedTuple):
@@ -86,6 +91,8 @@ async def delete_some(
 
     Of several batches all rows have to be within the limit: there is no going on behind an item then.
     """
-    row = await connection.fetchrow(_DELETE.format(table=table), batch_ids, after, limit)
+    async with connection.transaction():
+        await connection.execute(_BEGIN)
+        row = await connection.fetchrow(_DELETE.format(table=table), batch_ids, after, limit)
     assert row is not None
     return int(row[0]), row[1]
