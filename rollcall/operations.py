@@ -50,7 +50,8 @@ async def serving(settings: Settings) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        server.should_exit = True
+        # Who asks just now is not waited for: a check of readiness may take as long as what it asks is silent.
+        server.should_exit = server.force_exit = True
         with suppress(TimeoutError):
             await asyncio.wait_for(serves, STOP_TIMEOUT_S + 1)
 

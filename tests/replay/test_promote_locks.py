@@ -86,7 +86,7 @@ async def test_pruning_that_meets_a_promotion_deletes_no_other_batches_items(set
         await migrate(settings.database_url, schema)
     promoting = await settings.database().connect("test")
     looking = await settings.database().connect("test")
-    deleting = await settings.database().connect("prune", **BY_KEY)
+    deleting = await settings.database().connect("prune", command_timeout=60.0, **BY_KEY)
     try:
         for schema in (live, shadow):
             await promoting.execute(
