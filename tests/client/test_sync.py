@@ -6,8 +6,9 @@ import asyncio
 import signal
 import sys
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Queue
+from typing import Any
 
 import pytest
 import rollcall_client
@@ -86,7 +87,7 @@ def close_while_others_listen(product: Product) -> None:
             heard.put(event.batch_id)
 
     with ThreadPoolExecutor(2) as threads:
-        others = [threads.submit(listen), threads.submit(rc.wait, "never-opened")]
+        others: list[Future[Any]] = [threads.submit(listen), threads.submit(rc.wait, "never-opened")]
         batch = rc.open(total_items=1)
         batch.succeeded("a")
         while heard.get(timeout=60) != batch.batch_id:
