@@ -213,6 +213,7 @@ async def test_what_is_given_up_is_named_by_every_flush_that_waited_for_it_and_b
         ended = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 90)
         named = [each.items for each in ended if isinstance(each, DeliveryError)]
         assert named == [[("lost", "one")], [("lost", "one"), ("lost", "two")]]
+        assert all(isinstance(each, DeliveryError) and each.may_pass for each in ended)
         assert not rc.undelivered
         await asyncio.wait_for(rc.flush(), 1)
         await batch.succeeded("three")
@@ -250,6 +251,7 @@ async def test_a_message_too_large_for_its_topic_is_named_and_others_go(servers:
     with pytest.raises(DeliveryError, match="large of b") as raised:
         await rc.close()
     assert raised.value.items == [("b", "large")]
+    assert not raised.value.may_pass
     assert await item_ids(servers.bootstrap_servers, topic) == {None, *map(str, range(200))}
 
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sysconfig
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import httpx
+import pytest
 from rollcall_client import Rollcall
+from rollcall_client.api import ATTEMPTS
+from rollcall_client.jobs import Job, job
+from rollcall_client.jobs.job import as_job
+from rollcall_client.jobs.requests import listen
+from structlog.testing import capture_logs
 
+from tests.client.sample_jobs import Recorded
+from tests.client.test_publishing import a_broker_of_ones_own, item_ids
 from tests.client.test_reruns import done_items, environment
+from tests.harness.events import Event
 from tests.harness.product import Product
+from tests.harness.topics import create_topic, produce
+from tests.harness.waiting import eventually
 
 ROLLCALL_JOB = str(Path(sysconfig.get_path("scripts")) / "rollcall-job")
 
@@ -56,3 +68,115 @@ async def test_a_requested_run_and_a_requested_retry_are_taken_up(
     assert (again.outcome, again.item_counts.succeeded, again.retry_of) == ("completed", 2, event.batch_id)
     assert set(done_items(log).values()) == {1}
     assert len(done_items(log)) == 30
+
+
+class Door:
+    """What stands before an API, and closes every connection while it is shut."""
+
+    def __init__(self, api_url: str) -> None:
+        self._there = httpx.URL(api_url)
+        self.open = False
+        self.refused = 0
+
+    @asynccontextmanager
+    async def standing(self) -> AsyncIterator[str]:
+        async with await asyncio.start_server(self._met, "127.0.0.1", 0) as server:
+            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def _met(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer):
+            if not self.open:
+                self.refused += 1
+                return
+            there, to_there = await asyncio.open_connection(self._there.host, self._there.port)
+            with closing(to_there):
+                there_and_back = (_passed_on(reader, to_there), _passed_on(there, writer))
+                await asyncio.wait(
+                    [asyncio.ensure_future(each) for each in there_and_back], return_when=asyncio.FIRST_COMPLETED
+                )
+
+
+async def _passed_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def taking_up(job: Job | type[Job], client: Rollcall, group: str) -> AsyncIterator[None]:
+    """A listener in this process; ends it as a signal would."""
+    stop = asyncio.Event()
+    listener = asyncio.create_task(listen({str(job.name): as_job(job)}, client, group=group, stop=stop))
+    try:
+        yield
+        assert not listener.done()
+    finally:
+        stop.set()
+        await asyncio.wait_for(listener, 30)
+
+
+async def test_requests_are_not_passed_over_while_the_api_is_away(
+    asking: Rollcall, product: Product, api_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Patient(Recorded):
+        name = f"patient-{uuid.uuid4().hex[:6]}"
+
+    log, group, settings = tmp_path / "log", f"{Patient.name}-listeners", product.settings
+    monkeypatch.setenv("RECORDED_LOG", str(log))
+    door = Door(api_url)
+
+    async def refused_twice() -> None:
+        enough = door.refused + ATTEMPTS + 1
+        await eventually(lambda: door.refused >= enough, 120)
+
+    async with httpx.AsyncClient(base_url=f"{api_url}/api", timeout=30) as http, door.standing() as by_the_door:
+
+        def client() -> Rollcall:
+            return Rollcall(settings.bootstrap_servers, by_the_door, topic_prefix=settings.topic_prefix)
+
+        params = {"count": "5", "log": str(log), "fail": "0003"}
+        asked = (await http.post(f"/jobs/{Patient.name}/runs", json={"params": params})).json()
+        async with client() as rc, taking_up(Patient, rc, group):
+            await refused_twice()
+            door.open = True
+            event = await asking.wait(asked["run_id"], timeout=90)
+            assert event.failed_item_ids == ["0003"]
+        door.open = False
+        retried = (await http.post(f"/batches/{event.batch_id}/retry", json={})).json()
+        async with client() as rc:
+            async with taking_up(Patient, rc, group):
+                await refused_twice()
+            door.open = True
+            async with taking_up(Patient, rc, group):
+                again = await asking.wait(retried["batch_id"], timeout=90)
+    assert (again.outcome, again.item_counts.succeeded) == ("completed", 1)
+    assert done_items(log) == {f"{number:04d}": 1 for number in range(5)}
+
+
+async def test_a_request_whose_results_kafka_did_not_take_is_done_again(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    async with a_broker_of_ones_own(tmp_path_factory) as kafka:
+        for topic in ("rollcall.requests", "rollcall.finalized"):
+            await create_topic(kafka.bootstrap_servers, topic, partitions=1)
+        handled: list[str] = []
+
+        async def handle(item: str) -> None:
+            handled.append(item)
+            if len(handled) == 1:
+                await kafka.stop()
+
+        unlucky = job(name="unlucky", items=lambda: ["a"])(handle)
+        request = json.dumps({"job": "unlucky", "run_id": "unlucky-1"}).encode()
+        kind = (("ce_type", b"rollcall.job.run_requested.v1"),)
+        await produce(kafka.bootstrap_servers, "rollcall.requests", [Event(b"unlucky", request, kind)])
+        with capture_logs() as logs:
+            async with (
+                Rollcall(kafka.bootstrap_servers, delivery_timeout_s=2) as rc,
+                taking_up(unlucky, rc, "listeners"),
+            ):
+                await eventually(lambda: any(each["event"] == "a request is tried again" for each in logs), 60)
+                await kafka.start()
+                await eventually(lambda: len(handled) == 2, 90)
+        assert "a" in await item_ids(kafka.bootstrap_servers, "rollcall.events")

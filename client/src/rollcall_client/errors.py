@@ -6,7 +6,12 @@ _NAMED = 20
 
 
 class RollcallError(Exception):
-    """The base of all errors of this package."""
+    """The base of all errors of this package.
+
+    ``may_pass`` says whether the cause is one outside that may be gone later, so that trying again can help.
+    """
+
+    may_pass = False
 
 
 class InvalidMessageError(RollcallError, ValueError):
@@ -17,14 +22,22 @@ class ConfigurationError(RollcallError, ValueError):
     """Something that was set or passed cannot work."""
 
 
+class UnreachableError(RollcallError):
+    """Kafka does not answer, or not as it should."""
+
+    may_pass = True
+
+
 class DeliveryError(RollcallError):
     """Messages that Kafka did not acknowledge in time; they may or may not be in the log.
 
-    ``items`` names them: (batch id, item id), or (batch id, None) for a message about the batch itself.
+    ``items`` names them: (batch id, item id), or (batch id, None) for a message about the batch itself. ``may_pass``
+    is False where Kafka refuses all of them.
     """
 
-    def __init__(self, items: Sequence[tuple[str, str | None]], cause: str) -> None:
+    def __init__(self, items: Sequence[tuple[str, str | None]], cause: str, *, may_pass: bool = True) -> None:
         self.items = list(items)
+        self.may_pass = may_pass
         named = ", ".join(_named(*each) for each in self.items[:_NAMED])
         more = f" and {len(self.items) - _NAMED} more" if len(self.items) > _NAMED else ""
         super().__init__(f"not acknowledged by Kafka ({cause}), send again: {named}{more}")
@@ -36,6 +49,8 @@ class ApiError(RollcallError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+        # A key can be mended, too; other refusals are for what was asked.
+        self.may_pass = status is None or status >= 500 or status in (401, 403, 408, 429)
 
 
 def _named(batch_id: str, item_id: str | None) -> str:

@@ -10,7 +10,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError
 
-from rollcall_client.errors import ConfigurationError, RollcallError
+from rollcall_client.errors import ConfigurationError, UnreachableError
 from rollcall_client.events import FinalizedEvent
 from rollcall_client.kafka import Kafka, home_partition, partitions_of
 
@@ -192,7 +192,7 @@ async def _begin_group(kafka: Kafka, topic: str, group: str, start: Start) -> No
     except KafkaError as error:
         raise _says(kafka, error) from error
     except TimeoutError:
-        raise RollcallError(f"Kafka at {kafka.bootstrap_servers} does not answer within {STARTING_S:g} s") from None
+        raise UnreachableError(f"Kafka at {kafka.bootstrap_servers} does not answer within {STARTING_S:g} s") from None
     finally:
         await _stopped(consumer)
 
@@ -239,11 +239,11 @@ async def _started(kafka: Kafka, consumer: AIOKafkaConsumer) -> None:
     try:
         await asyncio.wait_for(consumer.start(), STARTING_S)
     except (KafkaError, OSError, TimeoutError) as error:
-        raise RollcallError(f"Kafka at {kafka.bootstrap_servers} does not answer: {error}") from error
+        raise UnreachableError(f"Kafka at {kafka.bootstrap_servers} does not answer: {error}") from error
 
 
-def _says(kafka: Kafka, error: KafkaError) -> RollcallError:
-    return RollcallError(f"Kafka at {kafka.bootstrap_servers} says: {error}")
+def _says(kafka: Kafka, error: KafkaError) -> UnreachableError:
+    return UnreachableError(f"Kafka at {kafka.bootstrap_servers} says: {error}")
 
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:

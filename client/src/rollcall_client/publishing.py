@@ -24,7 +24,7 @@ from aiokafka.errors import (
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
 
-from rollcall_client.errors import DeliveryError, RollcallError
+from rollcall_client.errors import DeliveryError, RollcallError, UnreachableError
 from rollcall_client.kafka import Kafka, home_partition, partitions_of
 
 _log = structlog.get_logger(__name__)
@@ -60,6 +60,7 @@ class _Mark:
 
     waiting: int = 0
     given_up: list[tuple[str, str | None]] = field(default_factory=list)
+    may_pass: bool = False  # whether some of it was given up for want of time
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -121,7 +122,9 @@ class Publisher:
                 partitions = len(await partitions_of(self._producer, self._topic))
         except (KafkaError, OSError, TimeoutError) as error:
             await self.abandon()
-            raise RollcallError(f"Kafka at {self._kafka.bootstrap_servers} does not answer: {_cause(error)}") from error
+            raise UnreachableError(
+                f"Kafka at {self._kafka.bootstrap_servers} does not answer: {_cause(error)}"
+            ) from error
         except BaseException:
             await self.abandon()
             raise
@@ -167,7 +170,7 @@ class Publisher:
         seen = set(covered)
         self._marks = [mark for mark in self._marks if mark not in seen]
         if given_up := [each for mark in covered for each in mark.given_up]:
-            raise DeliveryError(given_up, self._cause)
+            raise DeliveryError(given_up, self._cause, may_pass=any(mark.may_pass for mark in covered))
 
     async def close(self) -> None:
         """Flush and disconnect; the second time does nothing. Raises what ``flush`` raises."""
@@ -202,7 +205,7 @@ class Publisher:
         while chunks:
             left_s = started + self._delivery_timeout_s - time.monotonic()
             if left_s <= 0:
-                self._give_up(chunks, f"for {self._delivery_timeout_s:g} s")
+                self._give_up(chunks, f"for {self._delivery_timeout_s:g} s", may_pass=True)
                 return
             chunks = await self._attempt(chunks, left_s)
             if chunks:
@@ -251,17 +254,18 @@ class Publisher:
             half = len(chunk.messages) // 2
             return [_Chunk(chunk.partition, chunk.messages[:half]), _Chunk(chunk.partition, chunk.messages[half:])]
         if isinstance(error, (*_TOO_LARGE, *_FOR_GOOD)):
-            self._give_up([chunk], _cause(error))
+            self._give_up([chunk], _cause(error), may_pass=False)
             return []
         _log.warning("Kafka did not take messages, sending them again", error=_cause(error), count=len(chunk.messages))
         return [chunk]
 
-    def _give_up(self, chunks: Sequence[_Chunk], cause: str) -> None:
+    def _give_up(self, chunks: Sequence[_Chunk], cause: str, *, may_pass: bool) -> None:
         self._cause = cause
         for chunk in chunks:
             _log.error("messages given up", cause=cause, count=len(chunk.messages))
             for each in chunk.messages:
                 each.mark.given_up.append((each.batch_id, each.item_id))
+                each.mark.may_pass |= may_pass
             self._settle(chunk)
 
     def _settle(self, chunk: _Chunk) -> None:

@@ -4,17 +4,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
+from itertools import count
 from typing import Any
 
 import structlog
 
 from rollcall_client import listening
 from rollcall_client.client import Rollcall
-from rollcall_client.errors import ApiError, RollcallError
+from rollcall_client.errors import RollcallError
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
 from rollcall_client.jobs.job import Items, Job
 from rollcall_client.jobs.prior import DONE, prior_of
 from rollcall_client.jobs.progress import Progress
+from rollcall_client.jobs.rates import Retry
 from rollcall_client.jobs.running import run, worker_name
 from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
 from rollcall_client.messages import Message, check_batch_id
@@ -23,14 +25,16 @@ _log = structlog.get_logger(__name__)
 
 RUN_REQUESTED = "job.run_requested"
 RETRY_REQUESTED = "batch.retry_requested"
+AGAIN = Retry(initial_s=1, max_s=60)
 
 
 async def listen(jobs: Mapping[str, Job], client: Rollcall, *, group: str, stop: asyncio.Event | None = None) -> None:
     """Take up requests for these jobs, one after the other, until cancelled or ``stop`` is set.
 
     Listeners of a ``group`` share the requests. A request is committed once it is done with; one that is interrupted
-    comes again, and is then gone on with where the API is known. What goes wrong with one is logged, and the next is
-    taken.
+    comes again, and is then gone on with where the API is known. While Kafka or the API is away, or Rollcall far
+    behind, one is tried again and again, since the next would fare no better; what else goes wrong with one is logged,
+    and the next is taken.
     """
     topic = client.kafka.topic("requests")
     stream = listening.records(client.kafka, topic, group=group, start="earliest", max_body_s=listening.DAY_S)
@@ -46,16 +50,32 @@ async def listen(jobs: Mapping[str, Job], client: Rollcall, *, group: str, stop:
             )
             try:
                 request = json.loads(record.value or b"null")
-                if kind == RUN_REQUESTED:
-                    await _run_requested(jobs, client, request, stop)
-                elif kind == RETRY_REQUESTED:
-                    await _retry_requested(jobs, client, request, stop)
+                await _take_up(jobs, client, kind, request, stop)
             except (ValueError, KeyError, TypeError) as error:
                 _log.error("a request that cannot be understood", kind=kind, error=repr(error), offset=record.offset)
             except Exception as error:
                 if stop is not None and stop.is_set():
                     return  # it was interrupted: not committed, so it comes again
                 _log.error("a request went wrong", kind=kind, error=str(error), offset=record.offset, exc_info=error)
+
+
+async def _take_up(
+    jobs: Mapping[str, Job], client: Rollcall, kind: str, request: Message, stop: asyncio.Event | None
+) -> None:
+    """Do what is asked for, as often as it takes where the cause of a failure may pass."""
+    for tries in count(1):
+        try:
+            if kind == RUN_REQUESTED:
+                await _run_requested(jobs, client, request, stop)
+            elif kind == RETRY_REQUESTED:
+                await _retry_requested(jobs, client, request, stop)
+            return
+        except RollcallError as error:
+            if not error.may_pass:
+                raise
+            wait_s = AGAIN.wait_s(tries)
+            _log.warning("a request is tried again", kind=kind, error=str(error), in_s=round(wait_s, 1))
+        await unless_stopped(asyncio.sleep(wait_s), stop, "another try")
 
 
 async def _run_requested(
@@ -87,11 +107,12 @@ async def _retry_requested(
     if job is None:
         return  # somebody else's
     _log.info("retry requested", job=job.name, batch_id=batch_id, retry_of=retry_of, items=len(item_ids) or "all left")
+    done = await unless_stopped(_done_of(client, batch_id), stop, f"what is done of batch {batch_id}")
     items = job.items_for(item_ids) if item_ids else await _left_of(job, client, retry_of)
     execution = Execution(
         job, client.batch(batch_id), worker=worker_name(None), progress=Progress(), tell=lambda _: None
     )
-    drawing = Drawing(job, items, await _done_of(client, batch_id), lambda _: True)
+    drawing = Drawing(job, items, done, lambda _: True)
     await job.begin()
     try:
         await execution.run(drawing)
@@ -110,13 +131,9 @@ async def _retry_requested(
 async def _job_of(jobs: Mapping[str, Job], client: Rollcall, batch_id: str) -> Job | None:
     """The job of ours that a batch was a run of: as its metadata says, or, without the API, by how its id begins."""
     if client.api is not None:
-        try:
-            found = await client.api.batch(batch_id)
-        except ApiError as error:
-            _log.warning("the API could not be asked whose a batch is: going by its id", error=str(error))
-        else:
-            named = ((found or {}).get("metadata") or {}).get("job")
-            return jobs.get(named) if isinstance(named, str) else None
+        found = await client.api.batch(batch_id)
+        named = ((found or {}).get("metadata") or {}).get("job")
+        return jobs.get(named) if isinstance(named, str) else None
     ours = [job for name, job in jobs.items() if batch_id.startswith(f"{name}-")]
     return max(ours, key=lambda job: len(job.name), default=None)
 

@@ -167,7 +167,10 @@ class _Run:
         self.log = self.log.bind(batch_id=batch.batch_id)
         prior: Prior | None = Prior()
         if not self._fresh and self._rerun == "missing":
-            prior = await prior_of(self._client, batch.batch_id)
+            asking = prior_of(self._client, batch.batch_id)
+            prior = await unless_stopped(asking, self._stop, f"what is done of batch {batch.batch_id}")
+        elif not self._fresh:
+            await self._client.flush()  # else a run that is tried again would do all its work for nothing each time
         if prior is None:
             self.log.info("the batch is finalized: nothing to do")
             return await self._result(await self._finalized(), {}, True, None, ran=False)
