@@ -83,10 +83,10 @@ BUGS = [
         (
             (
                 "streams/relay.py",
-                "        sent, refused = await self._send(producer, rows)\n",
-                "        early = [Acknowledged(row, 0, 0, datetime.now(UTC)) for row in rows]\n"
-                "        await self._channel.mark_published(connection, early)\n"
-                "        sent, refused = await self._send(producer, rows)\n",
+                "            sent, refused = await self._send(producer, rows)\n",
+                "            early = [Acknowledged(row, 0, 0, datetime.now(UTC)) for row in rows]\n"
+                "            await self._channel.mark_published(connection, early)\n"
+                "            sent, refused = await self._send(producer, rows)\n",
             ),
         ),
     ),

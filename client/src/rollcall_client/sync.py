@@ -10,9 +10,8 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import wait
 from contextlib import ExitStack
-from threading import Lock
+from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
@@ -80,9 +79,10 @@ class _Loop:
         """As ``call``, for what may take for ever: raises RollcallError where the client is closed meanwhile."""
 
         tasks: set[asyncio.Task[Any] | None] = set()
+        interrupted = Event()
 
         async def until_closed() -> R:
-            if self._portal is None:
+            if self._portal is None or interrupted.is_set():
                 raise _closed_meanwhile()
             task = asyncio.current_task()
             for each in (tasks, self._listening):
@@ -99,13 +99,13 @@ class _Loop:
                     each.discard(task)
 
         portal = self._there
-        future = portal.start_task_soon(until_closed)
         try:
-            return future.result()
-        except BaseException:
-            if not future.done():  # this thread was interrupted
-                portal.call(_cancel, tasks)
-                wait({future})
+            return portal.start_task_soon(until_closed).result()
+        except Exception:
+            raise
+        except BaseException:  # this thread was interrupted, whether its task has begun by now or not
+            interrupted.set()
+            portal.call(_cancel_and_wait, tasks)
             raise
 
     # What a batch needs of a client: never awaits anything, but may block.
@@ -334,6 +334,12 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
     for task in tasks:
         if task is not None:
             task.cancel()
+
+
+async def _cancel_and_wait(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
+    running = [task for task in tasks if task is not None]
+    await _cancel(running)
+    await asyncio.gather(*running, return_exceptions=True)
 
 
 async def _this_loop() -> asyncio.AbstractEventLoop:
