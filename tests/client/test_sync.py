@@ -103,9 +103,12 @@ def close_while_others_listen(product: Product) -> None:
 
 
 LISTENING = """
+import signal
 import sys
 from rollcall_client.sync import Rollcall
 
+# Where the tests run in the background of a shell, interruptions are ignored, and that is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with Rollcall(sys.argv[1], topic_prefix=sys.argv[2]) as rc:
     rc.open(total_items=0)
     for event in rc.finalized():
