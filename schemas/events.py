@@ -14,8 +14,9 @@ from typing_extensions import TypedDict
 SCHEMA_VERSION = 1
 
 MAX_INT = 2**31 - 1
-MAX_REVISION = 2_000_000_000
 """Attempts and totals fit 31 bits."""
+MAX_REVISION = 2_000_000_000
+"""That a correction may name: every revision that may follow has to be storable as well."""
 MAX_ID_CHARS = 200
 MAX_NAME_CHARS = 200
 MAX_MANIFEST_CHUNK = 10_000
@@ -36,7 +37,6 @@ Name = Annotated[str, MaxLen(MAX_NAME_CHARS)]
 TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 Time = Annotated[str, StringConstraints(pattern=TIME_PATTERN), Field(json_schema_extra={"format": "date-time"})]
 Count = Annotated[int, Ge(0), Le(MAX_INT)]
-# Of a correction: every revision that may follow has to be storable as well.
 Revision = Annotated[int, Ge(0), Le(MAX_REVISION)]
 Attempt = Annotated[int, Ge(1), Le(MAX_INT)]
 Milliseconds = Annotated[float, Ge(0), AllowInfNan(False)]
