@@ -81,6 +81,17 @@ def text_of(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
     return found
 
 
+def utf8_of(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
+    """The last value of a header, whatever it is, as text; None where it is absent."""
+    found = [value for key, value in headers if key == name and value is not None]
+    return utf8(found[-1]) if found else None
+
+
+def utf8(value: bytes) -> str:
+    """Anybody's bytes as text that PostgreSQL takes."""
+    return value.decode(errors="replace").replace("\x00", "")
+
+
 def traceparent_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
     """The trace to carry on, where there is one of a sensible length."""
     found = text_of(headers, TRACEPARENT)
@@ -115,10 +126,8 @@ def number_of(headers: Iterable[tuple[str, bytes]], name: str) -> int | None:
 
 def event_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
     """The id of an event on an output topic; None where there is none, or one too long to be any of ours."""
-    found = [value for key, value in headers if key == "ce_id" and value is not None]
-    if not found or len(found[-1]) > MAX_EVENT_ID_BYTES:
-        return None
-    return found[-1].decode(errors="replace").replace("\x00", "")
+    found = utf8_of(headers, "ce_id")
+    return None if found is None or len(found.encode()) > MAX_EVENT_ID_BYTES else found
 
 
 def revision_of(event_id: str) -> int | None:

@@ -24,6 +24,7 @@ from schemas.headers import (
     revision_of,
     text_of,
     traceparent_of,
+    utf8_of,
 )
 from schemas.topics import Topics
 from store import batches, outbox, tables
@@ -248,8 +249,8 @@ def _found_dead_letter(record: FetchedRecord) -> DeadLetterRow | None:
         partition,
         offset,
         append_time(timestamp),
-        _utf8(record.headers, DLT_REASON) or "",
-        _utf8(record.headers, DLT_MESSAGE) or "",
+        utf8_of(record.headers, DLT_REASON) or "",
+        utf8_of(record.headers, DLT_MESSAGE) or "",
         None,
         record.key,
         record.value,
@@ -259,13 +260,8 @@ def _found_dead_letter(record: FetchedRecord) -> DeadLetterRow | None:
 
 def _subject(headers: Iterable[tuple[str, bytes]]) -> str | None:
     """An event's batch; None where it is too long to be one."""
-    found = _utf8(headers, "ce_subject")
+    found = utf8_of(headers, "ce_subject")
     return None if found is None or len(found) > MAX_ID_CHARS else found
-
-
-def _utf8(headers: Iterable[tuple[str, bytes]], name: str) -> str | None:
-    found = [value for key, value in headers if key == name and value is not None]
-    return found[-1].decode(errors="replace").replace("\x00", "") if found else None
 
 
 def _refused_alert(topics: Topics, what: str, identity: str, batch_id: str | None, why: str) -> OutboxRow:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
-from schemas.headers import DLT_OFFSET, DLT_PARTITION, DLT_TOPIC, event_id_of, number_of, revision_of, text_of
+from schemas.headers import DLT_OFFSET, DLT_PARTITION, DLT_TOPIC, event_id_of, number_of, revision_of, text_of, utf8
 from schemas.topics import Topics
 from streams.fetched import FetchedRecord
 from streams.kafka import KafkaConnection, started, topic_partitions
@@ -64,7 +64,7 @@ class Scan:
                 Said(
                     channel,
                     identity,
-                    _utf8(record.key),
+                    None if record.key is None else utf8(record.key),
                     revision_of(identity) if channel == "finalized" else None,
                     record.partition,
                     record.offset,
@@ -80,7 +80,3 @@ def _identity(record: FetchedRecord, channel: str) -> str | None:
         offset = number_of(record.headers, DLT_OFFSET)
         return None if topic is None or partition is None or offset is None else f"{topic}-{partition}@{offset}"
     return event_id_of(record.headers)
-
-
-def _utf8(value: bytes | None) -> str | None:
-    return None if value is None else value.decode(errors="replace").replace("\x00", "")
