@@ -57,16 +57,8 @@ class Story:
         )
         async with started(consumer):
             consumer.assign([tp])
-            consumer.seek(tp, start)
-            polls = Polls(consumer)
             position = Position(tp.partition, start, None, None, None, {})
-            polled_to = start
-            while polled_to < end:
-                polled = await polls.next([tp], max_records=MAX_RECORDS)
-                polled_to = polled.positions[tp]
-                records = [record for record in polled.records.get(tp, ()) if record.offset < end]
-                if not records:
-                    continue
+            async for records in Polls(consumer).between(tp, start, end, max_records=MAX_RECORDS):
                 reading = new_reading(self._topics, self._homes)
                 position = await take(reading, records, position, records[-1].offset + 1, self._homes)
                 places = {

@@ -58,14 +58,8 @@ async def times_before(kafka: KafkaConnection, topic: str, offsets: dict[int, in
             begin = max((await consumer.beginning_offsets([tp]))[tp], offset - LOOKED_BACK)
             end = min(offset, (await consumer.end_offsets([tp]))[tp])
             consumer.assign([tp])
-            consumer.seek(tp, begin)
-            polls, polled_to = Polls(consumer), begin
-            while polled_to < end:
-                polled = await polls.next([tp])
-                polled_to = polled.positions[tp]
-                for record in polled.records.get(tp, ()):
-                    if record.offset < offset:
-                        found[partition] = append_time(record.timestamp)
+            async for records in Polls(consumer).between(tp, begin, end):
+                found[partition] = append_time(records[-1].timestamp)
     unknown = {partition: offset for partition, offset in offsets.items() if partition not in found}
     return {**found, **(await times_at(kafka, topic, unknown) if unknown else {})}
 

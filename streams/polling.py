@@ -5,7 +5,7 @@ and relay wait for as long as it takes.
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -54,3 +54,15 @@ class Polls:
         self._positions = positions
         self._silent_s = 0.0 if moved else self._silent_s + loop.time() - began
         return Polled(records, positions)
+
+    async def between(
+        self, tp: TopicPartition, start: int, end: int, **options: Any
+    ) -> AsyncIterator[Sequence[FetchedRecord]]:
+        """The records from one offset to before another of an assigned partition, poll by poll. Raises as ``next``."""
+        self._consumer.seek(tp, start)
+        position = start
+        while position < end:
+            polled = await self.next([tp], **options)
+            position = polled.positions[tp]
+            if records := [record for record in polled.records.get(tp, ()) if record.offset < end]:
+                yield records

@@ -91,14 +91,8 @@ class Replay:
         found: dict[int, list[int]] = {}
         for partition, (start, end) in gaps.items():
             tp = TopicPartition(self._topics.events, partition)
-            self._consumer.seek(tp, start)
-            polled_to = start
-            while polled_to < end:
-                polled = await self._polls.next([tp])
-                polled_to = polled.positions[tp]
-                offsets = [record.offset for record in polled.records.get(tp, ()) if record.offset < end]
-                if offsets:
-                    found.setdefault(partition, []).extend(offsets)
+            async for records in self._polls.between(tp, start, end):
+                found.setdefault(partition, []).extend(record.offset for record in records)
             self._consumer.seek(tp, self._positions[partition].next_offset)
         return found
 
