@@ -12,7 +12,7 @@ from rollcall.embedded.servers import log_since, log_size
 from store.leadership import database_name
 from tests.faults import cluster
 from tests.faults.producing import Message
-from tests.faults.round import WORKERS, Round, feed, restart, send_signal, start_again, until
+from tests.faults.round import WORKERS, Round, during, feed, restart, send_signal, start_again, until
 from tests.faults.stage import ID_EXPIRATION_MS
 from tests.harness.topics import drain
 from tests.harness.waiting import eventually
@@ -56,8 +56,7 @@ async def black_hole(each: Round) -> None:
 
 async def late(each: Round) -> None:
     """What was under way on the connections there are arrives long after the product gave it up."""
-    feeding = asyncio.create_task(feed(each))  # so that the relay has something under way
-    try:
+    async with during(feed(each)):  # so that the relay has something under way
         await asyncio.sleep(each.some(0.5, 1.5))
         since = log_size(each.product.log)
         for _ in range(3):
@@ -70,8 +69,6 @@ async def late(each: Round) -> None:
 
         await until(has_given_up, "the relay has given up what was under way")
         each.stage.kafka_proxy.heal()
-    finally:
-        feeding.cancel()
 
 
 async def foreign_transaction(each: Round) -> None:
@@ -81,9 +78,7 @@ async def foreign_transaction(each: Round) -> None:
         transactional_id=f"foreign-{each.prefix}",
         transaction_timeout_ms=120_000,
     )
-    feeding = asyncio.create_task(feed(each))  # so that there is something to publish
-    await producer.start()
-    try:
+    async with producer, during(feed(each)):  # so that there is something to publish
         await producer.begin_transaction()
         for partition in range(3):
             for topic in (each.product.topics.finalized, each.product.topics.dead_letters):
@@ -105,9 +100,6 @@ async def foreign_transaction(each: Round) -> None:
             each.problems.append(f"published before it had read back to the end (rows, published): {waiting}")
         each.notes.append(f"not published while the transaction was open: {waiting}")
         await producer.abort_transaction()
-    finally:
-        feeding.cancel()
-        await producer.stop()
 
 
 async def id_expired(each: Round) -> None:
@@ -151,8 +143,7 @@ async def move_coordinators(each: Round) -> None:
     ]
     moves = both * 3
     each.random.shuffle(moves)
-    feeding = asyncio.create_task(feed(each))
-    try:
+    async with during(feed(each)):
         for number, coordinated in enumerate(moves, 1):
             await asyncio.sleep(each.some(0.1, 1.5))
             move = await kafka.move(coordinated, each.random)
@@ -162,8 +153,6 @@ async def move_coordinators(each: Round) -> None:
             await _used(each)
             each.notes.append(f"{move}, used after {time.monotonic() - begun:.1f} s")
             await kafka.start()
-    finally:
-        feeding.cancel()
     await each.product.ready(WORKERS)
     await kafka.elect(*(coordinated.topic for coordinated in both))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import asyncpg
 
-from tests.faults.round import Round, feed, large_results, restart, start_again, until
+from tests.faults.round import Round, during, feed, large_results, restart, start_again, until
 from tests.harness.waiting import eventually
 
 FULL_KB = 128
@@ -215,16 +215,13 @@ async def _trigger(
 
 
 async def serialization_errors(each: Round) -> None:
-    feeding = asyncio.create_task(feed(each))  # so that each of the tables is written
-    try:
+    async with during(feed(each)):  # so that each of the tables is written
         for table in ("batches", "positions", "outbox"):
             sqlstate = each.random.choice(("40001", "40P01"))
             async with _trigger(each, table, "random() < 0.4", sqlstate) as raised:
                 await asyncio.sleep(each.some(1.5, 3))
                 count = await until(raised, f"statements that write {table} fail")
             each.notes.append(f"{sqlstate} {count} times on {table}")
-    finally:
-        feeding.cancel()
 
 
 async def sessions_terminated(each: Round) -> None:

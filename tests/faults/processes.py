@@ -11,7 +11,7 @@ import time
 import psutil
 
 from store import failpoints
-from tests.faults.round import WORKERS, Round, feed, send_signal, until
+from tests.faults.round import WORKERS, Round, during, feed, send_signal, stopped, until
 from tests.faults.stage import PARTITIONS
 
 AT_ONCE_S = 2.0
@@ -73,8 +73,7 @@ async def terminate(each: Round) -> None:
 
 async def terminate_twice(each: Round) -> None:
     """What PostgreSQL does not answer cannot be drained; a second SIGTERM does not wait for that."""
-    feeding = asyncio.create_task(feed(each))  # so that there is something to drain
-    try:
+    async with during(feed(each)):  # so that there is something to drain
         await asyncio.sleep(each.some(0.5, 1.0))
         each.stage.postgres_proxy.black_hole()
         await asyncio.sleep(each.some(0.5, 1.0))
@@ -92,8 +91,6 @@ async def terminate_twice(each: Round) -> None:
                 except psutil.TimeoutExpired:
                     each.problems.append(f"{role}: not ended by a second SIGTERM within {AT_ONCE_S:g} s")
                 each.notes.append(f"{role} ended {time.monotonic() - begun:.2f} s after a second SIGTERM")
-    finally:
-        feeding.cancel()
     each.stage.postgres_proxy.heal()
 
 
@@ -105,9 +102,8 @@ async def terminate_silent(each: Round) -> None:
     name, proxy = each.random.choice((("PostgreSQL", each.stage.postgres_proxy), ("Kafka", each.stage.kafka_proxy)))
     supervisor = each.product.supervisor
     assert supervisor is not None
-    feeding = asyncio.create_task(feed(each))  # so that there is something to drain
-    probing: list[asyncio.Task[None]] = []
-    try:
+    ended: dict[int, float] = {}
+    async with during(feed(each)):  # so that there is something to drain
         await asyncio.sleep(each.some(0.5, 1.0))
         proxy.black_hole()
         await asyncio.sleep(each.some(0.2, 3.0))
@@ -116,20 +112,16 @@ async def terminate_silent(each: Round) -> None:
             for role in ("worker", "relay", "clock", "api")
             for process in each.product.processes(role)
         }
-        ended: dict[int, float] = {}
-        probing = [asyncio.create_task(_keep_probing(port)) for pid in roles for port in _listening_ports(pid)]
-        await asyncio.sleep(each.some(0.5, 1.5))
-        begun = time.monotonic()
-        supervisor.send_signal(signal.SIGTERM)
-        while len(ended) < len(roles) and time.monotonic() - begun < LONG_STOP_TIMEOUT_S:
-            ended |= {pid: time.monotonic() - begun for pid in roles if pid not in ended and not _is_alive(pid)}
-            await asyncio.sleep(0.02)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(supervisor.wait(), LONG_STOP_TIMEOUT_S)
-        took_s = time.monotonic() - begun
-    finally:
-        for task in (feeding, *probing):
-            task.cancel()
+        async with during(*(_keep_probing(port) for pid in roles for port in _listening_ports(pid))):
+            await asyncio.sleep(each.some(0.5, 1.5))
+            begun = time.monotonic()
+            supervisor.send_signal(signal.SIGTERM)
+            while len(ended) < len(roles) and time.monotonic() - begun < LONG_STOP_TIMEOUT_S:
+                ended |= {pid: time.monotonic() - begun for pid in roles if pid not in ended and not _is_alive(pid)}
+                await asyncio.sleep(0.02)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(supervisor.wait(), LONG_STOP_TIMEOUT_S)
+            took_s = time.monotonic() - begun
     slowest = ", ".join(f"{role} {ended.get(pid, took_s):.1f} s" for pid, role in roles.items())
     each.notes.append(f"{name} silent, all ended in {took_s:.1f} s: {slowest}")
     if took_s > STOP_TIMEOUT_S or supervisor.returncode:
@@ -172,8 +164,7 @@ async def stop_worker(each: Round) -> None:
     zombie = await _one_at_work(each, "worker")
     client_id = _client_id(zombie)
     begun = time.monotonic()
-    send_signal(zombie, signal.SIGSTOP)
-    try:
+    with stopped(zombie):
         await asyncio.sleep(SESSION_TIMEOUT_S + each.some(1.5, 4))
 
         async def is_replaced() -> bool:
@@ -183,8 +174,6 @@ async def stop_worker(each: Round) -> None:
 
         await until(is_replaced, "the others hold what the stopped worker held")
         each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, its partitions are held by others")
-    finally:
-        send_signal(zombie, signal.SIGCONT)
 
 
 def _client_id(worker: psutil.Process) -> str:
@@ -196,24 +185,20 @@ async def stop_relay(each: Round) -> None:
     """The leader, stopped past its session in PostgreSQL until another one that waited has published something."""
     zombie = await _one_at_work(each, "relay")
     await each.product.start_role("relay-2", "relay")
-    feeding = asyncio.create_task(feed(each))
-    try:
+    async with during(feed(each)):
         await until(lambda: _relays_wait(each), "another relay that waits for the lead")
         begun = time.monotonic()
-        send_signal(zombie, signal.SIGSTOP)
-        await asyncio.sleep(RELAY_SESSION_TIMEOUT_S)
+        with stopped(zombie):
+            await asyncio.sleep(RELAY_SESSION_TIMEOUT_S)
 
-        async def is_replaced() -> bool:
-            return any(other != zombie for other in await each.product.at_work("relay"))
+            async def is_replaced() -> bool:
+                return any(other != zombie for other in await each.product.at_work("relay"))
 
-        await until(is_replaced, "another relay that leads")
-        written = await each.product.written()
-        await until(lambda: each.product.publishes_behind(written), "another relay that publishes")
-        each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, another relay leads and publishes")
-        await asyncio.sleep(each.some(0, 1.5))
-    finally:
-        feeding.cancel()
-        send_signal(zombie, signal.SIGCONT)
+            await until(is_replaced, "another relay that leads")
+            written = await each.product.written()
+            await until(lambda: each.product.publishes_behind(written), "another relay that publishes")
+            each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, another relay leads and publishes")
+            await asyncio.sleep(each.some(0, 1.5))
 
 
 async def _relays_wait(each: Round) -> bool:
@@ -226,13 +211,10 @@ async def failpoint(each: Round, names: tuple[str, ...], times: int) -> None:
     """Start a process that will kill itself there, in place of the one that runs; so often for each name."""
     order = list(names)
     each.random.shuffle(order)
-    feeding = asyncio.create_task(feed(each))
-    try:
+    async with during(feed(each)):
         for name in order:
             for _ in range(times):
                 await _die_at(each, name)
-    finally:
-        feeding.cancel()
     for child_name in ("worker-0", "relay"):
         if each.product.roles[child_name].returncode is not None:
             await each.product.start_usual(child_name)

@@ -7,7 +7,7 @@ import json
 import time
 
 from tests.faults.producing import Message, broken_records, home
-from tests.faults.round import Round, batch_of_one, feed
+from tests.faults.round import Round, batch_of_one, during, feed
 from tests.faults.stage import PARTITIONS
 from tests.harness.broken_records import BROKEN, TOO_LARGE
 from tests.harness.topics import create_topic
@@ -19,8 +19,7 @@ FED_S = 4.0
 async def poison_flood(each: Round) -> None:
     """Events are fed before it and while it lasts, so that there are some to compare."""
     count = 20_000 if each.short else 100_000
-    feeding = asyncio.create_task(feed(each))
-    try:
+    async with during(feed(each)):
         await asyncio.sleep(FED_S)
         await each.running.await_interjected()
         begun = time.time()
@@ -30,8 +29,6 @@ async def poison_flood(each: Round) -> None:
         each.over.set()
         await each.product.caught_up(await each.product.ends(), each.patience_s)
         each.flood = (begun * 1000, time.time() * 1000)
-    finally:
-        feeding.cancel()
     each.notes.append(f"{count} broken records in a row, worked off and published in {time.time() - begun:.1f} s")
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeVar
@@ -91,6 +91,27 @@ class Fault:
 def send_signal(process: psutil.Process, signum: signal.Signals) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signum)
+
+
+@contextlib.contextmanager
+def stopped(process: psutil.Process) -> Iterator[None]:
+    """A process that does nothing while it is open (SIGSTOP), and then goes on."""
+    send_signal(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        send_signal(process, signal.SIGCONT)
+
+
+@contextlib.asynccontextmanager
+async def during(*running: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Let these run in the background while it is open."""
+    tasks = [asyncio.create_task(each) for each in running]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def until(condition: Callable[[], Awaitable[T]], what: str, timeout_s: float = 60.0) -> T:
