@@ -7,18 +7,10 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are there, but not marked as exported
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
+from confluent_kafka.admin import AclOperation, ResourceType  # type: ignore[attr-defined]  # there, but not marked
 
 from migrations.run import migrate
 from rollcall.checkup.everything import everything
-from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from store.leadership import is_led
@@ -26,6 +18,8 @@ from streams.topics import ensure_topics
 from tests.harness.commands import rollcall
 from tests.harness.events import Event, result
 from tests.harness.product import running
+from tests.harness.servers import running_broker
+from tests.harness.strict_kafka import StrictKafka
 from tests.harness.topics import create_topic, produce
 from tests.harness.waiting import eventually
 
@@ -201,29 +195,10 @@ async def test_topics_that_are_set_otherwise_and_a_user_without_rights_are_said(
         await connection.close()
 
 
-class StrictKafka(EmbeddedKafka):
-    """Asks who may do what: once anything is granted on a topic, a group or an id, nothing else is allowed there."""
-
-    def _write_properties(self) -> None:
-        super()._write_properties()
-        with self._properties.open("a") as properties:
-            properties.write("authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n")
-            properties.write("allow.everyone.if.no.acl.found=true\n")
-
-    def grant(self, kind: ResourceType, name: str, *operations: AclOperation, to: str = "User:ANONYMOUS") -> None:
-        pattern, allow = ResourcePatternType.LITERAL, AclPermissionType.ALLOW
-        bindings = [AclBinding(kind, name, pattern, to, "*", operation, allow) for operation in operations]
-        admin = AdminClient({"bootstrap.servers": self.bootstrap_servers})
-        for granted in admin.create_acls(bindings).values():
-            granted.result(30)
-
-
 async def test_what_kafka_does_not_allow_is_said_by_name(settings: Settings, tmp_path: Path) -> None:
     topics = Topics(settings.topic_prefix)
     await migrate(settings.database_url, settings.database_schema)
-    kafka = StrictKafka(tmp_path / "kafka")
-    await kafka.start()
-    try:
+    async with running_broker(StrictKafka(tmp_path / "kafka")) as kafka:
         there = settings.model_copy(update={"bootstrap_servers": kafka.bootstrap_servers})
         await ensure_topics(there.kafka_connection(), topics)
         assert "permissions" in await found(there, "ok")
@@ -239,5 +214,3 @@ async def test_what_kafka_does_not_allow_is_said_by_name(settings: Settings, tmp
         )
         assert "is not there, or may not be seen" in wrong[f"topic {topics.alerts}"]
         assert "(grant DescribeConfigs)" in (await found(there, "note"))[f"topic {topics.summaries}"]
-    finally:
-        await kafka.stop()

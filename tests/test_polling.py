@@ -3,9 +3,11 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from rollcall.reaching import ServerError, naming
 from rollcall.settings import Settings
@@ -33,6 +35,16 @@ def opened(batch_id: str) -> Message:
     return Message(batch_id.encode(), value, batch_id)
 
 
+@asynccontextmanager
+async def reading(settings: Settings, partition: int) -> AsyncIterator[tuple[AIOKafkaConsumer, TopicPartition]]:
+    """A consumer of that partition of a topic that has one, number 0, without a record."""
+    tp = TopicPartition(f"{settings.topic_prefix}read", partition)
+    await create_topic(settings.bootstrap_servers, tp.topic, partitions=1)
+    async with started(settings.kafka_connection().consumer(auto_offset_reset="earliest")) as consumer:
+        consumer.assign([tp])
+        yield consumer, tp
+
+
 async def test_what_the_log_holds_is_told_and_the_silence_behind_it_ends_in_one_line(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
@@ -55,22 +67,14 @@ async def test_what_the_log_holds_is_told_and_the_silence_behind_it_ends_in_one_
 
 
 async def test_a_position_that_no_broker_tells_is_not_waited_for_for_ever(settings: Settings) -> None:
-    topic = f"{settings.topic_prefix}lost"
-    await create_topic(settings.bootstrap_servers, topic, partitions=1)
-    leaderless = TopicPartition(topic, 7)
-    async with started(settings.kafka_connection().consumer(auto_offset_reset="earliest")) as consumer:
-        consumer.assign([leaderless])
+    async with reading(settings, partition=7) as (consumer, leaderless):
         with pytest.raises(SilentError):
             async with asyncio.timeout(30):
                 await Polls(consumer).next([leaderless])
 
 
 async def test_a_log_that_moves_on_and_a_reader_that_takes_its_time_are_no_silence(settings: Settings) -> None:
-    topic = f"{settings.topic_prefix}slow"
-    await create_topic(settings.bootstrap_servers, topic, partitions=1)
-    tp = TopicPartition(topic, 0)
-    async with started(settings.kafka_connection().consumer(auto_offset_reset="earliest")) as consumer:
-        consumer.assign([tp])
+    async with reading(settings, partition=0) as (consumer, tp):
         consumer.seek(tp, 0)
         polls = Polls(consumer)
         await polls.next([tp])
@@ -81,7 +85,7 @@ async def test_a_log_that_moves_on_and_a_reader_that_takes_its_time_are_no_silen
         for wanted in range(1, 7):
             await polls.next([tp])
             await polls.next([tp])
-            await produce(settings.bootstrap_servers, topic, [opened("b")])
+            await produce(settings.bootstrap_servers, tp.topic, [opened("b")])
             while (await polls.next([tp])).positions[tp] < wanted:
                 pass
         assert time.monotonic() - began > LIMIT_S, "was silent for longer than the limit, but not in one piece"

@@ -18,9 +18,9 @@ from rollcall_client import ConfigurationError, FinalizedEvent, Rollcall, Rollca
 from rollcall_client.kafka import home_partition
 
 from tests.harness.product import Product
-from tests.harness.servers import Servers
+from tests.harness.servers import Servers, running_broker
+from tests.harness.strict_kafka import StrictKafka
 from tests.harness.topics import create_topic, end_offsets
-from tests.test_doctor import StrictKafka
 
 
 async def finish(rc: Rollcall, name: str, count: int) -> list[str]:
@@ -137,9 +137,7 @@ async def test_waiting_for_a_summary_in_vain_says_so(rc: Rollcall) -> None:
 
 
 async def test_what_kafka_refuses_while_it_is_read_is_an_error_of_this_package(tmp_path: Path) -> None:
-    kafka = StrictKafka(tmp_path / "kafka")
-    await kafka.start()
-    try:
+    async with running_broker(StrictKafka(tmp_path / "kafka")) as kafka:
         for name in ("events", "finalized"):
             await create_topic(kafka.bootstrap_servers, f"rollcall.{name}")
         # It may be seen, but not be read.
@@ -150,8 +148,6 @@ async def test_what_kafka_refuses_while_it_is_read_is_an_error_of_this_package(t
             for group in (None, "g"):
                 with pytest.raises(RollcallError, match=r"Kafka at .* says: .*TopicAuthorization"):
                     await anext(rc.finalized(group=group))
-    finally:
-        await kafka.stop()
 
 
 async def test_waiting_does_not_read_what_is_older_than_the_batch(

@@ -20,7 +20,7 @@ from rollcall_client.kafka import home_partition
 
 from rollcall.embedded.kafka import EmbeddedKafka
 from tests.harness.product import Product
-from tests.harness.servers import Servers
+from tests.harness.servers import Servers, running_broker
 from tests.harness.topics import create_topic, drain, end_offsets
 from tests.harness.waiting import eventually
 
@@ -166,13 +166,9 @@ async def item_ids(bootstrap_servers: str, topic: str) -> set[str | None]:
 
 @asynccontextmanager
 async def a_broker_of_ones_own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EmbeddedKafka]:
-    kafka = EmbeddedKafka(tmp_path_factory.mktemp("kafka"))
-    await kafka.start()
-    try:
+    async with running_broker(EmbeddedKafka(tmp_path_factory.mktemp("kafka"))) as kafka:
         await create_topic(kafka.bootstrap_servers, "rollcall.events", partitions=3)
         yield kafka
-    finally:
-        await kafka.stop()
 
 
 async def test_what_a_broker_that_stays_away_did_not_take_is_named(

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.embedded.postgres import EmbeddedPostgres
+
+Kafka = TypeVar("Kafka", bound=EmbeddedKafka)
 
 IN_CONTAINERS = os.environ.get("ROLLCALL_TEST_CONTAINERS") == "1"
 
@@ -34,6 +37,16 @@ async def embedded_servers(data_dir: Path) -> AsyncIterator[Servers]:
     finally:
         await kafka.stop()
         await postgres.stop()
+
+
+@asynccontextmanager
+async def running_broker(kafka: Kafka) -> AsyncIterator[Kafka]:
+    """One test's own, which it may take away and give back."""
+    await kafka.start()
+    try:
+        yield kafka
+    finally:
+        await kafka.stop()
 
 
 @asynccontextmanager
