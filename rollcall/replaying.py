@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+import structlog
+
 from rollcall.children import Child
 from rollcall.settings import ENV_PREFIX, Settings
 from schemas.topics import Topics
@@ -19,14 +21,17 @@ from store import positions, shadows
 from store.connection import Connection, Database
 from store.rows import Position
 from store.shadows import Shadow
-from streams.applying import connect_to_apply
+from streams.applying import TooMuchError, connect_to_apply
 from streams.log_span import Span, log_span, times_before
+from streams.portion import Portion
 from streams.reading import Homes
 from streams.replay import Replay
 from streams.topics import log_identity
 
 PROGRESS_EVERY_S = 0.5
 STOP_GRACE_S = 10.0
+
+log = structlog.get_logger(__name__)
 
 
 class ReplayError(RuntimeError):
@@ -184,13 +189,24 @@ async def fold_in_processes(
 
 async def fold_part(settings: Settings, part: Part) -> None:
     """What one of the processes does."""
-    async with replaying(settings, part.schema, part.homes, part.batch_id) as replay:
-        await replay.fold_to(part.ends)
+    portion = Portion(settings.max_records)
+    while True:
+        try:
+            async with replaying(settings, part.schema, part.homes, part.batch_id, portion=portion) as replay:
+                await replay.fold_to(part.ends)
+                return
+        except TooMuchError as error:
+            log.warning("a flush took too long, reading less at once", reason=str(error))
 
 
 @asynccontextmanager
 async def replaying(
-    settings: Settings, schema: str, homes: Homes, batch_id: str | None = None, connection: Connection | None = None
+    settings: Settings,
+    schema: str,
+    homes: Homes,
+    batch_id: str | None = None,
+    connection: Connection | None = None,
+    portion: Portion | None = None,
 ) -> AsyncIterator[Replay]:
     """A replay into that schema, on a connection of its own unless one is given."""
     own = None if connection else await connect_to_apply(shadow_database(settings, schema), "replay")
@@ -199,7 +215,7 @@ async def replaying(
         connection or _given(own),
         Topics(settings.topic_prefix),
         homes,
-        max_records=settings.max_records,
+        portion=portion or Portion(settings.max_records),
         failure_rate_limit=settings.failure_rate_limit,
         only=None if batch_id is None else {batch_id},
     )

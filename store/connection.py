@@ -3,6 +3,8 @@
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from socket import SO_LINGER, SOL_SOCKET
+from struct import pack
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -33,6 +35,7 @@ BY_KEY = {
 # locks would stand in others' way for as long as the connection does, which may be hours. In milliseconds.
 SERVING = {"idle_in_transaction_session_timeout": "10000"}
 
+_AT_ONCE = pack("ii", 1, 0)
 _DRIVER = "postgresql+asyncpg://"
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
@@ -46,6 +49,14 @@ class _Closing(Connection):
         """Close it; where the server does not take leave in time, it is cut off."""
         with suppress(TimeoutError):
             await super().close(timeout=timeout or CLOSE_TIMEOUT_S)
+
+    def terminate(self) -> None:
+        """Cut it off, with a reset: the mere end of a stream waits behind what the server has not read of a COPY."""
+        socket = self._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # the stubs leave it out
+        if socket is not None:
+            with suppress(OSError, ValueError):  # it is closed already
+                socket.setsockopt(SOL_SOCKET, SO_LINGER, _AT_ONCE)
+        super().terminate()
 
 
 async def driver(connection: "AsyncConnection") -> Connection:

@@ -15,6 +15,7 @@ from store import copying, items
 from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
 from store.rows import ItemRow
+from streams.portion import Portion
 from streams.reading import Reading
 
 MAX_PESSIMISTIC = 64
@@ -23,8 +24,12 @@ MAX_PESSIMISTIC = 64
 # that has taken its partitions over. In the midst of a statement neither this nor `SERVING` ends it: the other worker
 # does, as it connects anew after its time-out.
 TRANSACTION_TIMEOUT_MS = "60000"
+# A worker gives up before that, and takes on less.
+APPLY_TIMEOUT_S = 50.0
 # One command; a whole micro-batch of them must fit into the time above also where each takes seconds.
 COMMAND_TIMEOUT_S = 30.0
+# How soon the server notices in the midst of a statement that its worker is gone.
+CLIENT_CHECK_MS = "1000"
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +65,7 @@ async def connect_to_apply(database: Database, role: str) -> Connection:
         **BY_KEY,
         **SERVING,
         transaction_timeout=TRANSACTION_TIMEOUT_MS,
+        client_connection_check_interval=CLIENT_CHECK_MS,
     )
     try:
         await check(connection, database.schema)
@@ -71,11 +77,29 @@ async def connect_to_apply(database: Database, role: str) -> Connection:
     return connection
 
 
-async def apply_reading(connection: Connection, reading: Reading, optimism: Optimism) -> Applied:
+class TooMuchError(TimeoutError):
+    """A micro-batch took longer than it may; one of fewer records may not."""
+
+
+async def apply_reading(connection: Connection, reading: Reading, optimism: Optimism, portion: Portion) -> Applied:
     """Apply a reading in a transaction; what PostgreSQL cannot hold becomes a dead letter.
 
-    Raises LostRaceError, and what a lost connection raises.
+    Raises LostRaceError, TooMuchError (the portion is smaller then; a single record's TimeoutError is no more than
+    that), and what a lost connection raises.
     """
+    try:
+        async with asyncio.timeout(APPLY_TIMEOUT_S):
+            applied = await _apply(connection, reading, optimism)
+    except TimeoutError:
+        if reading.count == 1:
+            raise
+        portion.too_much(reading.count)
+        raise TooMuchError(f"PostgreSQL did not take {reading.count} records in time") from None
+    portion.fitted()
+    return applied
+
+
+async def _apply(connection: Connection, reading: Reading, optimism: Optimism) -> Applied:
     optimistic = bool(optimism)
     while True:
         try:

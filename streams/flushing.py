@@ -22,11 +22,12 @@ from store.failpoints import reach
 from store.positions import LostRaceError
 from store.rows import Position
 from streams.anchoring import Anchors, check_gap, stored_positions
-from streams.applying import Optimism, apply_reading, connect_to_apply, transaction
+from streams.applying import Optimism, TooMuchError, apply_reading, connect_to_apply, transaction
 from streams.forwarding import Forwarder
 from streams.health import health
 from streams.kafka import KafkaConnection
 from streams.metrics import worker_metrics
+from streams.portion import Portion
 from streams.reading import Reading, dead_letter_of
 from streams.retrying import attempts
 from streams.tracing import span
@@ -41,7 +42,10 @@ log = structlog.get_logger(__name__)
 
 
 class Flusher:
-    """Flushes readings and anchors partitions; ``run`` is its task, and what it raises ends the worker."""
+    """Flushes readings and anchors partitions; ``run`` is its task, and what it raises ends the worker.
+
+    ``portion`` is how many records a reading should hold at most.
+    """
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class Flusher:
         database: Database,
         topics: Topics,
         anchors: Anchors,
+        portion: Portion,
         *,
         log_id: str,
         consumer: Callable[[], AIOKafkaConsumer | None],
@@ -58,6 +63,7 @@ class Flusher:
         self._database = database
         self._topics = topics
         self._anchors = anchors
+        self._portion = portion
         self._consumer = consumer
         self._is_reading = is_reading
         self._log_id = log_id
@@ -135,6 +141,11 @@ class Flusher:
                     log.warning("lost a race, reading again from the stored positions", reason=str(lost))
                     self._anchors.forget()
                     return
+                except TooMuchError as error:
+                    log.warning("a flush took too long, reading less at once", reason=str(error))
+                    self._disconnect()
+                    self._anchors.forget()
+                    return
         log.debug(
             "flushed",
             dispositions={str(key): count for key, count in applied.dispositions.items()},
@@ -144,7 +155,7 @@ class Flusher:
         self._note_flushed(reading.micro_batch.advances)
         self._metrics.note_flushed(
             applied,
-            records=sum(len(records) for records in reading.records.values()),
+            records=reading.count,
             forwarded=forwarded,
             seconds=time.perf_counter() - started,
         )
@@ -158,7 +169,7 @@ class Flusher:
             reading.micro_batch.dead_letters.append(dead_letter_of(record, refusal, self._log_id))
 
     async def _apply(self, reading: Reading) -> Applied:
-        return await apply_reading(await self._connected(), reading, self._optimism)
+        return await apply_reading(await self._connected(), reading, self._optimism, self._portion)
 
     async def _anchor(self) -> None:
         """Seek the stored position of every assigned partition that has no anchor."""

@@ -21,6 +21,7 @@ from schemas.headers import FORWARDED, FORWARDED_LOG, FORWARDED_OFFSET, FORWARDE
 from streams.fetched import FetchedRecord
 from streams.health import health
 from streams.kafka import START_TIMEOUT_S, KafkaConnection, stop
+from streams.portion import Portion
 
 SEND_TIMEOUT_S = 30.0
 REPORT_EVERY_S = 60.0
@@ -53,7 +54,7 @@ class Forwarder:
         self._topic = topic
         self._log_id = log_id.encode()
         self._producer: AIOKafkaProducer | None = None
-        self._at_once = MAX_AT_ONCE
+        self._portion = Portion(MAX_AT_ONCE)
         self._unreported = 0
         self._reported_at = float("-inf")
 
@@ -112,16 +113,16 @@ class Forwarder:
         slowly: it may be the topic that takes so little.
         """
         while queue.forwards:
-            batch, count = _filled(producer.create_batch(), queue.forwards[: self._at_once], self._log_id)
+            batch, count = _filled(producer.create_batch(), queue.forwards[: self._portion.count], self._log_id)
             try:
                 await (await producer.send_batch(batch, self._topic, partition=queue.home))
             except (MessageSizeTooLargeError, RecordListTooLargeError):
                 if count == 1:
                     queue.refused.append(queue.forwards.pop(0))
-                self._at_once = max(1, count // 2)
+                self._portion.too_much(count)
                 return False
             del queue.forwards[:count]
-            self._at_once = min(self._at_once + 1 + self._at_once // 8, MAX_AT_ONCE)
+            self._portion.fitted()
         return True
 
     def _report(self, count: int) -> None:

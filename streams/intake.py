@@ -25,6 +25,7 @@ from streams.health import NotReadyError, health
 from streams.kafka import REQUEST_TIMEOUT_MS, KafkaConnection
 from streams.kafka import stop as stop_client
 from streams.metrics import worker_metrics
+from streams.portion import Portion
 from streams.reading import Homes, Reading, Records, new_reading, take
 from streams.retrying import end
 
@@ -65,6 +66,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     ) -> None:
         self._failure_rate_limit = failure_rate_limit
         self._max_records = max_records
+        self._portion = Portion(max_records)
         self._batch_timeout_ms = batch_timeout_ms
         self._kafka = kafka
         self._topics = topics
@@ -79,6 +81,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             database,
             topics,
             self._anchors,
+            self._portion,
             log_id=homes.log_id,
             consumer=lambda: self._subscriber.consumer,
             is_reading=lambda: self._reading,
@@ -210,7 +213,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         reach("read.after")
         epoch = self._anchors.epoch
         ends = await self._ends(parts)
-        for chunk in _chunks(parts):
+        for chunk in _chunks(parts, self._portion.count):
             reading = new_reading(self._topics, self._homes, self._failure_rate_limit)
             for partition, part in chunk:
                 await self._take_partition(reading, partition, part, ends, epoch)
@@ -271,22 +274,23 @@ async def _raw_parts(message: Any) -> Any:
     return message.body
 
 
-def _chunks(parts: Parts) -> Iterator[Parts]:
-    """Cut one poll's partitions into stretches of about MAX_CHUNK_BYTES, most often just one."""
+def _chunks(parts: Parts, most: int) -> Iterator[Parts]:
+    """Cut one poll's partitions into stretches of ``most`` records and about MAX_CHUNK_BYTES, most often just one."""
     sizes = [[len(record.value or b"") + len(record.key or b"") for record in part] for _, part in parts]
-    if sum(map(sum, sizes)) < MAX_CHUNK_BYTES:
+    if sum(map(sum, sizes)) < MAX_CHUNK_BYTES and sum(map(len, sizes)) <= most:
         yield parts
         return
     chunk: Parts = []
-    size = 0
+    size = count = 0
     for (partition, part), of_part in zip(parts, sizes, strict=True):
         begin = 0
         for index, of_record in enumerate(of_part, 1):
             size += of_record
-            if size >= MAX_CHUNK_BYTES:
+            count += 1
+            if size >= MAX_CHUNK_BYTES or count >= most:
                 chunk.append((partition, part[begin:index]))
                 yield chunk
-                chunk, size, begin = [], 0, index
+                chunk, size, count, begin = [], 0, 0, index
         if begin < len(part):
             chunk.append((partition, part[begin:]))
     if chunk:

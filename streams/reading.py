@@ -69,6 +69,11 @@ class Reading:
     records: dict[int, Records]
     forwards: list[Forward] = field(default_factory=list)
 
+    @property
+    def count(self) -> int:
+        """Records."""
+        return sum(map(len, self.records.values()))
+
 
 def new_reading(topics: Topics, homes: Homes, failure_rate_limit: float = 0.5) -> Reading:
     """An empty reading, to be filled with ``take``."""

@@ -34,16 +34,13 @@ from streams.kafka import KafkaConnection, started, topic_partitions
 from streams.kafka import stop as stop_client
 from streams.leading import Duty, lead
 from streams.metrics import relay_metrics
+from streams.portion import Portion
 from streams.retrying import attempts
 from streams.tracing import span
 
 READ_BACK_RECORDS = 1_000
 ROUND_BYTES = 4 * 1024 * 1024
 """A round of about so many bytes of values, whatever its rows are: it bounds the relay's memory."""
-LEAST_SHARE = 1 / 1024
-"""Of a round's rows and bytes, after time-outs: that is one row."""
-GROWTH = 1.125
-"""Of that share, with each round that the broker takes."""
 SINGLY = 20
 TRANSACTION_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 15.0
@@ -77,7 +74,7 @@ class Publisher(Generic[Row]):
         self._database = database
         self._channel = channel
         self._singly = 0
-        self._share = 1.0
+        self._portion = Portion(channel.round_rows)
         self._loop = f"publish {channel.name}"
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -185,10 +182,8 @@ class Publisher(Generic[Row]):
     async def _publish_round(self, connection: Connection, producer: AIOKafkaProducer) -> int:
         """Step (c): publish what is next in one transaction and mark it; returns how many rows that were."""
         started = time.perf_counter()
-        at_once = SINGLY if self._singly else self._channel.round_rows
-        rows = await self._channel.unpublished(
-            connection, max(1, int(at_once * self._share)), int(ROUND_BYTES * self._share)
-        )
+        at_once = min(SINGLY, self._portion.count) if self._singly else self._portion.count
+        rows = await self._channel.unpublished(connection, at_once, ROUND_BYTES)
         if not rows:
             return 0
         with span(f"publish {self._channel.name}", lambda: self._channel.traceparents(rows), records=len(rows)):
@@ -201,9 +196,9 @@ class Publisher(Generic[Row]):
             sent, refused = await self._send(producer, rows)
         except (TimeoutError, KafkaError):
             # What a slow broker does not take in the time of a transaction it will not take the next time either.
-            self._share = max(self._share / 2, LEAST_SHARE)
+            self._portion.too_much(len(rows))
             raise
-        self._share = min(self._share * GROWTH, 1.0)
+        self._portion.fitted()
         if refused:
             await self._set_aside(connection, rows, refused)
             raise next(iter(refused.values()))

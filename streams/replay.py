@@ -22,6 +22,7 @@ from streams.anchoring import LogChangedError, stored_positions
 from streams.applying import Optimism, apply_reading, transaction
 from streams.kafka import KafkaConnection, started
 from streams.polling import Polled, Polls
+from streams.portion import Portion
 from streams.reading import Homes, Reading, new_reading, take
 
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
@@ -40,7 +41,7 @@ class Replay:
         topics: Topics,
         homes: Homes,
         *,
-        max_records: int,
+        portion: Portion,
         failure_rate_limit: float,
         only: Collection[str] | None = None,
     ) -> None:
@@ -48,7 +49,7 @@ class Replay:
         self._connection = connection
         self._topics = topics
         self._homes = homes
-        self._max_records = max_records
+        self._portion = portion
         self._failure_rate_limit = failure_rate_limit
         self._only = only
         self._optimism = Optimism()
@@ -62,15 +63,15 @@ class Replay:
     async def fold_to(self, ends: Mapping[int, int]) -> None:
         """Fold each of these partitions from where it stands in the schema up to, not including, this offset.
 
-        Raises LogChangedError, LostRaceError (another replay works on the same schema), KafkaError and what
-        PostgreSQL raises; going on later repeats nothing.
+        Raises LogChangedError, LostRaceError (another replay works on the same schema), TooMuchError (the portion is
+        smaller then), KafkaError and what PostgreSQL raises; going on later repeats nothing.
         """
         await self._begin(ends.keys() - self._positions.keys())
         pending = {partition for partition, end in ends.items() if self._positions[partition].next_offset < end}
         try:
             while pending:
                 tps = [TopicPartition(self._topics.events, partition) for partition in sorted(pending)]
-                polled = await self._polls.next(tps, max_records=self._max_records)
+                polled = await self._polls.next(tps, max_records=self._portion.count)
                 reading = new_reading(self._topics, self._homes, self._failure_rate_limit)
                 for tp in tps:
                     await self._take(reading, tp, polled, ends[tp.partition])
@@ -161,11 +162,11 @@ class Replay:
             if self._first_offsets.get(part.partition, 0) > 0 and not _opens(part.records[0])
         ]
         if not begun_midway:
-            await apply_reading(self._connection, reading, self._optimism)
+            await apply_reading(self._connection, reading, self._optimism, self._portion)
             return
         async with transaction(self._connection):
             unseen = await shadows.unknown_batches(self._connection, begun_midway)
-            await apply_reading(self._connection, reading, self._optimism)
+            await apply_reading(self._connection, reading, self._optimism, self._portion)
             await shadows.mark_incomplete(self._connection, unseen)
 
 

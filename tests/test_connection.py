@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from migrations.run import migrate
 from migrations.version import WrongSchemaError
 from rollcall.settings import Settings
 from streams.applying import connect_to_apply
@@ -46,4 +47,33 @@ async def test_a_schema_that_is_not_there_costs_no_connection(settings: Settings
         return bool(found == 0)
 
     await eventually(is_gone, 10, message=f"no connection after {held.value}")
+    await looking.close()
+
+
+async def test_a_connection_given_up_inside_a_long_copy_holds_no_locks_until_its_end(settings: Settings) -> None:
+    """The server has taken in less than was sent, so the end of the connection waits behind the rest."""
+    await migrate(settings.database_url, settings.database_schema)
+    connection = await connect_to_apply(settings.database(), "worker")
+    await connection.execute("CREATE TABLE big (value text)")
+    await connection.execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$;"
+        "CREATE TRIGGER slow BEFORE INSERT ON big FOR EACH ROW EXECUTE FUNCTION slow()"
+    )
+    backend = connection.get_server_pid()
+    records = [("x" * 100_000,)] * 50
+    copying = asyncio.create_task(connection.copy_records_to_table("big", records=records))
+    looking = await settings.database().connect("test")
+
+    async def is_at_work() -> bool:
+        return bool(
+            await looking.fetchval("SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = $1", backend)
+        )
+
+    async def is_gone() -> bool:
+        return not await looking.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", backend)
+
+    await eventually(is_at_work, 10, message="a row that is being taken")
+    connection.terminate()
+    await eventually(is_gone, 10, message="no session left")
+    await asyncio.gather(copying, return_exceptions=True)
     await looking.close()

@@ -20,12 +20,13 @@ from rollcall.settings import Settings
 from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION
 from schemas.topics import Topics, home_partition
 from store import positions
+from streams import applying
 from streams.anchoring import LogChangedError
 from streams.intake import Intake
 from streams.reading import Homes
 from streams.topics import ensure_topics, log_identity
 from tests.harness.histories import Message
-from tests.harness.tables import table_rows
+from tests.harness.tables import make_rows_slow, table_rows
 from tests.harness.topics import create_topic, end_offsets, produce
 from tests.harness.waiting import eventually
 
@@ -214,6 +215,22 @@ async def test_a_poll_that_fails_on_one_partition_loses_nothing_of_another(
         worker.resume()
         await eventually(lambda: failures, message="a poll that failed behind another partition's records")
         await worker.counted(batches)
+
+
+async def test_a_micro_batch_that_takes_too_long_is_read_again_in_smaller_ones(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applying, "APPLY_TIMEOUT_S", 1.0)
+    async with working(settings, partitions=2) as worker:
+        await make_rows_slow(settings)
+        await worker.paused()
+        batches = {"a": 100, "b": 100}
+        messages = [message for batch_id, count in batches.items() for message in results(batch_id, count)]
+        await produce(settings.bootstrap_servers, worker.topics.events, messages)
+        worker.resume()
+        await worker.counted(batches)
+        portion = worker.intake._portion
+        assert 1 < portion.count < 100, "it has read less, and is on its way back"
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

@@ -236,6 +236,6 @@ async def test_a_round_that_is_not_taken_in_time_is_tried_with_less_of_it(
     stop.set()
     await running
     await connection.close()
-    assert tried[:3] == [900, 500, 250]
-    assert tried[3] == 281, "and slowly more again"
+    assert tried[:3] == [900, 450, 225]
+    assert tried[3] == 254, "and slowly more again"
     assert len(await drain(settings.bootstrap_servers, topics.finalized)) == 900

@@ -279,3 +279,19 @@ def _canonical(value: Any) -> str:
 
 def _moment(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+# Less than 50 rows a second.
+_SLOW_ROWS = """
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$;
+CREATE TRIGGER slow BEFORE INSERT ON item_results FOR EACH ROW EXECUTE FUNCTION slow();
+"""
+
+
+async def make_rows_slow(settings: Settings) -> None:
+    """From now on each new item's register takes PostgreSQL 20 ms."""
+    connection = await settings.database().connect("test")
+    try:
+        await connection.execute(_SLOW_ROWS)
+    finally:
+        await connection.close()

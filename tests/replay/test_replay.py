@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
+from rollcall.replaying import Part, fold_part, look, prepare_shadow
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store.shadows import Shadow
+from streams import applying
+from streams.portion import Portion
 from tests.harness import commands
 from tests.harness.histories import Message, Shape, make_history, mixed_sizes
 from tests.harness.librdkafka import produce_with_librdkafka
 from tests.harness.product import running
-from tests.harness.tables import comparable_tables, table_rows
+from tests.harness.tables import comparable_tables, make_rows_slow, table_rows
 from tests.harness.topics import create_topic, drain, end_offsets, produce
 from tests.harness.waiting import eventually
 
@@ -99,6 +103,36 @@ async def _applied(shadow: Settings) -> int:
         return int(await connection.fetchval("SELECT coalesce(sum(next_offset), 0) FROM positions") or 0)
     finally:
         await connection.close()
+
+
+async def test_a_replay_that_takes_too_long_over_a_micro_batch_reads_less_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = Topics(settings.topic_prefix).events
+    await create_topic(settings.bootstrap_servers, topic, partitions=1)
+    async with running(settings, workers=1) as product:
+        await produce(settings.bootstrap_servers, topic, make_history(7, sizes=(150,)))
+        await product.settled()
+    connection = await settings.database().connect("test")
+    live = await look(settings, connection)
+    await connection.close()
+    shadow = shadow_of(settings)
+    of = Shadow(settings.database_schema, None)
+    await prepare_shadow(settings, live, shadow.database_schema, live.span.starts, of)
+    await make_rows_slow(shadow)
+    monkeypatch.setattr(applying, "APPLY_TIMEOUT_S", 1.0)
+    too_long: list[int] = []
+    too_much = Portion.too_much
+
+    def noting(self: Portion, taken: int) -> None:
+        too_long.append(taken)
+        too_much(self, taken)
+
+    monkeypatch.setattr(Portion, "too_much", noting)
+    ends = {partition: position.next_offset for partition, position in live.positions.items()}
+    await fold_part(settings, Part(shadow.database_schema, ends, live.homes))
+    assert too_long[0] > 50, "more than PostgreSQL takes in this time"
+    await assert_shadow_is_the_live_state(settings, shadow)
 
 
 async def test_a_replay_from_the_middle_marks_what_it_has_not_seen_begin(settings: Settings) -> None:

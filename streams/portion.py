@@ -1,0 +1,22 @@
+"""How much is taken on at once by whoever has a limited time for it."""
+
+
+class Portion:
+    """A number of records: halved where they were too much, then slowly more again, up to what is usual.
+
+    What does not fit into the time (or the size) there is would not fit the next time either.
+    """
+
+    __slots__ = ("count", "usual")
+
+    def __init__(self, usual: int) -> None:
+        self.usual = usual
+        self.count = usual
+
+    def too_much(self, taken: int) -> None:
+        """So many did not fit."""
+        self.count = max(1, taken // 2)
+
+    def fitted(self) -> None:
+        """What was taken did fit: an eighth more the next time."""
+        self.count = min(self.count + 1 + self.count // 8, self.usual)
