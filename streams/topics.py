@@ -94,6 +94,7 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
                 "max.message.bytes": str(1024 * 1024),
             },
             {
+                "cleanup.policy": "results would vanish from the log before and after they are read",
                 "message.timestamp.type": "times of batches are then the producers' clocks, which may be wrong",
                 "retention.ms": "records that an outage outlasts are lost, and history can be replayed no further back",
                 "max.message.bytes": "larger records may be neither forwarded nor published as dead letters",
@@ -105,8 +106,16 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
         topics.requests: kept,
         topics.dead_letters: TopicSettings(
             _OTHER_PARTITIONS,
-            {**outputs, "retention.ms": str(30 * _DAY_MS), "max.message.bytes": str(2 * 1024 * 1024)},
-            {"max.message.bytes": "large records that could not be taken can't be published as dead letters"},
+            {
+                **outputs,
+                "cleanup.policy": "delete",
+                "retention.ms": str(30 * _DAY_MS),
+                "max.message.bytes": str(2 * 1024 * 1024),
+            },
+            {
+                "cleanup.policy": "a broken record without a key could never be published there",
+                "max.message.bytes": "large records that could not be taken can't be published as dead letters",
+            },
         ),
     }
 
@@ -114,8 +123,8 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
 async def ensure_topics(kafka: KafkaConnection, topics: Topics) -> int:
     """Create missing topics, check the others; returns the partition count of the input topic.
 
-    Raises UnusableTopicError (a compacted input topic, one that may not be created) and KafkaError (no broker, or too
-    few of them).
+    Raises UnusableTopicError (one compacted that must not be, or that may not be created) and KafkaError (no broker, or
+    too few of them).
     """
     async with asyncio.timeout(ADMIN_TIMEOUT_S), started(kafka.admin()) as admin:
         existing = set(await admin.list_topics())
@@ -160,6 +169,7 @@ async def _default_replication(admin: AIOKafkaAdminClient) -> int:
             for entry in entries if code == 0 else ():
                 if entry[0] == "default.replication.factor" and entry[1]:
                     return int(entry[1])
+    log.warning("default.replication.factor can't be read (grant DescribeConfigs on the cluster): topics get one copy")
     return 1
 
 
@@ -175,10 +185,7 @@ async def configs_of(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[s
 def unusable(name: str, setting: TopicSettings, actual: Mapping[str, str]) -> str | None:
     """Why nothing can be done with a topic as it is, and what to do; None where something can."""
     if setting.configs.get("cleanup.policy") == "delete" and "compact" in actual.get("cleanup.policy", ""):
-        return (
-            f"topic {name} is compacted: results would vanish from the log before and after they are read;"
-            " set cleanup.policy=delete"
-        )
+        return f"topic {name} is compacted: {setting.costs['cleanup.policy']}; set cleanup.policy=delete"
     return None
 
 

@@ -84,9 +84,20 @@ async def test_a_topic_that_is_there_keeps_its_partitions(settings: Settings, to
 
 
 @pytest.mark.parametrize("policy", ["compact", "compact,delete"])
-async def test_a_compacted_input_topic_is_refused(settings: Settings, topics: Topics, policy: str) -> None:
-    await create_topic(settings.bootstrap_servers, topics.events, configs={"cleanup.policy": policy})
-    with pytest.raises(UnusableTopicError, match=f"{topics.events} is compacted.*set cleanup.policy=delete"):
+@pytest.mark.parametrize(
+    ("name", "cost"),
+    [
+        ("events", "results would vanish"),
+        ("requests", "only the last of what is asked"),
+        ("dead-letters", "without a key could never be published"),
+    ],
+)
+async def test_a_topic_that_must_not_be_compacted_is_refused(
+    settings: Settings, topics: Topics, name: str, cost: str, policy: str
+) -> None:
+    topic = f"{topics.prefix}{name}"
+    await create_topic(settings.bootstrap_servers, topic, configs={"cleanup.policy": policy})
+    with pytest.raises(UnusableTopicError, match=f"{topic} is compacted: .*{cost}.*; set cleanup.policy=delete"):
         await ensure_topics(settings.kafka_connection(), topics)
 
 

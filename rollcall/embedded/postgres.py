@@ -67,8 +67,7 @@ class EmbeddedPostgres:
                 self.port = free_port()
             log_start = log_size(self.log)
             self.child = await self._spawn()
-            if await self._accepts_connections(self.child, deadline):
-                await self._create_database()
+            if await self._has_database(self.child, deadline):
                 return
             output = log_since(self.log, log_start)
             # A server killed just now may hold the port or its shared memory for another moment.
@@ -125,14 +124,14 @@ class EmbeddedPostgres:
             unprivileged=True,
         )
 
-    async def _accepts_connections(self, child: Child, deadline: float) -> bool:
+    async def _has_database(self, child: Child, deadline: float) -> bool:
+        """Whether it accepts connections in time, and has our database."""
         while child.returncode is None and time.monotonic() < deadline:
             try:
-                connection = await self._connect("postgres")
+                await self._create_database()
             except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await asyncio.sleep(0.02)
                 continue
-            await connection.close()
             return child.returncode is None
         return False
 
