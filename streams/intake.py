@@ -38,6 +38,8 @@ HEARTBEAT_INTERVAL_MS = 500
 REBALANCE_TIMEOUT_MS = 5_000
 """A rebalance waits that long for a member that has died and is not yet given up, and nobody reads meanwhile."""
 DRAIN_TIMEOUT_S = 10.0
+POLL_FAILURE_LIMIT_S = 60.0
+"""Polls that have only failed for so long fail for ever: aiokafka keeps a failed heartbeat and raises it at each."""
 
 Parts = list[tuple[int, Records]]
 """A poll's records by partition."""
@@ -75,6 +77,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._reading = False
         self._joined = False
         self._stopping = False
+        self._failing_since: float | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._flusher = Flusher(
             kafka,
@@ -172,7 +175,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
     async def _polled(self, consumer: Any) -> Parts:
         """One poll. Where it fails on one partition (a corrupt record), what it took of others is lost.
 
-        FastStream repeats it after Kafka's failures; after any other its loop would end without a word.
+        FastStream repeats it after Kafka's failures, without a word, until they have lasted too long; after any other
+        its loop would end. While Kafka is away a poll does not fail, it only waits.
         """
         health.beat("read")
         reach("read.before")
@@ -180,10 +184,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             fetched = await consumer.getmany(timeout_ms=self._batch_timeout_ms, max_records=self._max_records)
         except BaseException as error:
             self._anchors.forget()
-            if isinstance(error, Exception) and not isinstance(error, KafkaError | ConsumerStoppedError):
+            if isinstance(error, KafkaError):
+                self._note_poll_failed(error)
+            elif isinstance(error, Exception) and not isinstance(error, ConsumerStoppedError):
                 self._fail(error)
             raise
+        self._failing_since = None
         return [(tp.partition, records) for tp, records in fetched.items()]
+
+    def _note_poll_failed(self, error: KafkaError) -> None:
+        log.warning("a poll failed, trying again", error=repr(error))
+        now = asyncio.get_running_loop().time()
+        if self._failing_since is None:
+            self._failing_since = now
+        if now - self._failing_since >= POLL_FAILURE_LIMIT_S:
+            self._fail(KafkaError(f"every poll failed for {POLL_FAILURE_LIMIT_S:g} s: {error!r}"))
 
     async def _parse(self, parts: Parts) -> KafkaMessage:
         """Marks that a poll has returned; see ``Flusher._follow_markers``. Nothing may suspend before it."""

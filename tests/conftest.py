@@ -17,6 +17,7 @@ LONG = (
     *("client/test_package.py", "test_package.py", "test_pages.py", "test_growth.py", "test_demo.py"),
     *("client/test_outage.py", "test_up.py", "test_why.py", "test_processes_killed.py", "test_batch_actions.py"),
     *("api/test_openapi.py", "api/test_outages.py", "test_operations.py", "test_shutdown.py", "test_doctor.py"),
+    "test_poll_failures.py",
 )
 
 
