@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from schemas.headers import FORWARDED, FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
 from streams.fetched import FetchedRecord
@@ -39,11 +39,16 @@ class Forward(NamedTuple):
 
 @dataclass(slots=True)
 class _Queue:
-    """What is to be sent to one home, in order; ``refused`` are those too large."""
+    """What is to be sent to one home, in order; ``refused`` are those too large.
+
+    A forward keeps the record's time, which counts where the topic takes its producers' (``CreateTime``), unless the
+    topic refuses it by now as too old (``message.timestamp.before.max.ms``).
+    """
 
     home: int
     forwards: list[Forward]
     refused: list[Forward] = field(default_factory=list)
+    keeps_time: bool = True
 
 
 class Forwarder:
@@ -113,13 +118,18 @@ class Forwarder:
         slowly: it may be the topic that takes so little.
         """
         while queue.forwards:
-            batch, count = _filled(producer.create_batch(), queue.forwards[: self._portion.count], self._log_id)
+            batch, count = _filled(producer.create_batch(), queue, self._portion.count, self._log_id)
             try:
                 await (await producer.send_batch(batch, self._topic, partition=queue.home))
             except (MessageSizeTooLargeError, RecordListTooLargeError):
                 if count == 1:
                     queue.refused.append(queue.forwards.pop(0))
                 self._portion.too_much(count)
+                return False
+            except InvalidTimestampError:
+                if not queue.keeps_time:
+                    raise  # this host's clock
+                queue.keeps_time = False
                 return False
             del queue.forwards[:count]
             self._portion.fitted()
@@ -136,10 +146,10 @@ class Forwarder:
             self._unreported, self._reported_at = 0, time.monotonic()
 
 
-def _filled(batch: Any, forwards: list[Forward], log_id: bytes) -> tuple[Any, int]:
-    """A produce batch closed over as many forwards as fit, at least one, and their number."""
+def _filled(batch: Any, queue: _Queue, at_once: int, log_id: bytes) -> tuple[Any, int]:
+    """A produce batch closed over as many forwards as fit, at least one and ``at_once`` at most, and their number."""
     count = 0
-    for forward in forwards:
+    for forward in queue.forwards[:at_once]:
         record = forward.record
         original = [
             (FORWARDED_PARTITION, b"%d" % record.partition),
@@ -148,7 +158,8 @@ def _filled(batch: Any, forwards: list[Forward], log_id: bytes) -> tuple[Any, in
             (FORWARDED_LOG, log_id),
         ]
         headers = [header for header in record.headers if header[0] not in FORWARDED] + original
-        taken = batch.append(key=record.key, value=record.value, timestamp=record.timestamp, headers=headers)
+        timestamp = record.timestamp if queue.keeps_time else None  # none: now
+        taken = batch.append(key=record.key, value=record.value, timestamp=timestamp, headers=headers)
         if taken is None:
             break
         count += 1

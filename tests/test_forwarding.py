@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 from aiokafka.errors import KafkaError
 from structlog.testing import capture_logs
 
 from rollcall.settings import Settings
-from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET
+from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_TIMESTAMP
 from streams.fetched import FetchedRecord
 from streams.forwarding import Forward, Forwarder
 from tests.harness.topics import create_topic, drain
@@ -20,8 +21,11 @@ HUGE = b"x" * (1024 * 1024 - 120)
 """The topic takes it, but not with the headers of a forward."""
 
 
-def forward(home: int, offset: int, value: bytes | None = None) -> Forward:
-    return Forward(home, FetchedRecord("t", 2, offset, 1_000, b"k", value or b"y" * 300, ()))
+LONG_AGO = 1_000
+
+
+def forward(home: int, offset: int, value: bytes | None = None, *, at: int = LONG_AGO) -> Forward:
+    return Forward(home, FetchedRecord("t", 2, offset, at, b"k", value or b"y" * 300, ()))
 
 
 async def arrived(settings: Settings, topic: str) -> dict[int, list[int]]:
@@ -94,3 +98,35 @@ async def test_forwards_that_failed_are_left_and_may_all_be_sent_again(settings:
         await forwarder.close()
     found = await arrived(settings, topic)
     assert (found[0][-1], found[1][-1]) == (1, 3)
+
+
+async def test_where_times_are_the_producers_a_forward_keeps_its_records(settings: Settings, unique: str) -> None:
+    topic, theirs = f"{unique}.producers", {"message.timestamp.type": "CreateTime"}
+    await create_topic(settings.bootstrap_servers, topic, partitions=2, configs=theirs)
+    forwarder = Forwarder(settings.kafka_connection(), topic, "log")
+    try:
+        assert await forwarder.send([forward(offset % 2, offset, at=LONG_AGO + offset) for offset in range(10)]) == []
+    finally:
+        await forwarder.close()
+    for record in await drain(settings.bootstrap_servers, topic):
+        assert record.timestamp == LONG_AGO + int(dict(record.headers)[FORWARDED_OFFSET])
+
+
+async def test_records_that_have_become_too_old_for_the_topic_are_forwarded_as_of_now(
+    settings: Settings, unique: str
+) -> None:
+    topic, begun = f"{unique}.strict", int(time.time() * 1000)
+    strict = {"message.timestamp.type": "CreateTime", "message.timestamp.before.max.ms": "3600000"}
+    await create_topic(settings.bootstrap_servers, topic, partitions=2, configs=strict)
+    at = {offset: LONG_AGO if offset in (7, 8, 40) else begun for offset in range(100)}
+    forwarder = Forwarder(settings.kafka_connection(), topic, "log")
+    try:
+        for part in (range(50), range(50, 100)):
+            assert await forwarder.send([forward(offset % 2, offset, at=at[offset]) for offset in part]) == []
+    finally:
+        await forwarder.close()
+    assert await arrived(settings, topic) == {home: list(range(home, 100, 2)) for home in (0, 1)}
+    for record in await drain(settings.bootstrap_servers, topic):
+        headers = dict(record.headers)
+        assert record.timestamp >= begun
+        assert int(headers[FORWARDED_TIMESTAMP]) == at[int(headers[FORWARDED_OFFSET])], "its dead letter would say so"
