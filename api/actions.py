@@ -173,8 +173,8 @@ async def retry(
             found, ids, batch_id=new_batch_id, statuses=statuses, error=body.error, deadline_at=body.deadline_at
         )
         check_item_count(here, len(ids), "item_ids")
-        if not this.again:
-            async with here.reading() as connection:
+        async with here.reading() as connection:
+            if not await this.may_be_sent(connection, caller, "retry", new_batch_id):
                 await commanding.check_free(connection, here.topics, new_batch_id)
         done = await applied(here, await _sent(here, caller, "retry", command))
         answer = Retried(batch_id=new_batch_id, retry_of=batch_id, items=len(ids), applied=done)

@@ -5,9 +5,11 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Header
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.responses import JSONResponse
 
 from api.access import Caller
@@ -43,14 +45,20 @@ class Answer:
 
 @dataclass(frozen=True)
 class Try:
-    """One try of a request; ``again``: another has begun before. While a key is known, all under it have one seed."""
+    """One try of a request. ``since``: when the first one began, where this is another; all of a key have one seed."""
 
-    again: bool
+    since: datetime | None
     seed: str | None
 
     def new_id(self, prefix: str = "") -> str:
         """An id for what is created: any, or the same in every try under a key."""
         return prefix + str(uuid.uuid4() if self.seed is None else uuid.uuid5(uuid.NAMESPACE_OID, self.seed))
+
+    async def may_be_sent(self, connection: AsyncConnection, caller: Caller, action: str, batch_id: str) -> bool:
+        """Whether a try before this one came so far as to send: then there may be a batch that is its own."""
+        return self.since is not None and await access.has_acted(
+            connection, caller=caller.name, key_id=caller.key_id, action=action, batch_id=batch_id, since=self.since
+        )
 
 
 async def once(
@@ -67,7 +75,7 @@ async def once(
     used for another request.
     """
     if key is None:
-        return await act(Try(again=False, seed=None))
+        return await act(Try(since=None, seed=None))
     owner = caller.key_id or caller.name
     digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).digest()
     async with here.writing() as connection:
@@ -81,7 +89,7 @@ async def once(
     try:
         # Used anew after its day, a key is another one: what it made then must not be taken for what it is to make now.
         seed = f"{owner}\n{key}\n{claim.since.isoformat()}"
-        answer = await act(Try(claim.before, seed))
+        answer = await act(Try(claim.since if claim.before else None, seed))
     except BaseException as error:
         refused = isinstance(error, NotPossibleError) or (isinstance(error, Problem) and error.status < 500)
         async with here.writing() as connection:

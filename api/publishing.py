@@ -141,7 +141,9 @@ async def open_batch(
         events = [checked(event) for event in opening(opened, ids)]
         async with here.reading() as connection:
             known = await reads.batch(connection, here.topics.events, batch_id)
-        if known is not None and (known.opened_at is not None or known.outcome is not None) and not this.again:
+            is_known = known is not None and (known.opened_at is not None or known.outcome is not None)
+            is_taken = is_known and not await this.may_be_sent(connection, caller, "open", batch_id)
+        if is_taken:
             raise Problem(409, f'there is a batch "{batch_id}" already')
         places = await submit(here, caller, "open", batch_id, total, events, traceparent)
         status = 201 if await applied(here, places) else 202

@@ -131,6 +131,21 @@ async def record_action(
     return int((await connection.execute(entry.returning(audit.c.seq))).scalar_one())
 
 
+async def has_acted(
+    connection: AsyncConnection, *, caller: str, key_id: str | None, action: str, batch_id: str, since: datetime
+) -> bool:
+    """Whether somebody was about to do something to a batch at a time or later."""
+    entry = audit.c
+    query = select(entry.seq).where(
+        entry.batch_id == batch_id,
+        entry.caller == caller,
+        entry.key_id.is_not_distinct_from(key_id),
+        entry.action == action,
+        entry.at >= since,
+    )
+    return (await connection.execute(query.limit(1))).first() is not None
+
+
 async def record_place(connection: AsyncConnection, seq: int, partition: int, offset: int) -> None:
     """Write down where the record of an action is."""
     await connection.execute(update(audit).where(audit.c.seq == seq).values(partition=partition, record_offset=offset))

@@ -1,5 +1,9 @@
 """The database or the broker away: 503 with Retry-After, and all well again when they are back."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 from rollcall.settings import Settings
@@ -64,6 +68,42 @@ async def test_what_the_broker_did_not_take_can_be_submitted_again_under_its_key
         assert (await api.post("batches", {"total_items": 1}, 202, **key))["total_items"] == 1
 
 
+async def test_a_try_that_did_not_come_to_sending_gives_no_right_to_a_batch_that_is_there(
+    migrated: Settings, rows: StoredRows, unique: str
+) -> None:
+    await ensure_topics(migrated.kafka_connection(), Topics(migrated.topic_prefix))
+    await rows.batch("b", total_items=1, failed=1)
+    await rows.item("b", "i", "failed")
+    requests: list[tuple[str, dict[str, Any], str]] = [
+        ("batches", {"batch_id": "new", "total_items": 1}, "batches"),
+        ("batches/b/retry", {"batch_id": "other"}, "item_results"),
+    ]
+    async with serving(migrated) as api:
+        for path, body, table in requests:
+            key = {"Idempotency-Key": f"{unique} {path}"}
+            async with cut_off_at(table, rows):
+                await api.post(path, body, 503, **key)
+            await rows.batch(body["batch_id"])
+            refused = await api.post(path, body, 409, **key)
+            assert f'there is a batch "{body["batch_id"]}" already' in refused["detail"]
+
+
+@asynccontextmanager
+async def cut_off_at(table: str, rows: StoredRows) -> AsyncIterator[None]:
+    """Whoever looks into the table meanwhile loses the connection over it."""
+
+    async def cut() -> bool:
+        waiting = f"FROM pg_locks WHERE NOT granted AND relation = '{table}'::regclass"
+        return bool(await connection.fetch(f"SELECT pg_terminate_backend(pid) {waiting}"))
+
+    connection = rows.connection
+    async with connection.transaction():
+        await connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        cutting = asyncio.create_task(eventually(cut, message=f"somebody looks into {table}"))
+        yield
+        await cutting
+
+
 async def test_what_is_in_the_log_already_is_said_to_be_where_the_database_goes_away_then(
     migrated: Settings, rows: StoredRows, unique: str
 ) -> None:
@@ -76,11 +116,16 @@ async def test_what_is_in_the_log_already_is_said_to_be_where_the_database_goes_
         CREATE TRIGGER cut_off AFTER UPDATE ON audit FOR EACH ROW EXECUTE FUNCTION cut_off();
     """)
     async with serving(migrated) as api:
-        response = await api.client.post("/api/batches", json={"batch_id": unique, "total_items": 1})
+        body, key = {"batch_id": unique, "total_items": 1}, {"Idempotency-Key": unique}
+        response = await api.client.post("/api/batches", json=body, headers=key)
         assert (response.status_code, int(response.headers["retry-after"]) > 0) == (503, True)
         [record] = await drain(migrated.bootstrap_servers, topics.events)
         place = f"partition {record.partition}, offset {record.offset}"
         assert f'it is in the log (batch "{unique}", {place})' in response.json()["detail"]
+
+        await rows.connection.execute("DROP TRIGGER cut_off ON audit")
+        await rows.batch(unique)
+        await api.post("batches", body, 202, **key)
 
 
 async def assert_unavailable(api: ServedApi, method: str, path: str) -> None:
