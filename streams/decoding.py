@@ -241,6 +241,8 @@ def _item_row(result: _Result, offset: int, received_at: datetime) -> ItemRow:
     code = message = trace = None
     if (error := result.error) is not None:
         code, message, trace = error.code, cut(error.message, MAX_TEXT_BYTES), error.stack_trace
+        if code is not None:
+            code = cut(code, MAX_TEXT_BYTES)
         if trace is not None:
             trace = cut(trace, MAX_STACK_TRACE_BYTES)
     if (line := result.message) is not None and len(line) * 4 > MAX_TEXT_BYTES:

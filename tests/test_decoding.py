@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from random import Random
 
 import pytest
 from aiokafka.partitioner import DefaultPartitioner, murmur2
 
+from handlers.records import Record
 from schemas.dead_letters import Reason, Refused
 from schemas.events import MAX_REVISION, MAX_STACK_TRACE_BYTES, MAX_TEXT_BYTES
 from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, forwarded_from, text_of
 from schemas.topics import Topics, home_partition
 from store.copying import batch_rows
 from store.rows import ItemRow, Position
-from streams.decoding import CUT_MARK, cut, decode, parse_time
+from streams.decoding import CUT_MARK, cut, decode, decode_exactly, parse_time
 from streams.fetched import FetchedRecord
 from streams.reading import Homes, append_time, decoded_headers, encoded_headers, new_reading, take
 from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD, Broken, Good
@@ -135,23 +137,25 @@ def test_texts_of_exactly_the_bound_stay_whole(character: str) -> None:
     assert cut(text + "x", MAX_TEXT_BYTES) != text + "x"
 
 
-def test_message_error_message_stack_trace_and_reason_are_cut() -> None:
+@pytest.mark.parametrize("way", [decode, decode_exactly])
+def test_message_error_stack_trace_and_reason_are_cut(way: Callable[[bytes, int, datetime], Record]) -> None:
     long = "€" * 20_000
-    row = decode(
+    row = way(
         json.dumps(
             {
                 "batch_id": "b",
                 "item_id": "i",
                 "status": "failed",
                 "message": long,
-                "error": {"message": long, "stack_trace": long},
-            }
+                "error": {"code": long, "message": long, "stack_trace": long},
+            },
+            ensure_ascii=False,
         ).encode(),
         0,
         NOW,
     )
     assert isinstance(row, ItemRow)
-    assert row.message == row.error_message == cut(long, MAX_TEXT_BYTES)
+    assert row.message == row.error_code == row.error_message == cut(long, MAX_TEXT_BYTES)
     assert row.stack_trace == cut(long, MAX_STACK_TRACE_BYTES)
     cancelled = decode(json.dumps({"type": "batch.cancelled", "batch_id": "b", "reason": long}).encode(), 0, NOW)
     assert not isinstance(cancelled, ItemRow)
