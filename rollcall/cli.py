@@ -117,6 +117,7 @@ def up(
 ) -> None:
     """Kafka, PostgreSQL and all of Rollcall on this machine, until interrupted."""
     _logging(role="up")
+    _warn_of_unknown_variables()
     from rollcall import stack
 
     stack.until_interrupted(stack.up(workers=workers, data_dir=data_dir, as_json=as_json))
@@ -220,7 +221,18 @@ def _settings(**context: str) -> Settings:
 
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format, **context)
+    if context["role"] != "health":  # asked every few seconds
+        _warn_of_unknown_variables()
     return settings
+
+
+def _warn_of_unknown_variables() -> None:
+    import structlog
+
+    from rollcall.settings import unknown_variables
+
+    if unknown := unknown_variables(os.environ):
+        structlog.get_logger(__name__).warning(f"no such settings, ignored: {', '.join(unknown)}")
 
 
 def _logging(*, role: str, level: str | None = None) -> None:

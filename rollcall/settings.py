@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
+from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from rollcall.readiness import READY_FILE
+from store import failpoints
 from store.connection import Database
 from streams.kafka import KafkaConnection, tls_context
 
@@ -16,6 +21,12 @@ ENV_PREFIX = "ROLLCALL_"
 
 # Their values may hold a password: never echoed.
 _UNSPOKEN = {"database_url", "sasl_password"}
+
+# What is no setting but read: by processes of ours, by programs with our client, by the tests.
+_READ_BY_OTHERS = {READY_FILE, failpoints.VARIABLE, "ROLLCALL_API_URL", "ROLLCALL_API_KEY"}
+_OF_TESTS = ("ROLLCALL_TEST_", "ROLLCALL_REQUIRE_")
+# Kubernetes gives a pod such ones for every service; ours may well be called rollcall.
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP|SCTP)|_PORT=\w+://")
 
 
 class SettingsError(ValueError):
@@ -224,6 +235,20 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         raise SettingsError("; ".join(_sentence(dict(problem)) for problem in error.errors())) from error
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """The variables that look like settings and are none, each with the one that may be meant; never their values."""
+    settings = [_variable(name) for name in Settings.model_fields]
+    known = {*settings, *_READ_BY_OTHERS}
+    return [
+        f"{name} (is {close[0]} meant?)" if (close := get_close_matches(name, settings, n=1, cutoff=0.75)) else name
+        for name, value in sorted(environment.items())
+        if name.startswith(ENV_PREFIX)
+        and name.upper() not in known
+        and not name.startswith(_OF_TESTS)
+        and not _SERVICE_LINK.search(f"{name}={value}")
+    ]
 
 
 def _sentence(problem: dict[str, Any]) -> str:

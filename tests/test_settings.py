@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rollcall.settings import Settings, SettingsError, load_settings
+from rollcall.settings import Settings, SettingsError, load_settings, unknown_variables
 
 ROOT = Path(__file__).parents[1]
 URL = "postgresql+asyncpg://me:secret@db.example:5432/rollcall"
@@ -100,6 +100,50 @@ def test_another_process_gets_the_very_same_settings(monkeypatch: pytest.MonkeyP
     for name, value in given.environment().items():
         monkeypatch.setenv(name, value)
     assert load_settings() == given
+
+
+def test_variables_that_are_no_settings_are_told_with_what_may_be_meant_and_without_their_values() -> None:
+    given = {
+        "ROLLCALL_DATABASE_SHEMA": "secret",
+        "ROLLCALL_TOPIC_PREFX": "secret",
+        "ROLLCALL_XYZ": "secret",
+        "PATH": "/bin",
+        "ROLLCALL_API_HOST": "127.0.0.1",
+    }
+    assert unknown_variables(given) == [
+        "ROLLCALL_DATABASE_SHEMA (is ROLLCALL_DATABASE_SCHEMA meant?)",
+        "ROLLCALL_TOPIC_PREFX (is ROLLCALL_TOPIC_PREFIX meant?)",
+        "ROLLCALL_XYZ",
+    ]
+
+
+def test_variables_that_others_read_are_no_misspelt_settings() -> None:
+    of_kubernetes = {
+        "ROLLCALL_PORT": "tcp://10.0.0.1:8080",
+        "ROLLCALL_SERVICE_HOST": "10.0.0.1",
+        "ROLLCALL_SERVICE_PORT_HTTP": "8080",
+        "ROLLCALL_PORT_8080_TCP_ADDR": "10.0.0.1",
+    }
+    of_others = {"ROLLCALL_FAILPOINT": "", "ROLLCALL_READY_FILE": "f", "ROLLCALL_API_URL": "u", "ROLLCALL_API_KEY": "k"}
+    of_tests = {"ROLLCALL_TEST_CONTAINERS": "1", "ROLLCALL_REQUIRE_BROWSER": "1"}
+    every_setting = {f"ROLLCALL_{name.upper()}": "x" for name in Settings.model_fields}
+    assert unknown_variables(of_kubernetes | of_others | of_tests | every_setting) == []
+
+
+def test_a_process_says_at_its_start_which_settings_it_does_not_know() -> None:
+    away = {"ROLLCALL_DATABASE_URL": "postgresql+asyncpg://127.0.0.1:1/db", "ROLLCALL_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "rollcall", "migrate"],
+        env={**os.environ, **away, "PYTHONPATH": str(ROOT), "ROLLCALL_DATABASE_SHEMA": "other"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    warning, error = done.stderr.splitlines()
+    assert "no such settings, ignored: ROLLCALL_DATABASE_SHEMA (is ROLLCALL_DATABASE_SCHEMA meant?)" in warning
+    assert error.startswith("rollcall: PostgreSQL at 127.0.0.1:1")
 
 
 def test_every_setting_is_described() -> None:
