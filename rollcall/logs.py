@@ -52,6 +52,7 @@ def configure_logging(level: str = "info", fmt: Literal["console", "json"] = "co
     for name, least in _QUIET.items():
         logging.getLogger(name).setLevel(max(least, root.level))
     logging.getLogger("aiokafka.consumer.group_coordinator").addFilter(_is_no_wait)
+    logging.getLogger("asyncio").addFilter(_is_nobody_told)
 
 
 def _is_no_wait(record: logging.LogRecord) -> bool:
@@ -61,6 +62,17 @@ def _is_no_wait(record: logging.LogRecord) -> bool:
     """
     cause = record.args[0] if isinstance(record.args, tuple) and record.args else None
     return not (record.msg == "Group Coordinator Request failed: %s" and getattr(cause, "retriable", False))
+
+
+def _is_nobody_told(record: logging.LogRecord) -> bool:
+    """A producer that is fenced leaves futures of aiokafka's own behind, with the error that whoever sends gets too.
+
+    They are futures: where a task of ours ends with an error that nobody looks at, asyncio says "Task".
+    """
+    from aiokafka.errors import KafkaError
+
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, KafkaError) and str(record.msg).startswith("Future exception was never retrieved"))
 
 
 def _adding(context: dict[str, object]) -> Processor:
