@@ -5,7 +5,7 @@ relay's clock and the broker decide (``published_*``, ``seq``) is no part of the
 """
 
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -59,6 +59,24 @@ STATE = (
 # When the rows of what the log says is pruned go, is not the log's to say.
 _ITEMS = (tables.item_results, tables.late_results, tables.expected_items)
 _IS_KEPT = " AND NOT EXISTS (SELECT FROM batches p WHERE p.batch_id = s.batch_id AND p.pruned_at IS NOT NULL)"
+
+# Of dead letters those of records that were read for both; the log's own place is the only one that all of them have.
+_IS_READ = """ AND EXISTS (
+    SELECT FROM spans p WHERE (p.topic, p.partition) = (s.topic, s.partition)
+                          AND s.record_offset >= p.first_offset AND s.record_offset < p.end_offset)"""
+
+# What only the log has and is older than dead letters are kept, was deleted for that.
+_IS_NOT_TRIMMED = """ AND (s.appended_at >= (SELECT max(letters_kept_since) FROM spans) OR EXISTS (
+    SELECT FROM {live}.dead_letters k
+    WHERE (k.topic, k.partition, k.record_offset) = (s.topic, s.partition, s.record_offset)))"""
+
+_MAKE_SPANS = """
+CREATE TABLE spans (
+    topic text NOT NULL, partition int4 NOT NULL, first_offset int8 NOT NULL, end_offset int8 NOT NULL,
+    letters_kept_since timestamptz NOT NULL
+)
+"""
+_NOTE_SPANS = "INSERT INTO spans SELECT $1, v.*, $5 FROM unnest($2::int4[], $3::int8[], $4::int8[]) v"
 
 # Batches that are left out: those whose beginning the log no longer holds, or, where some were chosen, all others.
 _UNVERIFIABLE = """
@@ -178,10 +196,18 @@ class Comparison:
         """Make the tables that only a comparison needs, and choose the batches."""
         await self._connection.execute('CREATE TABLE chosen (batch_id text COLLATE "C" PRIMARY KEY)')
         await self._connection.execute(_MAKE_SCANNED)
+        await self._connection.execute(_MAKE_SPANS)
         if batch_id is not None:
             await self._connection.execute("INSERT INTO chosen VALUES ($1)", batch_id)
         if since is not None:
             await self._connection.execute(self._sql(_CHOOSE), since)
+
+    async def note_spans(
+        self, topic: str, starts: Mapping[int, int], ends: Mapping[int, int], letters_kept_since: datetime
+    ) -> None:
+        """Compare dead letters of records from where each partition's log begins to before what is compared ends."""
+        firsts = [starts[partition] for partition in ends]
+        await self._connection.execute(_NOTE_SPANS, topic, list(ends), firsts, list(ends.values()), letters_kept_since)
 
     async def leave_out(self, partition: int, first_time: datetime | None) -> None:
         """Leave out batches of a partition that began before its log does (None: the log holds nothing of it)."""
@@ -253,7 +279,9 @@ class Comparison:
         ]
 
     def _differing(self, compared: Compared) -> str:
-        counts = self._counts() + (_IS_KEPT if compared.table in _ITEMS else "")
+        counts, not_trimmed = self._counts() + (_IS_KEPT if compared.table in _ITEMS else ""), ""
+        if compared.table is tables.dead_letters:
+            counts, not_trimmed = counts + _IS_READ, _IS_NOT_TRIMMED.format(live=self._live)
         keys, name = ", ".join(compared.keys), compared.table.name
         columns = ", ".join(f"{_comparable(compared.table, column)} AS {column}" for column in compared.columns)
         fields = f"{keys}, {columns}" if columns else keys
@@ -263,7 +291,7 @@ class Comparison:
 SELECT {keys}, CASE WHEN l.{first} IS NOT NULL THEN to_jsonb(l) END AS live,
        CASE WHEN s.{first} IS NOT NULL THEN to_jsonb(s) END AS log
 FROM (SELECT {fields} FROM {self._live}.{name} s WHERE {counts}) l
-FULL JOIN (SELECT {fields} FROM {name} s WHERE {counts}) s USING ({keys})
+FULL JOIN (SELECT {fields} FROM {name} s WHERE {counts}{not_trimmed}) s USING ({keys})
 WHERE l.{first} IS NULL OR s.{first} IS NULL {f"OR {differ}" if differ else ""}
 ORDER BY {keys}
 """
