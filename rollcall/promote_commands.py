@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -189,13 +189,15 @@ async def _take_over(
     """The pause: lock, fold the rest, copy what is not in the log, rename. Nothing has changed unless it commits."""
     from rollcall.replaying import ReplayError
 
-    topic = live.topics.events
+    topic, kept_since = live.topics.events, datetime.now(UTC) - timedelta(days=settings.dead_letters_kept_days)
     started = await _locked(connection, promotion)
     try:
         async with asyncio.timeout(TAKE_OVER_TIMEOUT_S):
             await replay.fold_to(await _live_ends(settings, connection, live))
             await _check_same_place(settings, connection, live, promotion.shadow)
-            changed, dropped, carried = await promotion.take_over(topic, begins, emit_changes=emit_changes)
+            changed, dropped, carried = await promotion.take_over(
+                topic, begins, letters_kept_since=kept_since, emit_changes=emit_changes
+            )
             corrections = [each for each in changed if emit_changes and each.needs_correction]
             old = await promotion.rename(datetime.now(UTC))
             # Before the commit: sent for nothing they change little, lost nobody would send them again. Whoever reads

@@ -64,17 +64,28 @@ WHERE NOT EXISTS (SELECT FROM {{shadow}}.outbox s WHERE s.id = l.id)
 ORDER BY l.seq
 """
 
-# Dead letters of records before where the replay began.
+# Dead letters that no replay can give: of records that it has not folded (before where it began; or, found on the topic
+# after a loss of the database, yet to be read), and of forwards that the broker refused, which only a worker tries.
+# Those name no batch, as all others that are too large do.
 _COPY_LETTERS = """
 INSERT INTO {shadow}.dead_letters ({columns})
 SELECT {columns} FROM {live}.dead_letters l
 WHERE NOT EXISTS (
         SELECT FROM {shadow}.dead_letters s
         WHERE s.topic = l.topic AND s.partition = l.partition AND s.record_offset = l.record_offset)
-  AND l.record_offset < coalesce(
-        (SELECT first_offset FROM {shadow}.positions p WHERE p.topic = l.topic AND p.partition = l.partition), 0)
+  AND (NOT EXISTS (
+        SELECT FROM {shadow}.positions p WHERE p.topic = l.topic AND p.partition = l.partition
+                                           AND p.first_offset <= l.record_offset AND p.next_offset > l.record_offset)
+       OR l.reason = 'too_large' AND l.batch_id IS NULL)
 ORDER BY l.seq
 """
+
+_IS_NEW_LETTER = """s.published_at IS NULL AND s.refused IS NULL AND NOT EXISTS (
+    SELECT FROM {live}.dead_letters l
+    WHERE l.topic = s.topic AND l.partition = s.partition AND l.record_offset = s.record_offset)"""
+
+# Dead letters that the old schema had too, long ago: they are published, and their rows were trimmed. (kept since)
+_DROP_TRIMMED_LETTERS = f"DELETE FROM {{shadow}}.dead_letters s WHERE s.appended_at < $1 AND {_IS_NEW_LETTER}"
 
 # An event that the old schema decided too, long ago: it is published, and its row was trimmed.
 _MARK_TRIMMED = """
@@ -91,6 +102,9 @@ UPDATE {shadow}.outbox s SET refused = 'withheld when this schema was promoted'
 WHERE s.published_at IS NULL AND s.refused IS NULL AND NOT ($1 AND s.channel = 'finalized')
   AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
 """
+_WITHHOLD_LETTERS = (
+    f"UPDATE {{shadow}}.dead_letters s SET refused = 'withheld when this schema was promoted' WHERE {_IS_NEW_LETTER}"
+)
 
 # Of a partition whose replay began midway, batches that the old schema has known since before. (partition, since when)
 _MARK_INCOMPLETE = """
@@ -212,10 +226,16 @@ class Promotion:
         await self._execute(f"LOCK TABLE {', '.join(f'{{live}}.{table}' for table in _LOCKED)} IN EXCLUSIVE MODE")
 
     async def take_over(
-        self, topic: str, begins: Mapping[int, datetime | None], *, emit_changes: bool
+        self,
+        topic: str,
+        begins: Mapping[int, datetime | None],
+        *,
+        letters_kept_since: datetime,
+        emit_changes: bool,
     ) -> tuple[list[Changed], list[str], int]:
         """Bring into the shadow all that is not made from the log, or lies before where the replay began.
 
+        Dead letters from before ``letters_kept_since`` may have been trimmed.
         Returns the batches that are not what they were, those that the log does not know, and how many were carried.
         """
         await self.mark_incomplete(begins)
@@ -226,7 +246,10 @@ class Promotion:
         columns = column_list(column.name for column in tables.dead_letters.columns if column.name != "seq")
         await self._execute(_COPY_LETTERS.replace("{columns}", columns))
         await self._execute(_MARK_TRIMMED)
+        await self._execute(_DROP_TRIMMED_LETTERS, letters_kept_since)
         await self._execute(_WITHHOLD, emit_changes)
+        if not emit_changes:
+            await self._execute(_WITHHOLD_LETTERS)
         await self._execute(_TAKE_POSITIONS)
         changed = [Changed(*row) for row in await self._connection.fetch(self._sql(_CHANGED))]
         dropped = [row[0] for row in await self._connection.fetch(self._sql(_DROPPED))]
