@@ -102,14 +102,14 @@ async def _prune(settings: Settings, finalized_before: datetime) -> Pruned:
 
     from migrations.version import check
     from schemas.topics import Topics
-    from store.connection import BY_KEY
+    from store.connection import BY_KEY, SERVING
     from streams.observing import home_partitions
     from streams.pruning import prune as pruning
     from streams.reading import Homes
     from streams.sending import Sender
 
     topics, kafka = Topics(settings.topic_prefix), settings.kafka_connection()
-    connection = await settings.database().connect("prune", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY)
+    connection = await settings.database().connect("prune", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY, **SERVING)
     try:
         await check(connection, settings.database_schema)
         sender = Sender(kafka, topics, Homes(await home_partitions(connection, kafka, topics)))

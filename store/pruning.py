@@ -54,8 +54,9 @@ SELECT count(*), max(item_id) FROM gone
 """
 
 # First, as all who write: a promotion then comes wholly before or wholly behind. A statement whose first table is only
-# read does not wait for it, and would look for the places of one schema's rows in the other's.
-_BEGIN = "LOCK TABLE positions IN ROW SHARE MODE"
+# read does not wait for it, and would look for the places of one schema's rows in the other's. Were we cut off then, a
+# promotion would wait for us: asyncpg may be in the midst of preparing a statement, which counts as no idleness.
+_BEGIN = "LOCK TABLE positions IN ROW SHARE MODE; SET LOCAL transaction_timeout TO '30s'"
 
 
 class Prunable(NamedTuple):

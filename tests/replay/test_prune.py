@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -260,6 +261,36 @@ async def test_pruning_that_was_stopped_is_finished_by_the_next(
     assert {row["succeeded"] for row in await table_rows(settings, "batches")} == set(items.values())
     ends = await end_offsets(settings.bootstrap_servers, topics.events)
     assert sum(ends.values()) == len(log) + len(items), "each was said once"
+
+
+async def test_pruning_that_is_cut_off_in_a_transaction_does_not_hold_up_a_promotion(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    async with running(settings, workers=1) as product:
+        await product.start_clock()
+        opened = message({"type": "batch.opened", "batch_id": "b", "total_items": 1})
+        await produce(settings.bootstrap_servers, topics.events, [opened, result("b", "1")])
+        await product.settled()
+        await eventually(lambda: summarized(settings), 60)
+        arguments = ("prune", "--older-than", "0s", "--yes")
+        async with product.connection() as connection:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE item_results IN SHARE MODE")
+                cut_off = await commands.start(settings, *arguments)
+
+                async def waits_to_delete() -> bool:
+                    waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'item_results'::regclass AND NOT granted"
+                    return int(await connection.fetchval(waiting)) == 1
+
+                await eventually(waits_to_delete, 60)
+                cut_off.send_signal(signal.SIGSTOP)
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE positions IN EXCLUSIVE MODE", timeout=60)  # as a promotion does
+        cut_off.send_signal(signal.SIGCONT)
+        _, said = await asyncio.wait_for(cut_off.communicate(), 60)
+        assert (cut_off.returncode, said.count(b"\n")) == (1, 1), said
+        done = await commands.rollcall(settings, *arguments)
+        assert (done.exit_code, await rows_of(settings, "item_results", "")) == (0, []), done.stderr
 
 
 async def test_an_age_that_is_none_is_refused(settings: Settings) -> None:
