@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from store.connection import Connection
+from store.outbox import WITHHELD
 from store.tables import metadata
 
 # What this user may not do with our tables: (table, privilege).
@@ -15,12 +16,12 @@ SELECT t, p FROM unnest($1::text[]) t, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE'
 WHERE NOT has_table_privilege(to_regclass(t), p) ORDER BY t, p
 """
 
-# Waiting, and put aside for good, of events and of dead letters. One row.
-_LEAVING = """
+# Waiting, and put aside for good, of events and of dead letters; what a promotion withheld is neither. One row.
+_LEAVING = f"""
 SELECT (SELECT count(*) FROM outbox WHERE published_at IS NULL AND refused IS NULL),
        (SELECT count(*) FROM dead_letters WHERE published_at IS NULL AND refused IS NULL),
-       (SELECT count(*) FROM outbox WHERE refused IS NOT NULL AND published_at IS NULL),
-       (SELECT count(*) FROM dead_letters WHERE refused IS NOT NULL AND published_at IS NULL)
+       (SELECT count(*) FROM outbox WHERE refused <> '{WITHHELD}' AND published_at IS NULL),
+       (SELECT count(*) FROM dead_letters WHERE refused <> '{WITHHELD}' AND published_at IS NULL)
 """
 
 # Those that nobody has dealt with.

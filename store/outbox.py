@@ -11,6 +11,9 @@ from store.rows import DeadLetterRow, OutboxRow
 from store.statements import column_list, transposed, unnest
 from store.tables import dead_letters, outbox
 
+WITHHELD = "withheld when this schema was promoted"
+"""What ``refused`` says of events and dead letters that a promotion keeps from being told."""
+
 # Events in their order; one already known (a replay, a repeated fold) stays as it is, but for what only its topic knew.
 _INSERT = f"""
 INSERT INTO outbox ({column_list(OutboxRow._fields)})

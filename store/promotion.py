@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from store import tables
 from store.connection import Connection
+from store.outbox import WITHHELD
 from store.rights import take_rights
 from store.statements import column_list
 
@@ -97,14 +98,12 @@ WHERE s.channel = 'finalized' AND s.published_at IS NULL AND s.refused IS NULL
 """
 
 # What only the log folded anew gives, and nobody was ever told. (whether finalized events may go out)
-_WITHHOLD = """
-UPDATE {shadow}.outbox s SET refused = 'withheld when this schema was promoted'
+_WITHHOLD = f"""
+UPDATE {{shadow}}.outbox s SET refused = '{WITHHELD}'
 WHERE s.published_at IS NULL AND s.refused IS NULL AND NOT ($1 AND s.channel = 'finalized')
-  AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
+  AND NOT EXISTS (SELECT FROM {{live}}.outbox o WHERE o.id = s.id)
 """
-_WITHHOLD_LETTERS = (
-    f"UPDATE {{shadow}}.dead_letters s SET refused = 'withheld when this schema was promoted' WHERE {_IS_NEW_LETTER}"
-)
+_WITHHOLD_LETTERS = f"UPDATE {{shadow}}.dead_letters s SET refused = '{WITHHELD}' WHERE {_IS_NEW_LETTER}"
 
 # Of a partition whose replay began midway, batches that the old schema has known since before. (partition, since when)
 _MARK_INCOMPLETE = """

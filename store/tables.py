@@ -200,6 +200,8 @@ outbox = Table(
     CheckConstraint("value IS NOT NULL OR published_at IS NOT NULL", name="unpublished_has_a_value"),
     Index("outbox_revisions", "batch_id", "revision", postgresql_where=text("channel = 'finalized'")),
     Index("outbox_unpublished", "seq", postgresql_where=text("published_at IS NULL AND refused IS NULL")),
+    # What is put aside for good.
+    Index("outbox_refused", "seq", postgresql_where=text("published_at IS NULL AND refused IS NOT NULL")),
     # What trimming looks for, and which mark is the newest.
     Index("outbox_published", "published_at", postgresql_where=text("published_at IS NOT NULL AND value IS NOT NULL")),
     postgresql_with=_VACUUMED_OFTEN,
@@ -229,6 +231,8 @@ dead_letters = Table(
     PrimaryKeyConstraint("topic", "partition", "record_offset"),
     CheckConstraint("(discarded_at IS NULL) = (discard_reason IS NULL)", name="discarded_for_a_reason"),
     Index("dead_letters_unpublished", "seq", postgresql_where=text("published_at IS NULL AND refused IS NULL")),
+    # What is put aside for good.
+    Index("dead_letters_refused", "seq", postgresql_where=text("published_at IS NULL AND refused IS NOT NULL")),
     Index("dead_letters_by_batch", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
     # What cannot be parsed names no batch, but its key most likely does. A hash: keys may be of any length.
     Index(

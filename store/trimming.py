@@ -1,8 +1,12 @@
 """Statements that delete what has left and is old. In chunks, so that nobody waits for their locks."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from store.connection import Connection
+from store.outbox import WITHHELD
+
+_IS_WITHHELD = f"published_at IS NULL AND refused = '{WITHHELD}'"
 
 # Published events, the oldest first. What stays although it is old:
 # - what only the topic knows (value null): the fold may yet produce it, and must find it published then;
@@ -10,12 +14,13 @@ from store.connection import Connection
 # - alerts of open batches: they are what keeps an alert from being raised twice;
 # - the newest: with no mark at all, the relay would read its topics from their beginning.
 # ($1: published before, $2: how many)
-_EVENTS = """
+_EVENTS = f"""
 WITH old AS MATERIALIZED (
     SELECT o.id FROM outbox o
     WHERE o.published_at < $1 AND o.value IS NOT NULL
       AND NOT (o.channel = 'finalized' AND EXISTS (
-          SELECT FROM outbox u WHERE u.channel = 'finalized' AND u.batch_id = o.batch_id AND u.published_at IS NULL))
+          SELECT FROM outbox u WHERE u.channel = 'finalized' AND u.batch_id = o.batch_id AND u.published_at IS NULL
+            AND u.refused IS DISTINCT FROM '{WITHHELD}'))
       AND NOT (o.channel = 'alerts' AND EXISTS (
           SELECT FROM batches b WHERE b.batch_id = o.batch_id AND b.outcome IS NULL))
       AND o.id <> (
@@ -43,6 +48,26 @@ DELETE FROM dead_letters d USING old
 WHERE d.topic = old.topic AND d.partition = old.partition AND d.record_offset = old.record_offset
 """
 
+# Dead letters that a promotion withheld. ($1: appended before, $2: how many)
+_WITHHELD_DEAD_LETTERS = f"""
+WITH old AS MATERIALIZED (
+    SELECT topic, partition, record_offset FROM dead_letters
+    WHERE {_IS_WITHHELD} AND appended_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM dead_letters d USING old
+WHERE d.topic = old.topic AND d.partition = old.partition AND d.record_offset = old.record_offset
+"""
+
+_HAS_WITHHELD = f"SELECT EXISTS (SELECT FROM outbox WHERE {_IS_WITHHELD})"
+
+# Events that a promotion withheld, once the log does not give them any more: until then their rows are what tells
+# `rollcall verify` that they are not lost. (partitions, when the first record that each still holds was appended)
+_WITHHELD_EVENTS = f"""
+DELETE FROM outbox o USING batches b, unnest($1::int4[], $2::timestamptz[]) AS p(partition, first_time)
+WHERE o.published_at IS NULL AND o.refused = '{WITHHELD}' AND b.batch_id = o.batch_id AND p.partition = b.partition
+  AND (o.headers ->> 'ce_time')::timestamptz < p.first_time
+"""
+
 
 async def trim_events(connection: Connection, published_before: datetime, limit: int) -> int:
     """Delete the oldest published events; returns how many."""
@@ -52,6 +77,21 @@ async def trim_events(connection: Connection, published_before: datetime, limit:
 async def trim_dead_letters(connection: Connection, published_before: datetime, limit: int) -> int:
     """Delete the oldest published dead letters; returns how many."""
     return _deleted(await connection.execute(_DEAD_LETTERS, published_before, limit))
+
+
+async def trim_withheld_dead_letters(connection: Connection, appended_before: datetime, limit: int) -> int:
+    """Delete dead letters of old records that a promotion withheld; returns how many."""
+    return _deleted(await connection.execute(_WITHHELD_DEAD_LETTERS, appended_before, limit))
+
+
+async def has_withheld_events(connection: Connection) -> bool:
+    """Whether there are events that a promotion withheld."""
+    return bool(await connection.fetchval(_HAS_WITHHELD))
+
+
+async def trim_withheld_events(connection: Connection, first_times: Mapping[int, datetime]) -> int:
+    """Delete withheld events caused before what each partition's log still holds; returns how many."""
+    return _deleted(await connection.execute(_WITHHELD_EVENTS, list(first_times), list(first_times.values())))
 
 
 def _deleted(status: str) -> int:

@@ -75,7 +75,11 @@ async def run(
             Deadlines(kafka, database, topics).run(stop),
             Summarizer(database, topics, timeout_s=limits.summary_timeout_s).run(stop),
             Watcher(kafka, database, topics, limits.allowed).run(stop),
-            Trimmer(database, events_kept=limits.events_kept, dead_letters_kept=limits.dead_letters_kept).run(stop),
+            Trimmer(
+                *(database, kafka, topics),
+                events_kept=limits.events_kept,
+                dead_letters_kept=limits.dead_letters_kept,
+            ).run(stop),
         ]
 
     await lead("clock", database, topics, stop, ready, duties, drain_s=DRAIN_S)

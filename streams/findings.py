@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from store.diagnosis import DeadLetter, OutboxEvent
+from store.outbox import WITHHELD
 from store.reads import BatchStatus
 from streams.log_search import LastResult, Log, Search
 
@@ -67,7 +68,9 @@ def _state(facts: Facts) -> Iterator[Finding]:
             )
     elif batch.outcome is not None:
         yield Finding("finalized", f"it is done: {batch.status} ({batch.finalized_by}), revision {batch.revision}")
-        if facts.event is not None and facts.event.refused is not None:
+        if facts.event is not None and facts.event.refused == WITHHELD:
+            yield Finding("event_withheld", f"its finalized event was {WITHHELD}: nobody is told of it")
+        elif facts.event is not None and facts.event.refused is not None:
             yield Finding("event_refused", f"Kafka refuses its finalized event: {facts.event.refused}")
         elif batch.published_at is None:
             yield Finding("not_published", "its finalized event is not published yet: is a relay running?")

@@ -3,16 +3,22 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import structlog
 
+from schemas.topics import Topics
 from store import trimming
 from store.connection import BY_KEY, SERVING, Connection, Database
+from streams.kafka import KafkaConnection
+from streams.log_span import log_span, times_at
 from streams.retrying import attempts, sleep
 
 EVERY_S = 60.0
 CHUNK = 1_000
 PAUSE_S = 0.1
+ROUNDS_A_LOOK = 60
+"""At the log, for what was withheld: once an hour."""
 COMMAND_TIMEOUT_S = 60.0
 
 log = structlog.get_logger(__name__)
@@ -22,9 +28,18 @@ class Trimmer:
     """Deletes what was published longer ago than it is kept, a chunk at a time."""
 
     def __init__(
-        self, database: Database, *, events_kept: timedelta, dead_letters_kept: timedelta, every_s: float = EVERY_S
+        self,
+        database: Database,
+        kafka: KafkaConnection,
+        topics: Topics,
+        *,
+        events_kept: timedelta,
+        dead_letters_kept: timedelta,
+        every_s: float = EVERY_S,
     ) -> None:
         self._database = database
+        self._kafka = kafka
+        self._topics = topics
         self._events_kept = events_kept
         self._dead_letters_kept = dead_letters_kept
         self._every_s = every_s
@@ -37,14 +52,33 @@ class Trimmer:
                     "clock trimming", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY, **SERVING
                 )
                 try:
-                    while not stop.is_set():
-                        await _trim(connection, trimming.trim_events, "events", self._events_kept, stop)
-                        await _trim(
-                            connection, trimming.trim_dead_letters, "dead letters", self._dead_letters_kept, stop
-                        )
+                    for number in count():
+                        await self._round(connection, stop)
+                        if number % ROUNDS_A_LOOK == 0:
+                            await self._trim_withheld_events(connection)
                         await sleep(stop, self._every_s)
+                        if stop.is_set():
+                            return
                 finally:
                     connection.terminate()
+
+    async def _round(self, connection: Connection, stop: asyncio.Event) -> None:
+        letters_kept = self._dead_letters_kept
+        await _trim(connection, trimming.trim_events, "events", self._events_kept, stop)
+        await _trim(connection, trimming.trim_dead_letters, "dead letters", letters_kept, stop)
+        await _trim(connection, trimming.trim_withheld_dead_letters, "withheld dead letters", letters_kept, stop)
+
+    async def _trim_withheld_events(self, connection: Connection) -> None:
+        """Those that `rollcall verify` can miss no more, since the log has lost what they were decided by."""
+        if not await trimming.has_withheld_events(connection):
+            return
+        now = datetime.now(UTC)
+        span = await log_span(self._kafka, self._topics.events)
+        starts = {partition: start for partition, start in span.starts.items() if start > 0}
+        times = await times_at(self._kafka, self._topics.events, starts) if starts else {}
+        first_times = {partition: time or now for partition, time in times.items()}
+        if deleted := await trimming.trim_withheld_events(connection, first_times):
+            log.info("withheld events deleted that the log no longer gives", count=deleted)
 
 
 async def _trim(

@@ -24,7 +24,7 @@ from rollcall.settings import Settings
 from schemas.dead_letters import Refused
 from schemas.topics import Topics, home_partition
 from store import outbox, positions
-from store.connection import BY_KEY, Connection, Database
+from store.connection import BY_KEY, Connection
 from store.outbox import PublishedDeadLetter, PublishedEvent
 from store.rows import DeadLetterRow, Position
 from streams.decoding import decode
@@ -57,10 +57,15 @@ async def connection(settings: Settings) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def clock_duties(database: Database) -> AsyncIterator[None]:
+async def clock_duties(settings: Settings) -> AsyncIterator[None]:
     """Summaries and trimming, as the clock has them."""
-    stop = asyncio.Event()
-    trimmer = Trimmer(database, events_kept=KEPT, dead_letters_kept=KEPT, every_s=1.0)
+    stop, database = asyncio.Event(), settings.database()
+    trimmer = Trimmer(
+        *(database, settings.kafka_connection(), TOPICS),
+        events_kept=KEPT,
+        dead_letters_kept=KEPT,
+        every_s=1.0,
+    )
     summarizer = Summarizer(database, Topics(), timeout_s=60.0)
     tasks = [asyncio.create_task(duty.run(stop)) for duty in (trimmer, summarizer)]
     try:
@@ -172,7 +177,7 @@ async def figures_of(connection: Connection, schema: str) -> dict[str, Any]:
 async def test_hot_rows_do_not_bloat_and_what_has_left_goes(connection: Connection, settings: Settings) -> None:
     log = Log()
     halfway: dict[str, Any] = {}
-    async with an_hour_in_minutes(connection), clock_duties(settings.database()):
+    async with an_hour_in_minutes(connection), clock_duties(settings):
         for step in range(MICRO_BATCHES):
             done, _ = await applied(connection, log.next(step), optimistic=True)
             await published(connection, done, step)

@@ -121,7 +121,7 @@ async def test_a_migration_that_has_to_wait_for_a_table_gives_up_before_the_work
 ) -> None:
     monkeypatch.setattr("migrations.run.LOCK_TIMEOUT", "200ms")
     await migrate(database.url, database.schema)
-    await downgrade(database, "-2")
+    await downgrade(database, "0005")
     reader = await database.connect("test")
     try:
         async with reader.transaction():

@@ -15,7 +15,7 @@ from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from store import batches, outbox, positions, tables, trimming
-from store.connection import BY_KEY, Connection, Database
+from store.connection import BY_KEY, Connection
 from store.rows import Batch, DeadLetterRow
 from streams.trimming import Trimmer
 from tests.harness.histories import Message
@@ -41,10 +41,11 @@ async def connection(settings: Settings) -> AsyncIterator[Connection]:
 
 @asynccontextmanager
 async def trimmed(
-    database: Database, events_kept: timedelta = 7 * DAY, dead_kept: timedelta = 30 * DAY
+    settings: Settings, events_kept: timedelta = 7 * DAY, dead_kept: timedelta = 30 * DAY
 ) -> AsyncIterator[None]:
-    stop = asyncio.Event()
-    trimmer = Trimmer(database, events_kept=events_kept, dead_letters_kept=dead_kept, every_s=0.05)
+    stop, kafka, topics = asyncio.Event(), settings.kafka_connection(), Topics(settings.topic_prefix)
+    kept = {"events_kept": events_kept, "dead_letters_kept": dead_kept}
+    trimmer = Trimmer(settings.database(), kafka, topics, every_s=0.05, **kept)
     task = asyncio.create_task(trimmer.run(stop))
     try:
         yield
@@ -76,8 +77,10 @@ async def ids(connection: Connection, table: str = "outbox", column: str = "id")
 async def test_old_published_events_go_and_what_is_still_needed_stays(
     connection: Connection, settings: Settings
 ) -> None:
+    await create_topic(settings.bootstrap_servers, Topics(settings.topic_prefix).events)
     await batches.write(connection, [Batch("open", 0)])
     gone = {"f/old/1": "finalized", "s/old/1": "summaries", "a/old/0": "alerts", "r/old/5": "requests"}
+    gone["f/withheld/1"] = "finalized"  # a promotion has withheld its second revision: that will never go out
     for event_id, channel in gone.items():
         await event(connection, event_id, 8, channel)
     await event(connection, "f/young/1", 6)
@@ -86,8 +89,10 @@ async def test_old_published_events_go_and_what_is_still_needed_stays(
     await event(connection, "f/revised/2", 8, revision=2)
     await event(connection, "f/revised/1", None)
     await event(connection, "a/open/0", 8, "alerts")
+    await event(connection, "f/withheld/2", None, revision=2)
+    await connection.execute("UPDATE outbox SET refused = $1 WHERE id = 'f/withheld/2'", outbox.WITHHELD)
     kept = await ids(connection) - gone.keys()
-    async with trimmed(settings.database()):
+    async with trimmed(settings):
 
         async def are_gone() -> bool:
             left = await ids(connection)
@@ -134,15 +139,18 @@ async def test_old_published_dead_letters_go_once_their_record_is_behind_the_pos
     await dead_letter(connection, 2, 29)
     await dead_letter(connection, 3, None)
     await dead_letter(connection, 4, None, refused="too large")
+    await dead_letter(connection, 5, None, refused=outbox.WITHHELD)
+    await connection.execute("UPDATE dead_letters SET appended_at = $1 WHERE record_offset = 5", NOW - 31 * DAY)
+    await dead_letter(connection, 6, None, refused=outbox.WITHHELD)
     await dead_letter(connection, 9, 40)
     await dead_letter(connection, 10, 40)  # known from the topic: a database begun anew will read its record yet
-    async with trimmed(settings.database()):
+    async with trimmed(settings):
 
         async def are_gone() -> bool:
-            return not await ids(connection, "dead_letters", "record_offset") & {1, 9}
+            return not await ids(connection, "dead_letters", "record_offset") & {1, 5, 9}
 
         await eventually(are_gone)
-    assert await ids(connection, "dead_letters", "record_offset") == {2, 3, 4, 10}
+    assert await ids(connection, "dead_letters", "record_offset") == {2, 3, 4, 6, 10}
 
 
 async def test_trimming_uses_its_indexes(connection: Connection) -> None:
@@ -156,6 +164,14 @@ async def test_trimming_uses_its_indexes(connection: Connection) -> None:
         plan = "\n".join(each[0] for each in await connection.fetch(f"EXPLAIN EXECUTE trim_{name}(now(), 1000)"))
         assert f"{name}_published" in plan, plan
         assert "Seq Scan on outbox" not in plan, plan
+    withheld = (
+        ("dead_letters", "(timestamptz, int8)", "(now(), 1000)", trimming._WITHHELD_DEAD_LETTERS),
+        ("outbox", "(int4[], timestamptz[])", "('{0}', '{2026-01-01Z}')", trimming._WITHHELD_EVENTS),
+    )
+    for name, types, values, query in withheld:
+        await connection.execute(f"PREPARE trim_withheld_{name}{types} AS {query}")
+        rows = await connection.fetch(f"EXPLAIN EXECUTE trim_withheld_{name}{values}")
+        assert f"{name}_refused" in "\n".join(each[0] for each in rows), rows
 
 
 async def test_a_relay_that_begins_anew_after_trimming_publishes_nothing_twice_and_keeps_little(
@@ -175,7 +191,7 @@ async def test_a_relay_that_begins_anew_after_trimming_publishes_nothing_twice_a
     async with running(settings) as product, product.connection() as connection:
         await produce(settings.bootstrap_servers, topics.events, complete(0, 100))
         await product.settled()
-        async with trimmed(settings.database(), timedelta(0), timedelta(0)):
+        async with trimmed(settings, timedelta(0), timedelta(0)):
 
             async def is_trimmed() -> bool:
                 return len(await ids(connection)) == 1

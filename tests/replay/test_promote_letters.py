@@ -50,7 +50,7 @@ async def test_a_dead_letter_whose_row_was_trimmed_is_not_published_again(settin
     async with running(settings, workers=1) as product:
         await produce(settings.bootstrap_servers, topics.events, broken(0, 3))
         await product.settled()
-        async with trimmed(settings.database(), timedelta(0), timedelta(0)):
+        async with trimmed(settings, timedelta(0), timedelta(0)):
 
             async def only_the_newest_is_left() -> bool:
                 return (await letters(settings)).keys() == {(0, 2)}
