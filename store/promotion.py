@@ -97,6 +97,12 @@ WHERE s.channel = 'finalized' AND s.published_at IS NULL AND s.refused IS NULL
   AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
 """
 
+# What an earlier promotion withheld, where it is asked for now.
+_RELEASE = tuple(
+    f"UPDATE {{shadow}}.{which} AND published_at IS NULL AND refused = '{WITHHELD}'"
+    for which in ("outbox SET refused = NULL WHERE channel = 'finalized'", "dead_letters SET refused = NULL WHERE true")
+)
+
 # What only the log folded anew gives, and nobody was ever told. (whether finalized events may go out)
 _WITHHOLD = f"""
 UPDATE {{shadow}}.outbox s SET refused = '{WITHHELD}'
@@ -247,8 +253,8 @@ class Promotion:
         await self._execute(_MARK_TRIMMED)
         await self._execute(_DROP_TRIMMED_LETTERS, letters_kept_since)
         await self._execute(_WITHHOLD, emit_changes)
-        if not emit_changes:
-            await self._execute(_WITHHOLD_LETTERS)
+        for statement in _RELEASE if emit_changes else (_WITHHOLD_LETTERS,):
+            await self._execute(statement)
         await self._execute(_TAKE_POSITIONS)
         changed = [Changed(*row) for row in await self._connection.fetch(self._sql(_CHANGED))]
         dropped = [row[0] for row in await self._connection.fetch(self._sql(_DROPPED))]
