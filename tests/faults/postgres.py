@@ -22,7 +22,7 @@ FULL_KB = 128
 """PostgreSQL lets tables grow by as much at once."""
 COPY_DELAY_S = 0.3
 UNREAD_BYTES = 1024 * 1024
-COPY_TIMEOUT_S = 60.0
+COPY_TIMEOUT_S = 180.0
 DEADLOCK_TIMEOUT_S = 30.0
 MUST_BE_TERMINATED = (
     "rollcall worker",
