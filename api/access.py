@@ -150,7 +150,10 @@ def check_local(request: Request) -> None:
 def check_same_site(request: Request) -> None:
     """What a browser sends on behalf of another site's page is refused. Raises 403."""
     origin = request.headers.get("origin")
-    other = origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower()
+    try:
+        other = origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("host", "").lower()
+    except ValueError:  # no address at all
+        other = True
     if other or request.headers.get("sec-fetch-site") in ("cross-site", "same-site"):
         raise Problem(403, "requests on behalf of other sites are refused")
 

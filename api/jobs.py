@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 from starlette.responses import JSONResponse
 
 from api.access import Operator, Viewer
@@ -141,6 +142,7 @@ def _run(found: BatchStatus, metrics: dict[str, float]) -> Run:
 def _check_params(params: dict[str, Any]) -> None:
     try:
         text = json.dumps(params, ensure_ascii=False, allow_nan=False).encode()
+        to_json(params)  # which takes less of nesting
     except ValueError as error:
         raise invalid("params", f"cannot be sent as JSON: {error}") from None
     if b"\\u0000" in text:

@@ -134,6 +134,7 @@ async def open_batch(
         raise invalid("sealed", "a batch can be sealed only with total_items or item_ids")
     check_distinct(ids or [])
     check_item_count(here, total or 0, "total_items" if ids is None else "item_ids")
+    checked({"type": "batch.opened", "batch_id": "-", **fields})  # before anything else has to hold what can't be sent
 
     async def act(this: Try) -> Answer:
         batch_id = fields.get("batch_id") or this.new_id()
@@ -180,6 +181,8 @@ async def add_items(
     known = await may_exist(here, batch_id)
     if known is not None and known.sealed:
         raise Problem(409, "the batch is sealed: nothing can be added")
+    if known is not None and known.outcome is not None:
+        raise Problem(409, f"the batch is {known.status}: nothing can be added (reopen it first)")
     check_item_count(here, len(body.item_ids) + ((known.total or 0) if known else 0), "item_ids")
     events = [
         checked({"type": "batch.items_expected", "batch_id": batch_id, "item_ids": chunk})

@@ -155,7 +155,7 @@ async def test_whoever_is_not_signed_in_is_asked_to_and_led_back_here_only(setti
         answer = await api.client.get("/batches/x?find=y")
         assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?next=%2Fbatches%2Fx%3Ffind%3Dy")
         assert 'value="/batches/x?find=y"' in (await api.client.get(answer.headers["location"])).text
-        for elsewhere in ("https://evil.example/", "//evil.example", "/\\evil.example"):
+        for elsewhere in ("//[", "https://evil.example/", "//evil.example", "/\\evil.example"):
             text = (await api.client.get("/sign-in", params={"next": elsewhere})).text
             assert 'name="next" value="/"' in text
         refused = await api.client.post("/sign-in", data={"key": "rollcall_wrong", "next": "/"})

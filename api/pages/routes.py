@@ -226,6 +226,9 @@ def _midnight(day: str) -> datetime:
 
 def _local(address: str) -> str:
     """An address of this site, whatever was asked for: nobody is sent elsewhere from here."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return "/"
     is_local = not parts.scheme and not parts.netloc and address.startswith("/") and "\\" not in address
     return address if is_local and not address.startswith("//") else "/"

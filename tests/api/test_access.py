@@ -175,6 +175,7 @@ async def test_without_authentication_only_this_machine_is_answered(api: ServedA
     assert await status("GET", Host="127.0.0.1.evil.example") == 403
     assert await status("POST", Origin="https://evil.example") == 403
     assert await status("POST", Origin="null") == 403
+    assert await status("POST", Origin="http://[") == 403
     assert await status("POST", **{"Sec-Fetch-Site": "cross-site"}) == 403
     assert await status("POST", Origin=api.url) == 422
     assert (await api.get("session"))["csrf_token"] is None

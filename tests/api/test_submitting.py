@@ -143,6 +143,25 @@ async def test_an_open_ended_batch_takes_more_items_until_it_is_sealed(live: Ser
     assert refused["detail"] == "the batch is sealed: nothing can be added"
 
 
+async def test_to_a_batch_that_has_ended_nothing_is_added(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id, "item_ids": ["a"], "sealed": False}, 201)
+    await live.post(f"batches/{batch_id}/cancel")
+    refused = await live.post(f"batches/{batch_id}/items", {"item_ids": ["b"]}, 409)
+    assert refused["detail"] == "the batch is cancelled: nothing can be added (reopen it first)"
+
+
+@pytest.mark.parametrize("key", ["\\ud800", "deep"])
+async def test_what_no_event_can_hold_is_refused_with_the_field(live: ServedApi, batch_id: str, key: str) -> None:
+    value = "[" * 300 + "]" * 300 if key == "deep" else "1"
+    nested = f'{{"a": {{"{key}": {value}}}}}'
+    for path, body in (
+        ("batches", f'{{"batch_id": "{batch_id}", "metadata": {nested}}}'),
+        ("jobs/job/runs", f'{{"params": {nested}}}'),
+    ):
+        answer = await live.client.post(f"/api/{path}", content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 422, answer.text
+
+
 async def test_what_the_state_forbids_is_answered_with_the_workers_own_words(live: ServedApi, batch_id: str) -> None:
     await live.post("batches", {"batch_id": batch_id}, 201)
     refused = await live.post(f"batches/{batch_id}/seal", None, 409)
