@@ -108,10 +108,11 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
         promotion = Promotion(connection, settings.database_schema, schema)
         try:
             await _pursue(settings, connection, live, replay)
-            await promotion.prepare()
+            kept_since = datetime.now(UTC) - timedelta(days=settings.dead_letters_kept_days)
+            await promotion.prepare(kept_since)
             await _pursue(settings, connection, live, replay)
             begins = await begins_midway(settings, live, folding)
-            promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
+            promoted = await _take_over(settings, connection, live, promotion, replay, begins, kept_since, emit_changes)
         except LostRaceError:
             raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
         return replace(promoted, has_pruned=bool(await pruning.left(connection, "", 1)))
@@ -119,7 +120,7 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
 
 async def _checked(settings: Settings, connection: Connection, schema: str) -> Live:
     """The live schema's place in the log, and that the shadow can follow it there."""
-    from migrations.version import check
+    from migrations.version import WrongSchemaError, check
     from rollcall.replaying import ReplayError, look, shadow_database
     from store import positions, shadows
 
@@ -135,7 +136,11 @@ async def _checked(settings: Settings, connection: Connection, schema: str) -> L
     live = await look(settings, connection)
     shadow = await shadow_database(settings, schema).connect("promote")
     try:
-        await check(shadow, schema)
+        try:
+            await check(shadow, schema)
+        except WrongSchemaError:
+            again = f"run `rollcall replay --into {schema}` again, which brings it to this one's"
+            raise ReplayError(f'"{schema}" was made by another version of Rollcall: {again}') from None
         missing = live.positions.keys() - (await positions.load_all(shadow, schema, live.topics.events)).keys()
         await positions.create(shadow, live.topics.events, {each: live.span.starts[each] for each in missing})
         stands = await positions.load_all(shadow, schema, live.topics.events)
@@ -184,12 +189,13 @@ async def _take_over(
     promotion: Promotion,
     replay: Replay,
     begins: dict[int, datetime | None],
+    kept_since: datetime,
     emit_changes: bool,
 ) -> Promoted:
     """The pause: lock, fold the rest, copy what is not in the log, rename. Nothing has changed unless it commits."""
     from rollcall.replaying import ReplayError
 
-    topic, kept_since = live.topics.events, datetime.now(UTC) - timedelta(days=settings.dead_letters_kept_days)
+    topic = live.topics.events
     started = await _locked(connection, promotion)
     try:
         async with asyncio.timeout(TAKE_OVER_TIMEOUT_S):

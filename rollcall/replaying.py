@@ -208,7 +208,10 @@ async def replaying(
     connection: Connection | None = None,
     portion: Portion | None = None,
 ) -> AsyncIterator[Replay]:
-    """A replay into that schema, on a connection of its own unless one is given."""
+    """A replay into that schema, on a connection of its own unless one is given.
+
+    Its micro-batches have a limited time where a ``portion`` is given, which outlives it.
+    """
     own = None if connection else await connect_to_apply(shadow_database(settings, schema), "replay")
     replay = Replay(
         settings.kafka_connection(),
@@ -216,6 +219,7 @@ async def replaying(
         Topics(settings.topic_prefix),
         homes,
         portion=portion or Portion(settings.max_records),
+        yields=portion is not None,
         failure_rate_limit=settings.failure_rate_limit,
         only=None if batch_id is None else {batch_id},
     )

@@ -51,11 +51,12 @@ class _Closing(Connection):
             await super().close(timeout=timeout or CLOSE_TIMEOUT_S)
 
     def terminate(self) -> None:
-        """Cut it off, with a reset: the mere end of a stream waits behind what the server has not read of a COPY."""
-        socket = self._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # the stubs leave it out
-        if socket is not None:
-            with suppress(OSError, ValueError):  # it is closed already
-                socket.setsockopt(SOL_SOCKET, SO_LINGER, _AT_ONCE)
+        """Cut it off. With a reset where it holds locks: a stream's end waits behind what is unread of a COPY."""
+        if not self.is_closed() and self.is_in_transaction():
+            socket = self._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # the stubs leave it out
+            if socket is not None:
+                with suppress(OSError, ValueError):  # it is closed already
+                    socket.setsockopt(SOL_SOCKET, SO_LINGER, _AT_ONCE)
         super().terminate()
 
 

@@ -97,11 +97,15 @@ WHERE s.channel = 'finalized' AND s.published_at IS NULL AND s.refused IS NULL
   AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
 """
 
-# What an earlier promotion withheld, where it is asked for now.
-_RELEASE = tuple(
-    f"UPDATE {{shadow}}.{which} AND published_at IS NULL AND refused = '{WITHHELD}'"
-    for which in ("outbox SET refused = NULL WHERE channel = 'finalized'", "dead_letters SET refused = NULL WHERE true")
-)
+# What an earlier promotion withheld, where it is asked for now; but no outcome that has been replaced since.
+_RELEASE_EVENTS = f"""
+UPDATE {{shadow}}.outbox s SET refused = NULL
+WHERE s.channel = 'finalized' AND s.published_at IS NULL AND s.refused = '{WITHHELD}'
+  AND NOT EXISTS (SELECT FROM {{live}}.batches l WHERE l.batch_id = s.batch_id AND l.revision > s.revision)
+"""
+_RELEASE_LETTERS = f"""
+UPDATE {{shadow}}.dead_letters SET refused = NULL WHERE published_at IS NULL AND refused = '{WITHHELD}'
+"""
 
 # What only the log folded anew gives, and nobody was ever told. (whether finalized events may go out)
 _WITHHOLD = f"""
@@ -153,11 +157,14 @@ WHEN NOT MATCHED THEN INSERT (topic, partition, next_offset, last_offset, last_t
 VALUES (l.topic, l.partition, l.next_offset, l.last_offset, l.last_timestamp, l.last_checksum, l.taken, l.first_offset)
 """
 
-# What people were told of batches, and what the log gives, where that is another outcome or number.
-_CHANGED = """
+# What people were told of batches, and what the log gives, where that is another outcome or number. They were told
+# nothing where every revision is still withheld.
+_CHANGED = f"""
 SELECT l.batch_id, l.partition, l.revision AS old_revision, l.outcome AS old_outcome,
-       s.revision AS new_revision, s.outcome AS new_outcome, s.pruned_at IS NOT NULL AS is_pruned
-FROM {live}.batches l JOIN {shadow}.batches s USING (batch_id)
+       s.revision AS new_revision, s.outcome AS new_outcome, s.pruned_at IS NOT NULL AS is_pruned,
+       l.revision > (SELECT count(*) FROM {{live}}.outbox o
+                     WHERE o.channel = 'finalized' AND o.batch_id = l.batch_id AND o.refused = '{WITHHELD}') AS is_told
+FROM {{live}}.batches l JOIN {{shadow}}.batches s USING (batch_id)
 WHERE (l.outcome, l.revision) IS DISTINCT FROM (s.outcome, s.revision) ORDER BY batch_id
 """
 
@@ -179,6 +186,7 @@ class Changed:
     new_revision: int
     new_outcome: str | None
     is_pruned: bool
+    is_told: bool
 
     @property
     def needs_correction(self) -> bool:
@@ -186,7 +194,7 @@ class Changed:
 
         Nothing is said any more of a batch that is pruned.
         """
-        return self.old_revision > 0 and self.new_revision <= self.old_revision and not self.is_pruned
+        return self.is_told and self.new_revision <= self.old_revision and not self.is_pruned
 
 
 class Promotion:
@@ -196,10 +204,11 @@ class Promotion:
         self._connection = connection
         self._live, self.shadow = live, shadow
 
-    async def prepare(self) -> None:
+    async def prepare(self, letters_kept_since: datetime) -> None:
         """Do before the pause what can be done before it, and let the planner know what the shadow is like then."""
         await self._clean()
         await self.take_marks()
+        await self._execute(_DROP_TRIMMED_LETTERS, letters_kept_since)
         await self._clean()
 
     async def _clean(self) -> None:
@@ -253,7 +262,7 @@ class Promotion:
         await self._execute(_MARK_TRIMMED)
         await self._execute(_DROP_TRIMMED_LETTERS, letters_kept_since)
         await self._execute(_WITHHOLD, emit_changes)
-        for statement in _RELEASE if emit_changes else (_WITHHOLD_LETTERS,):
+        for statement in (_RELEASE_EVENTS, _RELEASE_LETTERS) if emit_changes else (_WITHHOLD_LETTERS,):
             await self._execute(statement)
         await self._execute(_TAKE_POSITIONS)
         changed = [Changed(*row) for row in await self._connection.fetch(self._sql(_CHANGED))]

@@ -61,11 +61,17 @@ WHERE d.topic = old.topic AND d.partition = old.partition AND d.record_offset = 
 _HAS_WITHHELD = f"SELECT EXISTS (SELECT FROM outbox WHERE {_IS_WITHHELD})"
 
 # Events that a promotion withheld, once the log does not give them any more: until then their rows are what tells
-# `rollcall verify` that they are not lost. (partitions, when the first record that each still holds was appended)
+# `rollcall verify` that they are not lost.
+# (partitions, when the first record that each still holds was appended, how many)
 _WITHHELD_EVENTS = f"""
-DELETE FROM outbox o USING batches b, unnest($1::int4[], $2::timestamptz[]) AS p(partition, first_time)
-WHERE o.published_at IS NULL AND o.refused = '{WITHHELD}' AND b.batch_id = o.batch_id AND p.partition = b.partition
-  AND (o.headers ->> 'ce_time')::timestamptz < p.first_time
+WITH old AS MATERIALIZED (
+    SELECT o.id FROM outbox o
+    JOIN batches b USING (batch_id)
+    JOIN unnest($1::int4[], $2::timestamptz[]) AS p(partition, first_time) USING (partition)
+    WHERE o.published_at IS NULL AND o.refused = '{WITHHELD}' AND (o.headers ->> 'ce_time')::timestamptz < p.first_time
+    LIMIT $3 FOR UPDATE OF o SKIP LOCKED
+)
+DELETE FROM outbox o USING old WHERE o.id = old.id
 """
 
 
@@ -89,9 +95,9 @@ async def has_withheld_events(connection: Connection) -> bool:
     return bool(await connection.fetchval(_HAS_WITHHELD))
 
 
-async def trim_withheld_events(connection: Connection, first_times: Mapping[int, datetime]) -> int:
+async def trim_withheld_events(connection: Connection, first_times: Mapping[int, datetime], limit: int) -> int:
     """Delete withheld events caused before what each partition's log still holds; returns how many."""
-    return _deleted(await connection.execute(_WITHHELD_EVENTS, list(first_times), list(first_times.values())))
+    return _deleted(await connection.execute(_WITHHELD_EVENTS, list(first_times), list(first_times.values()), limit))
 
 
 def _deleted(status: str) -> int:

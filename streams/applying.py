@@ -81,17 +81,21 @@ class TooMuchError(TimeoutError):
     """A micro-batch took longer than it may; one of fewer records may not."""
 
 
-async def apply_reading(connection: Connection, reading: Reading, optimism: Optimism, portion: Portion) -> Applied:
+async def apply_reading(
+    connection: Connection, reading: Reading, optimism: Optimism, portion: Portion | None
+) -> Applied:
     """Apply a reading in a transaction; what PostgreSQL cannot hold becomes a dead letter.
 
-    Raises LostRaceError, TooMuchError (the portion is smaller then; a single record's TimeoutError is no more than
-    that), and what a lost connection raises.
+    Raises LostRaceError, TooMuchError (the portion is smaller then; without one, and for a single record, it may take
+    as long as its connection lets it), and what a lost connection raises.
     """
+    if portion is None:
+        return await _apply(connection, reading, optimism)
     try:
         async with asyncio.timeout(APPLY_TIMEOUT_S):
             applied = await _apply(connection, reading, optimism)
     except TimeoutError:
-        if reading.count == 1:
+        if reading.count <= 1:
             raise
         portion.too_much(reading.count)
         raise TooMuchError(f"PostgreSQL did not take {reading.count} records in time") from None

@@ -228,7 +228,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         reach("read.after")
         epoch = self._anchors.epoch
         ends = await self._ends(parts)
-        for chunk in _chunks(parts, self._portion.count):
+        for chunk in _chunks(parts, self._portion):
             reading = new_reading(self._topics, self._homes, self._failure_rate_limit)
             for partition, part in chunk:
                 await self._take_partition(reading, partition, part, ends, epoch)
@@ -289,10 +289,10 @@ async def _raw_parts(message: Any) -> Any:
     return message.body
 
 
-def _chunks(parts: Parts, most: int) -> Iterator[Parts]:
-    """Cut one poll's partitions into stretches of ``most`` records and about MAX_CHUNK_BYTES, most often just one."""
+def _chunks(parts: Parts, portion: Portion) -> Iterator[Parts]:
+    """Cut one poll's partitions into stretches of a portion and about MAX_CHUNK_BYTES, most often just one."""
     sizes = [[len(record.value or b"") + len(record.key or b"") for record in part] for _, part in parts]
-    if sum(map(sum, sizes)) < MAX_CHUNK_BYTES and sum(map(len, sizes)) <= most:
+    if sum(map(sum, sizes)) < MAX_CHUNK_BYTES and sum(map(len, sizes)) <= portion.count:
         yield parts
         return
     chunk: Parts = []
@@ -302,7 +302,7 @@ def _chunks(parts: Parts, most: int) -> Iterator[Parts]:
         for index, of_record in enumerate(of_part, 1):
             size += of_record
             count += 1
-            if size >= MAX_CHUNK_BYTES or count >= most:
+            if size >= MAX_CHUNK_BYTES or count >= portion.count:
                 chunk.append((partition, part[begin:index]))
                 yield chunk
                 chunk, size, count, begin = [], 0, 0, index

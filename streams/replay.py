@@ -31,6 +31,7 @@ MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 class Replay:
     """Folds some partitions on one connection, whose search path is the schema to fold into.
 
+    ``portion`` is how many records are read at once; where ``yields``, it is made smaller by what takes too long.
     ``only``: the batches to fold, all where it is None. Close it at the end.
     """
 
@@ -42,6 +43,7 @@ class Replay:
         homes: Homes,
         *,
         portion: Portion,
+        yields: bool,
         failure_rate_limit: float,
         only: Collection[str] | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class Replay:
         self._topics = topics
         self._homes = homes
         self._portion = portion
+        self._yielding = portion if yields else None
         self._failure_rate_limit = failure_rate_limit
         self._only = only
         self._optimism = Optimism()
@@ -63,8 +66,8 @@ class Replay:
     async def fold_to(self, ends: Mapping[int, int]) -> None:
         """Fold each of these partitions from where it stands in the schema up to, not including, this offset.
 
-        Raises LogChangedError, LostRaceError (another replay works on the same schema), TooMuchError (the portion is
-        smaller then), KafkaError and what PostgreSQL raises; going on later repeats nothing.
+        Raises LogChangedError, LostRaceError (another replay works on the same schema), TooMuchError (where it
+        yields), KafkaError and what PostgreSQL raises; going on later repeats nothing.
         """
         await self._begin(ends.keys() - self._positions.keys())
         pending = {partition for partition, end in ends.items() if self._positions[partition].next_offset < end}
@@ -162,11 +165,11 @@ class Replay:
             if self._first_offsets.get(part.partition, 0) > 0 and not _opens(part.records[0])
         ]
         if not begun_midway:
-            await apply_reading(self._connection, reading, self._optimism, self._portion)
+            await apply_reading(self._connection, reading, self._optimism, self._yielding)
             return
         async with transaction(self._connection):
             unseen = await shadows.unknown_batches(self._connection, begun_midway)
-            await apply_reading(self._connection, reading, self._optimism, self._portion)
+            await apply_reading(self._connection, reading, self._optimism, self._yielding)
             await shadows.mark_incomplete(self._connection, unseen)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 
 import structlog
@@ -55,7 +56,7 @@ class Trimmer:
                     for number in count():
                         await self._round(connection, stop)
                         if number % ROUNDS_A_LOOK == 0:
-                            await self._trim_withheld_events(connection)
+                            await self._trim_withheld_events(connection, stop)
                         await sleep(stop, self._every_s)
                         if stop.is_set():
                             return
@@ -63,12 +64,16 @@ class Trimmer:
                     connection.terminate()
 
     async def _round(self, connection: Connection, stop: asyncio.Event) -> None:
-        letters_kept = self._dead_letters_kept
-        await _trim(connection, trimming.trim_events, "events", self._events_kept, stop)
-        await _trim(connection, trimming.trim_dead_letters, "dead letters", letters_kept, stop)
-        await _trim(connection, trimming.trim_withheld_dead_letters, "withheld dead letters", letters_kept, stop)
+        now = datetime.now(UTC)
+        events_kept, letters_kept = now - self._events_kept, now - self._dead_letters_kept
+        for what, trim in (
+            ("old events", partial(trimming.trim_events, connection, events_kept)),
+            ("old dead letters", partial(trimming.trim_dead_letters, connection, letters_kept)),
+            ("old withheld dead letters", partial(trimming.trim_withheld_dead_letters, connection, letters_kept)),
+        ):
+            await _trim(what, trim, stop)
 
-    async def _trim_withheld_events(self, connection: Connection) -> None:
+    async def _trim_withheld_events(self, connection: Connection, stop: asyncio.Event) -> None:
         """Those that `rollcall verify` can miss no more, since the log has lost what they were decided by."""
         if not await trimming.has_withheld_events(connection):
             return
@@ -77,22 +82,15 @@ class Trimmer:
         starts = {partition: start for partition, start in span.starts.items() if start > 0}
         times = await times_at(self._kafka, self._topics.events, starts) if starts else {}
         first_times = {partition: time or now for partition, time in times.items()}
-        if deleted := await trimming.trim_withheld_events(connection, first_times):
-            log.info("withheld events deleted that the log no longer gives", count=deleted)
+        trim = partial(trimming.trim_withheld_events, connection, first_times)
+        await _trim("withheld events that the log no longer gives", trim, stop)
 
 
-async def _trim(
-    connection: Connection,
-    trim: Callable[[Connection, datetime, int], Awaitable[int]],
-    what: str,
-    kept: timedelta,
-    stop: asyncio.Event,
-) -> None:
-    published_before = datetime.now(UTC) - kept
-    deleted = total = await trim(connection, published_before, CHUNK)
+async def _trim(what: str, trim: Callable[[int], Awaitable[int]], stop: asyncio.Event) -> None:
+    deleted = total = await trim(CHUNK)
     while deleted == CHUNK and not stop.is_set():
         await sleep(stop, PAUSE_S)
-        deleted = await trim(connection, published_before, CHUNK)
+        deleted = await trim(CHUNK)
         total += deleted
     if total:
-        log.info(f"old {what} deleted", count=total)
+        log.info(f"{what} deleted", count=total)

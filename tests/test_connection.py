@@ -61,6 +61,7 @@ async def test_a_connection_given_up_inside_a_long_copy_holds_no_locks_until_its
     )
     backend = connection.get_server_pid()
     records = [("x" * 100_000,)] * 50
+    await connection.transaction().start()
     copying = asyncio.create_task(connection.copy_records_to_table("big", records=records))
     looking = await settings.database().connect("test")
 
@@ -75,5 +76,6 @@ async def test_a_connection_given_up_inside_a_long_copy_holds_no_locks_until_its
     await eventually(is_at_work, 10, message="a row that is being taken")
     connection.terminate()
     await eventually(is_gone, 10, message="no session left")
+    copying.cancel()  # nothing wakes asyncpg where it waits for room in the socket
     await asyncio.gather(copying, return_exceptions=True)
     await looking.close()

@@ -166,7 +166,7 @@ async def test_trimming_uses_its_indexes(connection: Connection) -> None:
         assert "Seq Scan on outbox" not in plan, plan
     withheld = (
         ("dead_letters", "(timestamptz, int8)", "(now(), 1000)", trimming._WITHHELD_DEAD_LETTERS),
-        ("outbox", "(int4[], timestamptz[])", "('{0}', '{2026-01-01Z}')", trimming._WITHHELD_EVENTS),
+        ("outbox", "(int4[], timestamptz[], int8)", "('{0}', '{2026-01-01Z}', 1000)", trimming._WITHHELD_EVENTS),
     )
     for name, types, values, query in withheld:
         await connection.execute(f"PREPARE trim_withheld_{name}{types} AS {query}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -12,7 +13,7 @@ from tests.harness import commands
 from tests.harness.events import Event, opened, result
 from tests.harness.product import running
 from tests.harness.tables import table_rows
-from tests.harness.topics import create_topic, drain, produce
+from tests.harness.topics import create_topic, drain, end_offsets, produce
 from tests.harness.waiting import eventually
 from tests.replay.test_disasters import delete_before
 from tests.test_doctor import found
@@ -35,7 +36,7 @@ async def verified(settings: Settings) -> None:
 
 
 async def test_what_was_withheld_is_no_quarantine_and_goes_once_the_log_no_longer_gives_it(settings: Settings) -> None:
-    topics, shadow = Topics(settings.topic_prefix), f"{settings.database_schema}_s"
+    topics = Topics(settings.topic_prefix)
     short = settings.model_copy(update={"dead_letters_kept_days": 0.0})
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
     log = [opened("b", total_items=1), result("b", "1", "failed"), Event(b"b", b"{broken")]
@@ -46,9 +47,7 @@ async def test_what_was_withheld_is_no_quarantine_and_goes_once_the_log_no_longe
             # An older version made nothing of any of it.
             for table in ("batches", "item_results", "summaries", "outbox", "dead_letters"):
                 await connection.execute(f"DELETE FROM {table}")
-        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
-            done = await commands.rollcall(settings, *arguments, timeout_s=180)
-            assert done.exit_code == 0, done.stderr
+        await promoted(settings, "s")
         await product.start_relay()
         await product.settled()
         assert await drain(settings.bootstrap_servers, topics.finalized) == []
@@ -76,3 +75,32 @@ async def test_what_was_withheld_is_no_quarantine_and_goes_once_the_log_no_longe
 
             await eventually(none_is_left)
         await verified(short)
+
+
+async def test_what_was_withheld_is_told_once_when_it_is_asked_for_and_corrects_nothing(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    log = [opened("b", total_items=1), result("b", "1", "failed")]
+    async with running(settings, workers=1, relay=False) as product:
+        await produce(settings.bootstrap_servers, topics.events, log)
+        await product.await_applied(len(log))
+        async with product.connection() as connection:
+            # An older version made nothing of any of it, and the next one something else.
+            for table in ("batches", "item_results", "summaries", "outbox"):
+                await connection.execute(f"DELETE FROM {table}")
+            await promoted(settings, "first")
+            assert "batch.finalized/b/1" in await withheld(settings)
+            await connection.execute("UPDATE batches SET outcome = 'completed'")
+        await promoted(settings, "second", "--emit-changes")
+        await product.start_relay()
+        await product.settled()
+        [event] = await drain(settings.bootstrap_servers, topics.finalized)
+        assert json.loads(event.value or b"")["outcome"] != "completed"
+        assert sum((await end_offsets(settings.bootstrap_servers, topics.events)).values()) == len(log)
+
+
+async def promoted(settings: Settings, name: str, *options: str) -> None:
+    shadow = f"{settings.database_schema}_{name}"
+    for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes", *options)):
+        done = await commands.rollcall(settings, *arguments, timeout_s=180)
+        assert done.exit_code == 0, done.stderr
