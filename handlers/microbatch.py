@@ -4,6 +4,7 @@ Micro-batching is invisible: a slice is folded up to the record that finalizes i
 that record is folded in a further round, on rows as they were at that record.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ from store import batches, items, outbox, positions, summaries
 from store.connection import Connection
 from store.failpoints import reach
 from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position, SummaryRequest
+
+MANY_REGISTERS = 50_000
+"""Of one batch; only a reopening that names no items loads more than its micro-batch has records."""
 
 
 @dataclass(slots=True)
@@ -109,7 +113,7 @@ async def _fold_round(
     fast: list[ItemRow] = []
     unsure: list[Work] = []
     for work in works:
-        _step_each(work, work.lead, micro_batch, applied, requests)
+        await _step(work, work.lead, micro_batch, applied, requests)
         if work.finalized:
             work.rest += work.tail
         elif (tally := work.fast_tally()) is not None:
@@ -120,12 +124,12 @@ async def _fold_round(
             work.finalized = work.batch.outcome is not None
             fast += work.results
         elif work.is_loaded:
-            _step_each(work, work.tail, micro_batch, applied, requests)
+            await _step(work, work.tail, micro_batch, applied, requests)
         else:
             unsure.append(work)
     await _load_registers(connection, unsure)
     for work in unsure:
-        _step_each(work, work.tail, micro_batch, applied, requests)
+        await _step(work, work.tail, micro_batch, applied, requests)
     applied.met_registers = applied.met_registers or any(work.stored for work in works)
     await _write(connection, works, fast)
     finalized = [work.batch for work in works if work.finalized]
@@ -134,6 +138,16 @@ async def _fold_round(
         requests[batch.batch_id] = SummaryRequest(batch.revision, decided_at, offset)
     raised = [event for work in works for event in _raised(work, micro_batch)]
     return raised + await _finalized_events(connection, micro_batch, finalized)
+
+
+async def _step(
+    work: Work, records: list[Record], micro_batch: MicroBatch, applied: Applied, requests: dict[str, SummaryRequest]
+) -> None:
+    """Step beside the event loop where it takes long: who does not give way for seconds is taken for dead by Kafka."""
+    if len(work.registers.items) < MANY_REGISTERS:
+        _step_each(work, records, micro_batch, applied, requests)
+    else:
+        await asyncio.to_thread(_step_each, work, records, micro_batch, applied, requests)
 
 
 def _step_each(

@@ -212,7 +212,8 @@ async def replaying(
 
     Its micro-batches have a limited time where a ``portion`` is given, which outlives it.
     """
-    own = None if connection else await connect_to_apply(shadow_database(settings, schema), "replay")
+    patience = portion.patience if portion else 1
+    own = None if connection else await connect_to_apply(shadow_database(settings, schema), "replay", patience)
     replay = Replay(
         settings.kafka_connection(),
         connection or _given(own),

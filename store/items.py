@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 import asyncpg
 from sqlalchemy import Table
@@ -13,6 +14,8 @@ from store.statements import column_list, transposed, unnest
 from store.tables import item_results, late_results
 
 ItemKey = tuple[str, str]
+
+WRITTEN_AT_ONCE = 10_000
 
 _COLUMNS = ItemRow._fields
 _KEYS = "unnest($1::text[], $2::text[]) AS k(batch_id, item_id)"
@@ -80,12 +83,12 @@ async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
     await copying.copy(connection, "item_results", copying.ITEM_COLUMNS, copying.item_rows(rows))
 
 
-async def upsert(connection: Connection, rows: Iterable[ItemRow]) -> None:
+async def upsert(connection: Connection, rows: Sequence[ItemRow]) -> None:
     """Write registers, whether the items have one or not."""
     await _write(connection, item_results, rows)
 
 
-async def upsert_late(connection: Connection, rows: Iterable[ItemRow]) -> None:
+async def upsert_late(connection: Connection, rows: Sequence[ItemRow]) -> None:
     """Write late registers, whether the items have one or not."""
     await _write(connection, late_results, rows)
 
@@ -154,8 +157,13 @@ async def _load(connection: Connection, table: Table, keys: Iterable[ItemKey]) -
     return registers
 
 
-async def _write(connection: Connection, table: Table, rows: Iterable[ItemRow]) -> None:
-    await connection.execute(_UPSERT[table.name], *transposed(rows, len(_COLUMNS)))
+async def _write(connection: Connection, table: Table, rows: Sequence[ItemRow]) -> None:
+    """At once no more than are encoded in a moment: nothing else runs meanwhile."""
+    if len(rows) > WRITTEN_AT_ONCE:
+        rows = sorted(rows, key=itemgetter(0, 1))  # in one order, also from one statement to the next
+    for begin in range(0, len(rows), WRITTEN_AT_ONCE):
+        part = rows[begin : begin + WRITTEN_AT_ONCE]
+        await connection.execute(_UPSERT[table.name], *transposed(part, len(_COLUMNS)))
 
 
 def _grouped(rows: Iterable[Iterable[str]]) -> dict[str, set[str]]:

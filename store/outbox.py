@@ -31,7 +31,7 @@ DO UPDATE SET reason = EXCLUDED.reason, message = EXCLUDED.message, batch_id = E
 """
 
 # What is to be published, in order. Not "seq above the last one": rows commit out of order.
-# Of the first $1, those before which there are fewer than $2 bytes of values.
+# Of the first $1, those before which there are fewer than $2 bytes (of what is not bounded by itself).
 # A revision not above the highest published one of its batch has been said already (its topic is compacted).
 _UNPUBLISHED = f"""
 SELECT {column_list(OutboxRow._fields, "o.")}, EXISTS (
@@ -48,9 +48,12 @@ WHERE bytes_before < $2 ORDER BY o.seq
 
 _UNPUBLISHED_DEAD_LETTERS = f"""
 SELECT {column_list(DeadLetterRow._fields)} FROM (
-    SELECT *, sum(octet_length(coalesce(value, ''))) OVER (ORDER BY seq) - octet_length(coalesce(value, ''))
-        AS bytes_before
-    FROM (SELECT * FROM dead_letters WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1) next
+    SELECT *, sum(bytes) OVER (ORDER BY seq) - bytes AS bytes_before
+    FROM (
+        SELECT *, octet_length(coalesce(value, '')) + octet_length(coalesce(key, ''))
+            + octet_length(headers::text) AS bytes
+        FROM dead_letters WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1
+    ) next
 ) d
 WHERE bytes_before < $2 ORDER BY seq
 """

@@ -1,6 +1,7 @@
 """Applies readings in transactions of their own: what workers do with the live log, and a replay with all of it."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from schemas.dead_letters import Reason, Refused
 from store import copying, items
 from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
+from store.failures import is_transient
 from store.rows import ItemRow
-from streams.portion import Portion
+from streams.portion import MAX_PATIENCE, Portion
 from streams.reading import Reading
 
 MAX_PESSIMISTIC = 64
@@ -23,9 +25,10 @@ MAX_PESSIMISTIC = 64
 # A worker that is stopped or cut off inside its transaction would hold the locks of its positions against the worker
 # that has taken its partitions over. In the midst of a statement neither this nor `SERVING` ends it: the other worker
 # does, as it connects anew after its time-out.
-TRANSACTION_TIMEOUT_MS = "60000"
-# A worker gives up before that, and takes on less.
+TRANSACTION_TIMEOUT_MS = 60_000
+# A worker gives up before that, and takes on less; also where something else failed after so long that it may be why.
 APPLY_TIMEOUT_S = 50.0
+TOO_LONG_S = 8.0
 # One command; a whole micro-batch of them must fit into the time above also where each takes seconds.
 COMMAND_TIMEOUT_S = 30.0
 # How soon the server notices in the midst of a statement that its worker is gone.
@@ -57,14 +60,17 @@ class Optimism:
         self.pause = min(self.pause * 2, MAX_PESSIMISTIC)
 
 
-async def connect_to_apply(database: Database, role: str) -> Connection:
-    """A connection for micro-batches. Raises WrongSchemaError and what connecting raises."""
+async def connect_to_apply(database: Database, role: str, patience: int = 1) -> Connection:
+    """A connection for micro-batches, whose limits are ``patience`` times the usual.
+
+    Raises WrongSchemaError and what connecting raises.
+    """
+    limits = {**SERVING, "transaction_timeout": str(TRANSACTION_TIMEOUT_MS)}
     connection = await database.connect(
         role,
-        command_timeout=COMMAND_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S * patience,
         **BY_KEY,
-        **SERVING,
-        transaction_timeout=TRANSACTION_TIMEOUT_MS,
+        **{name: str(int(milliseconds) * patience) for name, milliseconds in limits.items()},
         client_connection_check_interval=CLIENT_CHECK_MS,
     )
     try:
@@ -78,7 +84,7 @@ async def connect_to_apply(database: Database, role: str) -> Connection:
 
 
 class TooMuchError(TimeoutError):
-    """A micro-batch took longer than it may; one of fewer records may not."""
+    """A micro-batch took longer than it may; one of fewer records, or with more patience, may not."""
 
 
 async def apply_reading(
@@ -86,19 +92,22 @@ async def apply_reading(
 ) -> Applied:
     """Apply a reading in a transaction; what PostgreSQL cannot hold becomes a dead letter.
 
-    Raises LostRaceError, TooMuchError (the portion is smaller then; without one, and for a single record, it may take
+    Raises LostRaceError, TooMuchError (the portion is another one then: connect and read anew; without one it may take
     as long as its connection lets it), and what a lost connection raises.
     """
     if portion is None:
         return await _apply(connection, reading, optimism)
+    begun = time.monotonic()
     try:
-        async with asyncio.timeout(APPLY_TIMEOUT_S):
+        async with asyncio.timeout(APPLY_TIMEOUT_S * portion.patience):
             applied = await _apply(connection, reading, optimism)
-    except TimeoutError:
-        if reading.count <= 1:
+    except Exception as error:
+        # A session that idled for too long while we were folding is ended between two statements: a lost connection.
+        took_long = isinstance(error, TimeoutError) or time.monotonic() - begun >= TOO_LONG_S
+        if not took_long or not is_transient(error) or portion.patience == MAX_PATIENCE:
             raise
         portion.too_much(reading.count)
-        raise TooMuchError(f"PostgreSQL did not take {reading.count} records in time") from None
+        raise TooMuchError(f"PostgreSQL did not take {reading.count} records in time: {error!r}") from error
     portion.fitted()
     return applied
 

@@ -169,7 +169,13 @@ class Flusher:
             reading.micro_batch.dead_letters.append(dead_letter_of(record, refusal, self._log_id))
 
     async def _apply(self, reading: Reading) -> Applied:
-        return await apply_reading(await self._connected(), reading, self._optimism, self._portion)
+        connection, patience = await self._connected(), self._portion.patience
+        if patience > 1:
+            health.wait("flush")  # for PostgreSQL, longer than a loop may take but not for ever
+        applied = await apply_reading(connection, reading, self._optimism, self._portion)
+        if patience > 1:
+            self._disconnect()  # its limits are wide
+        return applied
 
     async def _anchor(self) -> None:
         """Seek the stored position of every assigned partition that has no anchor."""
@@ -270,7 +276,7 @@ class Flusher:
 
     async def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
-            connection = await connect_to_apply(self._database, "worker")
+            connection = await connect_to_apply(self._database, "worker", self._portion.patience)
             self._connection = connection
         return self._connection
 

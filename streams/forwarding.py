@@ -26,6 +26,8 @@ from streams.portion import Portion
 SEND_TIMEOUT_S = 30.0
 REPORT_EVERY_S = 60.0
 MAX_AT_ONCE = 5_000
+MAX_PLAIN_BYTES = 8 * 1024 * 1024
+"""Of what is sent as it is. A topic's limit is meant for what is compressed, so far larger records may lie in it."""
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,7 @@ class Forwarder:
         self._log_id = log_id.encode()
         self._producer: AIOKafkaProducer | None = None
         self._portion = Portion(MAX_AT_ONCE)
+        self._compression: str | None = None  # which costs more than all the rest, so not before it is needed
         self._unreported = 0
         self._reported_at = float("-inf")
 
@@ -76,9 +79,11 @@ class Forwarder:
         while waiting := [queue for queue in queues if queue.forwards]:
             health.beat("flush")
             producer = await self._started()
+            is_plain = self._compression is None
             try:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
-                    acknowledged = await asyncio.gather(*(self._send_queue(producer, queue) for queue in waiting))
+                    sending = (self._send_queue(producer, queue, is_plain=is_plain) for queue in waiting)
+                    acknowledged = await asyncio.gather(*sending)
             except BaseException:
                 # A slow broker may not take all of them in time, however often it is tried.
                 forwards[:] = [forward for queue in queues for forward in (*queue.refused, *queue.forwards)]
@@ -100,7 +105,9 @@ class Forwarder:
 
     async def _started(self) -> AIOKafkaProducer:
         if self._producer is None:
-            producer = self._kafka.producer(max_request_size=2 * 1024 * 1024, max_batch_size=512 * 1024)
+            producer = self._kafka.producer(
+                max_request_size=2 * 1024 * 1024, max_batch_size=512 * 1024, compression_type=self._compression
+            )
             try:
                 # An idempotent producer waits until the broker has given it an id.
                 async with asyncio.timeout(START_TIMEOUT_S):
@@ -111,18 +118,23 @@ class Forwarder:
             self._producer = producer
         return self._producer
 
-    async def _send_queue(self, producer: AIOKafkaProducer, queue: "_Queue") -> bool:
+    async def _send_queue(self, producer: AIOKafkaProducer, queue: "_Queue", *, is_plain: bool) -> bool:
         """Send what waits for a home, one produce batch after the other; False where the broker refused one.
 
-        What is too large together is sent in halves, until it is one record that is. From then on they grow again, but
-        slowly: it may be the topic that takes so little.
+        What is too large together is sent in halves, until it is one record that is, and that one compressed, as its
+        producer may have sent it. From then on they grow again, but slowly: it may be the topic that takes so little.
         """
         while queue.forwards:
             batch, count = _filled(producer.create_batch(), queue, self._portion.count, self._log_id)
+            if is_plain and batch.size() > MAX_PLAIN_BYTES:
+                self._compression = "gzip"
+                return False
             try:
                 await (await producer.send_batch(batch, self._topic, partition=queue.home))
             except (MessageSizeTooLargeError, RecordListTooLargeError):
-                if count == 1:
+                if count == 1 and is_plain:
+                    self._compression = "gzip"
+                elif count == 1:
                     queue.refused.append(queue.forwards.pop(0))
                 self._portion.too_much(count)
                 return False

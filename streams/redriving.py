@@ -12,7 +12,8 @@ from streams.kafka import KafkaConnection, started
 from streams.reading import decoded_headers
 
 SEND_TIMEOUT_S = 15.0
-MAX_REQUEST_BYTES = 2 * 1024 * 1024
+MAX_REQUEST_BYTES = 128 * 1024 * 1024
+"""aiokafka holds it against what is not yet compressed; it was, when it came."""
 
 
 def can_be_redriven(letter: DeadLetter) -> bool:
@@ -26,7 +27,8 @@ async def redrive(kafka: KafkaConnection, letters: Sequence[DeadLetter], log_id:
     Raises KafkaError or TimeoutError: then some may be in the log, and sending all again is harmless.
     """
     # Stopping has a time-out of its own: what the broker has not taken in time, aiokafka would send for ever.
-    async with started(kafka.producer(max_request_size=MAX_REQUEST_BYTES)) as producer, asyncio.timeout(SEND_TIMEOUT_S):
+    producer = kafka.producer(max_request_size=MAX_REQUEST_BYTES, compression_type="gzip")
+    async with started(producer), asyncio.timeout(SEND_TIMEOUT_S):
         sent = []
         for letter in letters:
             topic, partition, offset = letter.key

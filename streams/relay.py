@@ -16,7 +16,6 @@ from typing import Any, Generic, TypeAlias
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
-    InvalidTimestampError,
     KafkaError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
@@ -46,8 +45,15 @@ TRANSACTION_TIMEOUT_S = 10.0
 COMMAND_TIMEOUT_S = 15.0
 POSITION_TIMEOUT_S = 10.0
 PRODUCE_BATCH_BYTES = 64 * 1024
+HASHED_BYTES = 1024
+"""Of a key: more than any batch id has. A foreign one may have a megabyte, which takes seconds."""
+MAX_SENT_BYTES = 64 * 1024 * 1024
+"""Of one record; a broker breaks the connection off at 100 MiB (``socket.request.max.bytes``), and would for ever."""
 
-_REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError, InvalidTimestampError)
+# Not among them: a time that the topic refuses is this host's clock, which will be set right.
+_REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError)
+
+_TOO_LARGE = MessageSizeTooLargeError("larger than any broker takes")
 
 _Place: TypeAlias = tuple[TopicPartition, int]
 
@@ -228,6 +234,9 @@ class Publisher(Generic[Row]):
             places: dict[int, _Place] = {}
             refused: dict[int, KafkaError] = {}
             outgoing = [self._channel.outgoing(row) for row in rows]
+            refused |= {index: _TOO_LARGE for index, record in enumerate(outgoing) if _size(record) > MAX_SENT_BYTES}
+            if refused:
+                return [], refused
             parts = await _by_partition(producer, outgoing)
             sending = [self._send_part(producer, tp, part, places, refused) for tp, part in parts.items()]
             await asyncio.gather(*sending)
@@ -281,9 +290,13 @@ async def _by_partition(
     counts = {topic: len(await producer.partitions_for(topic)) for topic in {record.topic for record in outgoing}}
     parts: defaultdict[TopicPartition, list[tuple[int, Outgoing]]] = defaultdict(list)
     for index, record in enumerate(outgoing):
-        hashed = index if record.key is None else _murmur2(record.key)
+        hashed = index if record.key is None else _murmur2(record.key[:HASHED_BYTES])
         parts[TopicPartition(record.topic, hashed % counts[record.topic])].append((index, record))
     return parts
+
+
+def _size(record: Outgoing) -> int:
+    return len(record.key or b"") + len(record.value or b"") + sum(len(value or b"") for _, value in record.headers)
 
 
 @lru_cache(10_000)

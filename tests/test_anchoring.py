@@ -153,3 +153,19 @@ async def test_where_retention_took_only_what_was_read_reading_goes_on(log: Log)
     await log.delete_before(4)
     with pytest.raises(LogChangedError):
         await log.anchor()
+
+
+async def test_what_another_worker_reads_meanwhile_is_no_other_log(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose partitions were given to another anchors once more before it is told."""
+    await log.create()
+    await log.append("a", "b")
+    await log.anchor()
+    create = positions.create
+
+    async def create_late(connection: Connection, topic: str, starts: dict[int, int]) -> None:
+        await create(connection, topic, starts)
+        await log.append("c", "d", "e")
+        await log.read_up_to(5)
+
+    monkeypatch.setattr(positions, "create", create_late)
+    assert await log.anchor() == {0: 5}

@@ -17,8 +17,10 @@ from tests.harness.topics import create_topic, drain
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-HUGE = b"x" * (1024 * 1024 - 120)
-"""The topic takes it, but not with the headers of a forward."""
+LARGE = b"x" * (1024 * 1024 - 120)
+"""The topic takes it, but not with the headers of a forward, unless that is compressed."""
+HUGE = random.Random(4).randbytes(len(LARGE))
+"""That cannot be compressed."""
 
 
 LONG_AGO = 1_000
@@ -62,6 +64,17 @@ async def test_what_is_too_large_to_be_forwarded_holds_up_nothing_behind_it(sett
         await forwarder.close()
     wanted = [offset for offset in range(900) if offset not in huge]
     assert await arrived(settings, topic) == {home: [each for each in wanted if each % 2 == home] for home in (0, 1)}
+
+
+async def test_what_was_compressed_when_it_came_is_forwarded_whatever_its_size(settings: Settings, topic: str) -> None:
+    forwarder = Forwarder(settings.kafka_connection(), topic, "log")
+    larger = LARGE * 9  # more than is ever sent as it is
+    try:
+        part = [forward(0, 0), forward(0, 1, LARGE), forward(0, 2), forward(1, 3, larger), forward(1, 4)]
+        assert await forwarder.send(part) == []
+    finally:
+        await forwarder.close()
+    assert await arrived(settings, topic) == {0: [0, 1, 2], 1: [3, 4]}
 
 
 async def test_nothing_to_forward_is_sent_nowhere_and_not_spoken_of(settings: Settings, topic: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.errors import CorruptRecordException
 from confluent_kafka import Producer
 
+from handlers import microbatch
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION
@@ -231,6 +234,41 @@ async def test_a_micro_batch_that_takes_too_long_is_read_again_in_smaller_ones(
         await worker.counted(batches)
         portion = worker.intake._portion
         assert 1 < portion.count < 100, "it has read less, and is on its way back"
+
+
+async def test_a_record_that_takes_too_long_alone_is_given_more_time_until_it_fits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As reopening a batch does with a million failed items, in one record: they are folded for many seconds."""
+    monkeypatch.setattr(applying, "SERVING", {"idle_in_transaction_session_timeout": "250"})
+    monkeypatch.setattr(applying, "TOO_LONG_S", 0.2)
+    monkeypatch.setattr(microbatch, "MANY_REGISTERS", 50)
+    fold_one, tried = microbatch._step_each, list[int]()
+
+    def fold_slowly(work: Any, records: Any, *arguments: Any) -> None:
+        if any(getattr(record, "type", "") == "batch.reopened" for record in records):
+            tried.append(len(work.registers.items))
+            time.sleep(0.7)
+        fold_one(work, records, *arguments)
+
+    monkeypatch.setattr(microbatch, "_step_each", fold_slowly)
+    failed = [replace(each, value=(each.value or b"").replace(b"succeeded", b"failed")) for each in results("b", 100)]
+    async with working(settings) as worker:
+        opened, reopened = ({"type": f"batch.{what}", "batch_id": "b"} for what in ("opened", "reopened"))
+        opening = Message(b"b", json.dumps({**opened, "total_items": 100}).encode(), "b")
+        await produce(settings.bootstrap_servers, worker.topics.events, [opening, *failed])
+        await worker.counted({"b": 100})
+        await produce(
+            settings.bootstrap_servers, worker.topics.events, [Message(b"b", json.dumps(reopened).encode(), "b")]
+        )
+
+        async def is_reopened() -> bool:
+            [batch] = await table_rows(settings, "batches", "batch_id")
+            return bool(batch["generation"] == 1)
+
+        await eventually(is_reopened)
+        assert tried == [100, 100, 100], "with 250, 500 and 1000 ms"
+        assert worker.intake._portion.patience == 1
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])

@@ -105,6 +105,30 @@ async def test_dead_letters_that_their_topic_refuses_are_put_aside_with_an_alert
     assert len(await finalized_events(settings)) == 20
 
 
+async def test_a_dead_letter_larger_than_any_broker_takes_holds_up_nothing_behind_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "MAX_SENT_BYTES", 10_000)
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    large = Message(b"k" * 9_000, b"no JSON " * 500, "")
+    others = [Message(b"k%d" % number, b"no JSON %d" % number, "") for number in range(50)]
+    async with running(settings, relay=False) as product:
+        await publish(settings, [*others[:25], large, *others[25:]])
+        await product.await_applied(51)
+        stop = asyncio.Event()
+        running_relay = asyncio.create_task(
+            relay.run(settings.kafka_connection(), settings.database(), topics, stop, ready=lambda: None)
+        )
+        await product.settled()
+        stop.set()
+        await running_relay
+    letters = await drain(settings.bootstrap_servers, topics.dead_letters)
+    assert sorted(letter.value or b"" for letter in letters) == sorted(each.value or b"" for each in others)
+    [refused] = [row for row in await table_rows(settings, "dead_letters") if row["refused"] is not None]
+    assert refused["key"] == large.key
+
+
 async def test_of_two_relays_one_publishes_and_the_other_takes_over(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import for_code
 
 from tests.harness.waiting import eventually
@@ -134,3 +135,15 @@ async def end_offsets(bootstrap: str, topic: str) -> dict[Any, int]:
         return ends
     finally:
         await consumer.stop()
+
+
+async def set_config(bootstrap: str, topic: str, configs: Mapping[str, str]) -> None:
+    """Set a topic otherwise than it was created: all that is not named goes back to the broker's defaults."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        [response] = await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=dict(configs))])
+        [(code, message, *_)] = response.resources
+        assert code == 0, message
+    finally:
+        await admin.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from datetime import timedelta
 
 import pytest
@@ -14,7 +15,7 @@ from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import running
 from tests.harness.tables import table_rows
-from tests.harness.topics import create_topic, drain, produce
+from tests.harness.topics import create_topic, drain, produce, set_config
 from tests.harness.waiting import eventually
 from tests.test_trimming import trimmed
 
@@ -94,15 +95,13 @@ async def test_a_dead_letter_that_only_the_new_fold_gives_goes_out_where_asked_f
 
 async def test_dead_letters_that_no_replay_can_give_are_taken_over(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
-    limit = 1024 * 1024
-    await create_topic(
-        settings.bootstrap_servers, topics.events, partitions=2, configs={"max.message.bytes": str(limit)}
-    )
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=2)
     [(home, _)] = await produce(settings.bootstrap_servers, topics.events, [Message(b"b", b'{"batch_id": "b"}', "b")])
-    result = json.dumps({"batch_id": "b", "item_id": "1", "status": "succeeded", "filling": ""})
-    huge = result.replace('""', f'"{"x" * (limit - len(result) - 120)}"').encode()
+    filling = random.Random(1).randbytes(200_000).hex()  # which compresses to half of it
+    huge = json.dumps({"batch_id": "b", "item_id": "1", "status": "succeeded", "filling": filling}).encode()
+    await produce(settings.bootstrap_servers, topics.events, [Message(b"b", huge, "b")], partition=1 - home)
+    await set_config(settings.bootstrap_servers, topics.events, {"max.message.bytes": "100000"})
     async with running(settings, workers=1) as product:
-        await produce(settings.bootstrap_servers, topics.events, [Message(b"b", huge, "b")], partition=1 - home)
         await product.settled()
         async with product.connection() as connection:
             # The database was lost, and the relay has found this one on its topic before workers get there.
