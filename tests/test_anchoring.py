@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
@@ -169,3 +170,20 @@ async def test_what_another_worker_reads_meanwhile_is_no_other_log(log: Log, mon
 
     monkeypatch.setattr(positions, "create", create_late)
     assert await log.anchor() == {0: 5}
+
+
+async def test_retention_that_deletes_the_last_record_meanwhile_makes_it_no_other_log(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.create()
+    await log.append("a", "b", "c")
+    await log.anchor()
+    await log.read_up_to(2)
+    load = positions.load
+
+    async def load_and_delete(*arguments: Any) -> dict[int, Position]:
+        await log.delete_before(2)
+        return await load(*arguments)
+
+    monkeypatch.setattr(positions, "load", load_and_delete)
+    assert await log.anchor() == {0: 2}
