@@ -154,6 +154,33 @@ async def test_requests_are_not_passed_over_while_the_api_is_away(
     assert done_items(log) == {f"{number:04d}": 1 for number in range(5)}
 
 
+async def test_a_retry_of_a_batch_that_has_ended_meanwhile_is_not_done(
+    asking: Rollcall, product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Recorded):
+        name = f"ended-{uuid.uuid4().hex[:6]}"
+
+    log, settings = tmp_path / "log", product.settings
+    monkeypatch.setenv("RECORDED_LOG", str(log))
+    before = await asking.open(name=Ended.name, items=["0001", "0002"], metadata={"job": Ended.name})
+    await before.cancel()
+    batch = await asking.open(name=Ended.name, items=["0001", "0002"], retry_of=before.batch_id)
+    await batch.cancel()
+    await asking.wait(batch.batch_id, timeout=60)
+
+    def requested(kind: str, **fields: object) -> Event:
+        header = ("ce_type", f"rollcall.{kind}.v1".encode())
+        return Event(b"one partition", json.dumps(fields).encode(), (header,))
+
+    retry = {"batch_id": batch.batch_id, "retry_of": before.batch_id, "item_ids": ["0001", "0002"]}
+    next_one = {"job": Ended.name, "run_id": f"{Ended.name}-next", "params": {"count": "1", "log": str(log)}}
+    requests = [requested("batch.retry_requested", **retry), requested("job.run_requested", **next_one)]
+    await produce(settings.bootstrap_servers, product.topics.requests, requests)
+    async with taking_up(Ended, asking, f"{Ended.name}-listeners"):
+        await asking.wait(f"{Ended.name}-next", timeout=90)
+    assert done_items(log) == {"0000": 1}, "of the request behind it"
+
+
 async def test_a_request_whose_results_kafka_did_not_take_is_done_again(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
