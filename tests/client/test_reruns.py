@@ -10,17 +10,21 @@ import signal
 import sysconfig
 import uuid
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from rollcall_client import ApiError, Rollcall
 from rollcall_client.jobs import JobResult, run
 
+from rollcall.children import Child
 from tests.client.sample_jobs import Recorded, every_kind
 from tests.harness.commands import Done
 from tests.harness.product import Product
 from tests.harness.topics import drain
+from tests.harness.waiting import eventually
 
 ROLLCALL_JOB = str(Path(sysconfig.get_path("scripts")) / "rollcall-job")
 
@@ -55,11 +59,14 @@ async def answered(product: Product, batch_id: str) -> set[str]:
     return {message["item_id"] for message in ours if "item_id" in message}
 
 
-async def again(asking: Rollcall, batch_id: str, log: Path, **params: str) -> JobResult:
+async def again(
+    asking: Rollcall, batch_id: str, log: Path, rerun: Literal["missing", "all"] = "missing", **params: str
+) -> JobResult:
     return await run(
         Recorded,
         rc=asking,
         batch_id=batch_id,
+        rerun=rerun,
         params={"log": str(log), **params},
         progress=None,
         wait_timeout_s=60,
@@ -114,6 +121,40 @@ async def test_what_failed_is_tried_again_before_the_batch_ends(asking: Rollcall
     assert (result.metrics, reported.metrics) == ({"letters": 4}, {"letters": 4}), "of the run before, too"
     assert reported.workers == result.workers
     assert sum(done_items(log).values()) == 4
+
+
+@contextmanager
+def paused(child: Child) -> Iterator[None]:
+    child.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        child.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("rerun", ["missing", "all"])
+async def test_a_run_of_a_reopened_batch_reports_the_new_revision(
+    asking: Rollcall, product: Product, tmp_path: Path, rerun: Literal["missing", "all"]
+) -> None:
+    batch_id, log = f"reopened-{uuid.uuid4().hex[:8]}", tmp_path / "log"
+    first = await again(asking, batch_id, log, count="3", fail="0001")
+    assert (first.status, first.revision, first.failed_item_ids) == ("PARTIAL", 1, ["0001"])
+    await asking.publish({"type": "batch.reopened", "batch_id": batch_id, "revision": 1})
+
+    async def ends_as_revision_2() -> bool:
+        found = await asking.api.batch(batch_id)  # type: ignore[union-attr]
+        return found is not None and (found["revision"], found["outcome"]) == (2, "completed")
+
+    with paused(product.children["relay"]):  # so that only the event before is there when the run has come to its end
+        running = asyncio.create_task(again(asking, batch_id, log, rerun, count="3"))
+        await eventually(ends_as_revision_2, 60)
+    second = await running
+    assert (second.status, second.revision, second.processed, second.failed) == ("COMPLETED", 2, 3, 0)
+    assert second.ran
+    times = 1 if rerun == "missing" else 2
+    assert done_items(log) == {"0000": times, "0001": 1, "0002": times}
+    reported = await again(asking, batch_id, log, count="3")
+    assert (reported.ran, reported.revision) == (False, 2)
 
 
 async def test_a_run_again_needs_an_api_that_answers(product: Product) -> None:

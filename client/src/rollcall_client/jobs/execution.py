@@ -33,10 +33,21 @@ class ItemTimeoutError(Exception):
 
 @dataclass(frozen=True)
 class Prior:
-    """What earlier runs of the batch left: ids that are done, and the last attempt of those that are not."""
+    """What earlier runs of the batch left: ids that are done, and the last attempt of those that are not.
+
+    ``revision`` is that of the batch's last finalization, 0 before the first; ``finalized`` says that it still stands,
+    so that there is nothing to do.
+    """
 
     done: frozenset[str] | set[str] = frozenset()
     attempts: Mapping[str, int] = field(default_factory=dict)
+    revision: int = 0
+    finalized: bool = False
+
+    @property
+    def next_revision(self) -> int:
+        """The least revision that tells how the batch ends."""
+        return self.revision if self.finalized else self.revision + 1
 
 
 class Work(NamedTuple):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rollcall_client.api import Api
@@ -15,18 +16,17 @@ CAUGHT_UP_S = 120.0
 ASK_EVERY_S = 0.2
 
 
-async def prior_of(client: Rollcall, batch_id: str) -> Prior | None:
-    """What is done of a batch that this client has just opened (again); None where it is finalized.
+async def prior_of(client: Rollcall, batch_id: str) -> Prior:
+    """How a batch stands that this client has just opened (again), and what of it is done.
 
     Asked once Rollcall has read that opening: it has then read all that was published before it, too, so that nothing
     that is in the log is done twice. Raises ApiError.
     """
     if client.api is None:
         raise ConfigurationError("what is done of a batch is asked of Rollcall's API: give api_url")
-    await client.flush()
-    found = await _caught_up(client.api, batch_id, client.appended(batch_id))
-    if found["outcome"] is not None:
-        return None
+    prior = await standing_of(client, client.api, batch_id)
+    if prior.finalized:
+        return prior
     done: set[str] = set()
     attempts: dict[str, int] = {}
     async for item in client.api.items(batch_id):
@@ -34,7 +34,14 @@ async def prior_of(client: Rollcall, batch_id: str) -> Prior | None:
             done.add(item["item_id"])
         else:
             attempts[item["item_id"]] = item["attempt"]
-    return Prior(done, attempts)
+    return replace(prior, done=done, attempts=attempts)
+
+
+async def standing_of(client: Rollcall, api: Api, batch_id: str) -> Prior:
+    """As ``prior_of``, without the items."""
+    await client.flush()
+    found = await _caught_up(api, batch_id, client.appended(batch_id))
+    return Prior(revision=found["revision"], finalized=found["outcome"] is not None)
 
 
 async def _caught_up(api: Api, batch_id: str, appended: Appended | None) -> Mapping[str, Any]:

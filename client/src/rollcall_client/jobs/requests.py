@@ -108,7 +108,7 @@ async def _retry_requested(
         return  # somebody else's
     _log.info("retry requested", job=job.name, batch_id=batch_id, retry_of=retry_of, items=len(item_ids) or "all left")
     done = await unless_stopped(_done_of(client, batch_id), stop, f"what is done of batch {batch_id}")
-    if done is None:
+    if done.finalized:
         _log.info("the batch is finalized: nothing to do", job=job.name, batch_id=batch_id)
         return
     items = job.items_for(item_ids) if item_ids else await _left_of(job, client, retry_of)
@@ -162,6 +162,6 @@ async def _without(job: Job, items: Items, done: set[str]) -> AsyncIterator[Any]
                 yield item
 
 
-async def _done_of(client: Rollcall, batch_id: str) -> Prior | None:
-    """What of the new batch is done already, by a listener that was interrupted; None where it is finalized."""
+async def _done_of(client: Rollcall, batch_id: str) -> Prior:
+    """What of the new batch is done already, by a listener that was interrupted."""
     return Prior() if client.api is None else await prior_of(client, batch_id)

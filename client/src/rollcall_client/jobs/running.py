@@ -13,12 +13,12 @@ import structlog
 
 from rollcall_client.batch import Batch
 from rollcall_client.client import Rollcall, fresh_id
-from rollcall_client.errors import ConfigurationError, RollcallError
+from rollcall_client.errors import ApiError, ConfigurationError, RollcallError
 from rollcall_client.events import FinalizedEvent
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
 from rollcall_client.jobs.job import Items, Job, as_job
 from rollcall_client.jobs.partitions import run_in_processes
-from rollcall_client.jobs.prior import prior_of
+from rollcall_client.jobs.prior import prior_of, standing_of
 from rollcall_client.jobs.progress import Callback, Progress, Showing, shown
 from rollcall_client.jobs.results import JobResult, numbers_in
 from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
@@ -64,7 +64,7 @@ async def run(
 
     With a ``batch_id``, or a job with a ``bucket`` (``now`` says which), this may be a run again: a finalized batch is
     only reported, of one that isn't, what is missing or failed is done. That asks the service's API; ``rerun="all"``
-    asks nobody and does all of it again.
+    does all of it again. Without the API that may report the result before, of a batch that was reopened.
 
     ``partitions`` spreads the items over so many processes of this machine, ``partition=(2, 3)`` does the second of
     three shares here and leaves the others to others, who are to use the same ``batch_id``. ``worker`` is the name
@@ -149,6 +149,7 @@ class _Run:
         self._wait_timeout_s = wait_timeout_s
         self._retry_of = retry_of
         self._metadata = metadata
+        self._revision = 1
         self.log = _log.bind(job=job.name, batch_id=batch_id)
 
     async def to_the_end(self) -> JobResult:
@@ -165,13 +166,12 @@ class _Run:
         batch = self._client.batch(opened.batch_id)  # which holds no ids: the items are counted as they are drawn
         self._batch_id = batch.batch_id
         self.log = self.log.bind(batch_id=batch.batch_id)
-        prior: Prior | None = Prior()
-        if not self._fresh and self._rerun == "missing":
-            asking = prior_of(self._client, batch.batch_id)
+        prior = Prior()
+        if not self._fresh:
+            asking = prior_of(self._client, batch.batch_id) if self._rerun == "missing" else self._standing()
             prior = await unless_stopped(asking, self._stop, f"what is done of batch {batch.batch_id}")
-        elif not self._fresh:
-            await self._client.flush()  # else a run that is tried again would do all its work for nothing each time
-        if prior is None:
+        self._revision = prior.next_revision
+        if prior.finalized and self._rerun == "missing":
             self.log.info("the batch is finalized: nothing to do")
             return await self._result(await self._finalized(), {}, True, None, ran=False)
         self.log.info("job started", items=None if ids is None else len(ids), done_before=len(prior.done))
@@ -183,6 +183,16 @@ class _Run:
             async with _stopping(execution, self._stop):
                 await self._work(execution, drawing, progress, tell)
         return await self._conclude(batch, execution, drawing, sealed=ids is not None)
+
+    async def _standing(self) -> Prior:
+        """For a run that does all again: nothing is done, but which revision it will end as is known, with an API."""
+        await self._client.flush()  # else a run that is tried again would do all its work for nothing each time
+        if self._client.api is not None:
+            try:
+                return await standing_of(self._client, self._client.api, self._batch_id)
+            except ApiError as error:
+                self.log.warning("nobody says how the batch stands: the result may be an old one", error=str(error))
+        return Prior()
 
     def _manifest(self) -> list[str] | None:
         if not isinstance(self._items, Collection):
@@ -251,7 +261,7 @@ class _Run:
         return await self._result(event, numbers_in(execution.job_metrics), counted, critical, ran=True)
 
     async def _finalized(self) -> FinalizedEvent:
-        waiting = self._client.wait(self._batch_id, timeout=self._wait_timeout_s)
+        waiting = self._client.wait(self._batch_id, revision=self._revision, timeout=self._wait_timeout_s)
         return await unless_stopped(waiting, self._stop, f"the end of batch {self._batch_id}")
 
     async def _result(
