@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -12,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from confluent_kafka.admin import AclOperation, ResourceType  # type: ignore[attr-defined]  # there, but not marked
 from rollcall_client import ConfigurationError, FinalizedEvent, Rollcall, RollcallError
-from rollcall_client.kafka import home_partition
+from rollcall_client.kafka import Kafka, home_partition
+from rollcall_client.listening import records
 
+from tests.harness.events import Event
 from tests.harness.product import Product
 from tests.harness.servers import Servers, running_broker
 from tests.harness.strict_kafka import StrictKafka
-from tests.harness.topics import create_topic, end_offsets
+from tests.harness.topics import create_topic, end_offsets, produce
+from tests.harness.waiting import eventually
 
 
 async def finish(rc: Rollcall, name: str, count: int) -> list[str]:
@@ -134,6 +138,42 @@ async def test_waiting_for_a_summary_in_vain_says_so(rc: Rollcall) -> None:
         await rc.summary(batch.batch_id, timeout=0.5)
     with pytest.raises(TimeoutError, match=f"{batch.batch_id} was not finalized as revision 2 within 0.5 s"):
         await rc.wait(batch.batch_id, revision=2, timeout=0.5)
+
+
+async def test_a_rebalance_repeats_nothing_that_was_done_and_passes_nothing_over(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, group, topic, each = servers.bootstrap_servers, f"g-{uuid.uuid4().hex[:6]}", f"{topic_prefix}finalized", 60
+    await create_topic(here, topic, partitions=2)
+    for partition in range(2):
+        await produce(here, topic, [Event(None, b"%d" % number) for number in range(each)], partition=partition)
+    commits: dict[TopicPartition, list[int]] = defaultdict(list)
+    commit = AIOKafkaConsumer.commit
+
+    async def noted(self: AIOKafkaConsumer, offsets: dict[TopicPartition, int]) -> None:
+        for partition, offset in offsets.items():
+            commits[partition].append(offset)
+        await commit(self, offsets)
+
+    monkeypatch.setattr(AIOKafkaConsumer, "commit", noted)
+    kafka, had_their_turn = Kafka(here, topic_prefix), []
+
+    async def another_comes_and_goes() -> None:
+        async with AIOKafkaConsumer(topic, bootstrap_servers=here, group_id=group, enable_auto_commit=False) as other:
+            await eventually(lambda: len(other.assignment()) == 1)
+
+    async with aclosing(records(kafka, topic, group=group, start="earliest", max_body_s=600)) as stream:
+        async with asyncio.timeout(120):
+            async for record in stream:
+                if len(had_their_turn) in (20, 50):  # in the midst of what was fetched together
+                    await another_comes_and_goes()
+                had_their_turn.append((record.partition, record.offset))
+                if len(set(had_their_turn)) == 2 * each:
+                    break
+    for partition in range(2):
+        assert [offset for where, offset in had_their_turn if where == partition] == list(range(each))
+    for offsets in commits.values():
+        assert offsets == sorted(offsets), "none goes back"
 
 
 async def test_what_kafka_refuses_while_it_is_read_is_an_error_of_this_package(tmp_path: Path) -> None:

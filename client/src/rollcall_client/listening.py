@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Literal, TypeAlias, TypeVar
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError
 
 from rollcall_client.errors import ConfigurationError, UnreachableError
@@ -46,7 +47,8 @@ async def records(
     """Committed records of a topic as they come; each is committed for the group once the next is asked for.
 
     A commit may wait for ``COMMIT_EVERY_S`` or for what was fetched together, and is done when this is closed. A
-    record whose turn didn't end (the caller raised, or left the loop) is not committed. Without a group nothing is,
+    record whose turn didn't end (the caller raised, or left the loop) is not committed. One whose turn ended does not
+    come again here, whatever a rebalance does. Without a group nothing is committed,
     and every caller gets all partitions. A caller that doesn't ask for more within ``max_body_s`` loses its partitions
     to the others of the group.
     """
@@ -61,35 +63,96 @@ async def records(
         auto_offset_reset="latest" if start == "latest" else "earliest",
         max_poll_interval_ms=int(max_body_s * 1000),
     )
-    ended: dict[TopicPartition, int] = {}
-    committed_at = time.monotonic()
+    turns = _Turns(consumer)
     try:
         await _started(kafka, consumer)
         if group is None:
             await _assign_all(consumer, topic, start)
         else:
-            consumer.subscribe([topic])
+            consumer.subscribe([topic], listener=turns)
         while True:
-            fetched: Mapping[TopicPartition, list[ConsumerRecord[bytes, bytes]]]
             fetched = await consumer.getmany(timeout_ms=POLL_MS)
-            for partition, part in fetched.items():
-                for record in part:
-                    if group is not None and partition not in consumer.assignment():
-                        break  # taken away meanwhile: whoever has it now gets these records
-                    yield record
-                    ended[partition] = record.offset + 1
-                    if group is not None and time.monotonic() - committed_at >= COMMIT_EVERY_S:
-                        await _commit(consumer, ended)
-                        committed_at = time.monotonic()
+            turns.begin()
+            for record in chain.from_iterable(fetched.values()):
+                if turns.lost:
+                    break  # what is still this consumer's is fetched again
+                if turns.was_ended(record):
+                    continue
+                yield record
+                turns.end(record)
+                if group is not None and turns.are_due:
+                    await turns.commit()
             if group is not None:
-                await _commit(consumer, ended)
-                committed_at = time.monotonic()
+                await turns.commit()
     except KafkaError as error:
         raise _says(kafka, error) from error
     finally:
         if group is not None:
-            await _commit(consumer, ended)
+            await turns.commit()
         await _stopped(consumer)
+
+
+class _Turns(ConsumerRebalanceListener):
+    """Up to where a consumer's records had their turn, and what of that is to be committed.
+
+    A rebalance sets every partition back to what is committed, also one that is kept. So what was fetched before it is
+    ``lost``, and comes again from there, if to this consumer; what of that had its turn here is then passed over. Only
+    what was fetched since is committed: so no commit goes back behind the one that another member made meanwhile.
+    """
+
+    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+        self._consumer = consumer
+        self._to_commit: dict[TopicPartition, int] = {}
+        self._before: dict[TopicPartition, int] = {}
+        self._committed_at = time.monotonic()
+        self.lost = False
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        # Here, not when they are assigned: by then some of theirs may have been fetched, and that must not be dropped.
+        self.lost = True
+        self._before.update(self._to_commit)
+        self._to_commit.clear()
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        pass
+
+    @property
+    def are_due(self) -> bool:
+        """Whether it is time for a commit."""
+        return time.monotonic() - self._committed_at >= COMMIT_EVERY_S
+
+    def begin(self) -> None:
+        """Something was fetched, since the last rebalance: aiokafka gives nothing while one goes on."""
+        self.lost = False
+
+    def was_ended(self, record: ConsumerRecord[bytes, bytes]) -> bool:
+        """Whether this record had its turn before a rebalance, and only was not committed."""
+        partition = TopicPartition(record.topic, record.partition)
+        if record.offset < self._before.get(partition, 0):
+            self._to_commit[partition] = record.offset + 1
+            return True
+        self._before.pop(partition, None)
+        return False
+
+    def end(self, record: ConsumerRecord[bytes, bytes]) -> None:
+        """A record had its turn."""
+        (self._before if self.lost else self._to_commit)[TopicPartition(record.topic, record.partition)] = (
+            record.offset + 1
+        )
+
+    async def commit(self) -> None:
+        """Commit what had its turn; what Kafka does not take now is tried with the next."""
+        self._committed_at = time.monotonic()
+        ended = dict(self._to_commit)
+        if not ended:
+            return
+        try:
+            await asyncio.wait_for(self._consumer.commit(ended), STOPPING_S)
+        except (KafkaError, TimeoutError) as error:
+            # Not done means: delivered again, which is what a group has to expect anyway.
+            _log.warning("offsets not committed, these events may come again", error=str(error) or type(error).__name__)
+        else:
+            self._to_commit.clear()
 
 
 async def finalized(kafka: Kafka, *, group: str | None, start: Start) -> AsyncGenerator[FinalizedEvent, None]:
@@ -220,19 +283,6 @@ async def _seek_to_time(consumer: AIOKafkaConsumer, partitions: list[TopicPartit
     for partition in partitions:
         at = found.get(partition)
         consumer.seek(partition, at.offset if at is not None else ends[partition])
-
-
-async def _commit(consumer: AIOKafkaConsumer, ended: dict[TopicPartition, int]) -> None:
-    """Commit, and forget, what is done on partitions that are still this consumer's."""
-    ours = {partition: offset for partition, offset in ended.items() if partition in consumer.assignment()}
-    ended.clear()
-    if not ours:
-        return
-    try:
-        await asyncio.wait_for(consumer.commit(ours), STOPPING_S)
-    except (KafkaError, TimeoutError) as error:
-        # Not done means: delivered again, which is what a group has to expect anyway.
-        _log.warning("offsets not committed, these events will come again", error=str(error) or type(error).__name__)
 
 
 async def _started(kafka: Kafka, consumer: AIOKafkaConsumer) -> None:
