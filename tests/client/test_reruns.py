@@ -10,13 +10,14 @@ import signal
 import sysconfig
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from rollcall_client import ApiError, Rollcall
+from rollcall_client.api import Api
 from rollcall_client.jobs import JobResult, run
 
 from rollcall.children import Child
@@ -123,6 +124,11 @@ async def test_what_failed_is_tried_again_before_the_batch_ends(asking: Rollcall
     assert sum(done_items(log).values()) == 4
 
 
+async def known(asking: Rollcall, batch_id: str) -> Mapping[str, Any] | None:
+    assert asking.api is not None
+    return await asking.api.batch(batch_id)
+
+
 @contextmanager
 def paused(child: Child) -> Iterator[None]:
     child.send_signal(signal.SIGSTOP)
@@ -142,7 +148,7 @@ async def test_a_run_of_a_reopened_batch_reports_the_new_revision(
     await asking.publish({"type": "batch.reopened", "batch_id": batch_id, "revision": 1})
 
     async def ends_as_revision_2() -> bool:
-        found = await asking.api.batch(batch_id)  # type: ignore[union-attr]
+        found = await known(asking, batch_id)
         return found is not None and (found["revision"], found["outcome"]) == (2, "completed")
 
     with paused(product.children["relay"]):  # so that only the event before is there when the run has come to its end
@@ -155,6 +161,33 @@ async def test_a_run_of_a_reopened_batch_reports_the_new_revision(
     assert done_items(log) == {"0000": times, "0001": 1, "0002": times}
     reported = await again(asking, batch_id, log, count="3")
     assert (reported.ran, reported.revision) == (False, 2)
+
+
+async def test_a_run_by_the_same_client_does_not_do_again_what_a_lagging_worker_has_yet_to_read(
+    asking: Rollcall, product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id, log = f"lagging-{uuid.uuid4().hex[:8]}", tmp_path / "log"
+    batch = await asking.open(batch_id=batch_id)
+    await asking.flush()
+    await eventually(lambda: known(asking, batch_id))
+    asked = 0
+    ask = Api.batch
+
+    async def counted(self: Api, batch_id: str) -> Mapping[str, Any] | None:
+        nonlocal asked
+        asked += 1
+        return await ask(self, batch_id)
+
+    monkeypatch.setattr(Api, "batch", counted)
+    with paused(product.children["worker-0"]):
+        await batch.succeeded("0000")
+        await batch.succeeded("0001")
+        await asking.flush()
+        running = asyncio.create_task(again(asking, batch_id, log, count="3"))
+        await eventually(lambda: asked >= 3 or log.exists())
+    result = await running
+    assert (result.status, result.processed) == ("COMPLETED", 3)
+    assert done_items(log) == {"0002": 1}
 
 
 async def test_a_run_again_needs_an_api_that_answers(product: Product) -> None:

@@ -202,9 +202,12 @@ class Rollcall:
         """A batch that was opened elsewhere, to publish results for it. Raises InvalidMessageError."""
         return Batch(self, batch_id)
 
-    def appended(self, batch_id: str) -> Appended | None:
-        """Where the first message of this client about this batch itself is in the log, once it is acknowledged."""
-        return None if self._publisher is None else self._publisher.appended(batch_id)
+    def appended_last(self, batch_id: str) -> Appended | None:
+        """Where this client's last message about this batch itself is in the log, of those that are acknowledged.
+
+        None where there is none, or Kafka did not say.
+        """
+        return None if self._publisher is None else self._publisher.appended_last(batch_id)
 
     async def publish(self, message: Message) -> None:
         """Publish a message of ``rollcall_client.messages``; waits only while the buffer is full."""

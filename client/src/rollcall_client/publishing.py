@@ -104,6 +104,7 @@ class Publisher:
         self._cause = ""
         self._closed = False
         self._appended: dict[str, Appended] = {}
+        self._appended_last: dict[str, Appended] = {}
 
     @property
     def undelivered(self) -> bool:
@@ -113,6 +114,10 @@ class Publisher:
     def appended(self, batch_id: str) -> Appended | None:
         """Where the first message about this batch itself went; None until it is acknowledged."""
         return self._appended.get(batch_id)
+
+    def appended_last(self, batch_id: str) -> Appended | None:
+        """Where the last acknowledged message about this batch itself went; None where that isn't known."""
+        return self._appended_last.get(batch_id)
 
     async def start(self) -> None:
         """Connect. Raises RollcallError where no broker answers, ConfigurationError where the topic is missing."""
@@ -278,14 +283,19 @@ class Publisher:
         self._room.set()
 
     def _note_where(self, chunk: _Chunk, first: RecordMetadata) -> None:
-        if first.offset < 0:
-            return  # the broker took it before, and doesn't know where
         at = None if first.timestamp < 0 else datetime.fromtimestamp(first.timestamp / 1000, UTC)
         for number, each in enumerate(chunk.messages):
-            if each.item_id is None and each.batch_id not in self._appended:
-                if len(self._appended) >= REMEMBERED_BATCHES:
-                    self._appended.pop(next(iter(self._appended)))
-                self._appended[each.batch_id] = Appended(chunk.partition, first.offset + number, at)
+            if each.item_id is not None:
+                continue
+            self._appended_last.pop(each.batch_id, None)
+            if first.offset < 0:
+                continue  # the broker took it before, and doesn't know where
+            place = Appended(chunk.partition, first.offset + number, at)
+            for places in (self._appended, self._appended_last):
+                if each.batch_id not in places:
+                    if len(places) >= REMEMBERED_BATCHES:
+                        places.pop(next(iter(places)))
+                    places[each.batch_id] = place
 
     async def _new_producer(self) -> AIOKafkaProducer:
         producer = self._kafka.producer(max_batch_size=MAX_REQUEST_BYTES, compression_type=self._compression)

@@ -40,7 +40,7 @@ async def prior_of(client: Rollcall, batch_id: str) -> Prior:
 async def standing_of(client: Rollcall, api: Api, batch_id: str) -> Prior:
     """As ``prior_of``, without the items."""
     await client.flush()
-    found = await _caught_up(api, batch_id, client.appended(batch_id))
+    found = await _caught_up(api, batch_id, client.appended_last(batch_id))
     return Prior(revision=found["revision"], finalized=found["outcome"] is not None)
 
 
