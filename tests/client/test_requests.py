@@ -154,6 +154,35 @@ async def test_requests_are_not_passed_over_while_the_api_is_away(
     assert done_items(log) == {f"{number:04d}": 1 for number in range(5)}
 
 
+async def test_a_retry_is_not_passed_over_where_the_address_of_the_api_is_wrong(
+    asking: Rollcall, product: Product, api_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Misled(Recorded):
+        name = f"misled-{uuid.uuid4().hex[:6]}"
+
+    log, group, settings = tmp_path / "log", f"{Misled.name}-listeners", product.settings
+    monkeypatch.setenv("RECORDED_LOG", str(log))
+    before = await asking.open(name=Misled.name, items=["0001"], metadata={"job": Misled.name})
+    await before.cancel()
+    batch = await asking.open(name=Misled.name, items=["0001"], retry_of=before.batch_id)
+    await asking.flush()
+    retry = {"batch_id": batch.batch_id, "retry_of": before.batch_id, "item_ids": ["0001"]}
+    requests = [requested("batch.retry_requested", **retry)]
+    await produce(settings.bootstrap_servers, product.topics.requests, requests)
+    misled = Rollcall(settings.bootstrap_servers, f"{api_url}/elsewhere", topic_prefix=settings.topic_prefix)
+    with capture_logs() as logs:
+        async with misled, taking_up(Misled, misled, group):
+            await eventually(lambda: any(each["event"] == "a request is tried again" for each in logs), 60)
+    async with taking_up(Misled, asking, group):
+        assert (await asking.wait(batch.batch_id, timeout=90)).outcome == "completed"
+    assert done_items(log) == {"0001": 1}
+
+
+def requested(kind: str, **fields: object) -> Event:
+    header = ("ce_type", f"rollcall.{kind}.v1".encode())
+    return Event(b"one partition", json.dumps(fields).encode(), (header,))
+
+
 async def test_a_retry_of_a_batch_that_has_ended_meanwhile_is_not_done(
     asking: Rollcall, product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,10 +196,6 @@ async def test_a_retry_of_a_batch_that_has_ended_meanwhile_is_not_done(
     batch = await asking.open(name=Ended.name, items=["0001", "0002"], retry_of=before.batch_id)
     await batch.cancel()
     await asking.wait(batch.batch_id, timeout=60)
-
-    def requested(kind: str, **fields: object) -> Event:
-        header = ("ce_type", f"rollcall.{kind}.v1".encode())
-        return Event(b"one partition", json.dumps(fields).encode(), (header,))
 
     retry = {"batch_id": batch.batch_id, "retry_of": before.batch_id, "item_ids": ["0001", "0002"]}
     next_one = {"job": Ended.name, "run_id": f"{Ended.name}-next", "params": {"count": "1", "log": str(log)}}

@@ -211,6 +211,31 @@ async def test_waiting_asks_the_api_where_to_begin(asking: Rollcall, rc: Rollcal
     assert (await waiting).batch_id == unknown
 
 
+async def test_an_address_where_no_api_is_does_not_say_that_a_batch_is_unknown(
+    rc: Rollcall, product: Product, api_url: str
+) -> None:
+    batch = await rc.open(total_items=0)
+    event = await batch.wait(timeout=60)
+    settings, elsewhere = product.settings, f"{api_url}/elsewhere"
+    async with Rollcall(settings.bootstrap_servers, elsewhere, topic_prefix=settings.topic_prefix) as misled:
+        assert (await misled.wait(batch.batch_id, timeout=60)).ce_id == event.ce_id
+        with pytest.raises(ApiError, match=r"elsewhere says 404 to /batches: there is no such path"):
+            await known(misled, batch.batch_id)
+
+
+@pytest.mark.parametrize("batch_id", [".", "..", "a b?c=%2F&d#é"])
+async def test_the_api_is_asked_about_batches_of_any_id(asking: Rollcall, batch_id: str) -> None:
+    assert asking.api is not None
+    assert await asking.api.batch(batch_id) is None
+    batch = await asking.open(batch_id=batch_id, total_items=1)
+    await batch.succeeded("one")
+    await batch.wait(timeout=60)
+    found = await asking.api.batch(batch_id)
+    assert found is not None
+    assert (found["batch_id"], found["outcome"]) == (batch_id, "completed")
+    assert [item["item_id"] async for item in asking.api.items(batch_id)] == ["one"]
+
+
 async def test_a_terminal_shows_a_bar_and_log_lines_above_it(product: Product, tmp_path: Path) -> None:
     (tmp_path / "items").write_text("\n".join([*(f"created-{number}" for number in range(199)), "broken-1"]))
     ours, theirs = os.openpty()

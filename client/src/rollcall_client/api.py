@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx
@@ -37,23 +37,33 @@ class Api:
 
     async def batch(self, batch_id: str) -> Mapping[str, Any] | None:
         """How a batch stands; None where the service does not know it (yet)."""
-        return await self._get(f"/batches/{quote(batch_id, safe='')}", {})
+        # Asked of the list: a 404 can be a wrong address or a proxy's, and the path of a batch cannot hold all ids.
+        path = "/batches"
+        found = await self._get(path, {"batch_id": batch_id})
+        try:
+            [batch] = found["batches"] or [None]
+            if batch is None or batch["batch_id"] == batch_id:
+                return cast(Mapping[str, Any] | None, batch)
+        except (KeyError, TypeError, ValueError):
+            pass
+        raise self._odd(path)
 
     async def items(self, batch_id: str) -> AsyncIterator[Mapping[str, Any]]:
         """Every item of which there is a result, by id: {``item_id``, ``status``, ``attempt`` ...}."""
-        cursor: str | None = None
+        # Percent-encoded, "." and ".." are no steps on the path.
+        path = f"/batches/{quote(batch_id, safe='').replace('.', '%2E')}/items"
+        query = {"limit": str(PAGE)}
         while True:
-            query = {"limit": str(PAGE)} if cursor is None else {"limit": str(PAGE), "cursor": cursor}
-            page = await self._get(f"/batches/{quote(batch_id, safe='')}/items", query)
-            if page is None:
-                return
+            page = await self._get(path, query)
+            if "items" not in page or "next" not in page:
+                raise self._odd(path)
             for item in page["items"]:
                 yield item
-            cursor = page["next"]
-            if cursor is None:
+            if page["next"] is None:
                 return
+            query["cursor"] = page["next"]
 
-    async def _get(self, path: str, query: Mapping[str, str]) -> Mapping[str, Any] | None:
+    async def _get(self, path: str, query: Mapping[str, str]) -> Mapping[str, Any]:
         try:
             answer = await self._answer(path, query)
         except httpx.HTTPStatusError as error:
@@ -63,19 +73,21 @@ class Api:
             ) from None
         except httpx.HTTPError as error:
             raise ApiError(f"{self._url} does not answer: {type(error).__name__} {error}") from error
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return None
         try:
-            found: Mapping[str, Any] = answer.json()
-        except ValueError as error:
-            raise ApiError(f"{self._url}{path} is no JSON: is api_url Rollcall's?") from error
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise self._odd(path)
         return found
+
+    def _odd(self, path: str) -> ApiError:
+        return ApiError(f"{self._url} answers {path} as Rollcall's API does not: is api_url right?")
 
     @stamina.retry(on=lambda error: _may_pass(error), attempts=ATTEMPTS, timeout=60)
     async def _answer(self, path: str, query: Mapping[str, str]) -> httpx.Response:
         answer = await self._http.get(path, params=dict(query))
-        if answer.status_code != httpx.codes.NOT_FOUND:
-            answer.raise_for_status()
+        answer.raise_for_status()
         return answer
 
 

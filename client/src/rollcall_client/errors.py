@@ -49,8 +49,8 @@ class ApiError(RollcallError):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-        # A key can be mended, too; other refusals are for what was asked.
-        self.may_pass = status is None or status >= 500 or status in (401, 403, 408, 429)
+        # A key or an address can be mended, too; other refusals are for what was asked.
+        self.may_pass = status is None or status >= 500 or status in (401, 403, 404, 408, 429)
 
 
 def _named(batch_id: str, item_id: str | None) -> str:
