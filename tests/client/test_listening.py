@@ -156,7 +156,8 @@ async def test_a_rebalance_repeats_nothing_that_was_done_and_passes_nothing_over
         await commit(self, offsets)
 
     monkeypatch.setattr(AIOKafkaConsumer, "commit", noted)
-    kafka, had_their_turn = Kafka(here, topic_prefix), []
+    kafka = Kafka(here, topic_prefix)
+    had_their_turn: list[tuple[int, int]] = []
 
     async def another_comes_and_goes() -> None:
         async with AIOKafkaConsumer(topic, bootstrap_servers=here, group_id=group, enable_auto_commit=False) as other:

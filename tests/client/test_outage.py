@@ -9,9 +9,11 @@ import time
 import pytest
 from rollcall_client import Rollcall
 from rollcall_client.jobs import Created, job, run
+from rollcall_client.sync import Rollcall as BlockingRollcall
 
 from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.settings import Settings
+from tests.client.test_publishing import a_broker_of_ones_own, item_ids
 from tests.harness.product import running
 from tests.harness.servers import Servers
 from tests.harness.waiting import eventually
@@ -55,3 +57,36 @@ async def test_a_job_outlives_its_broker(
         await kafka.stop()
     assert sorted(handled) == list(range(ITEMS)), "each was handled once"
     assert (result.status, result.processed, result.created, result.failed) == ("COMPLETED", ITEMS, ITEMS, 0)
+
+
+async def test_waiting_takes_no_longer_than_it_is_told_while_kafka_is_away(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    async with (
+        a_broker_of_ones_own(tmp_path_factory) as kafka,
+        Rollcall(kafka.bootstrap_servers, delivery_timeout_s=60) as rc,
+    ):
+        await kafka.stop()
+        batch = await rc.open()
+        for wait, missed in ((rc.wait, "finalized"), (rc.summary, "summarized")):
+            with pytest.raises(TimeoutError, match=f"{batch.batch_id} was not {missed} within 1 s"):
+                await wait(batch.batch_id, timeout=1)
+        await kafka.start()
+
+
+async def test_a_program_without_asyncio_waits_no_longer_than_it_is_told_either(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    async with a_broker_of_ones_own(tmp_path_factory) as kafka:
+        rc = BlockingRollcall(kafka.bootstrap_servers, delivery_timeout_s=60, buffer_bytes=1_000)
+        await asyncio.to_thread(rc.start)
+        batch = await asyncio.to_thread(rc.open)
+        await kafka.stop()
+        for number in range(100):  # more than there is room for: some is still on its way to the client's own thread
+            await asyncio.to_thread(batch.succeeded, f"{number}", message="m" * 100)
+        for wait, missed in ((rc.wait, "finalized"), (rc.summary, "summarized")):
+            with pytest.raises(TimeoutError, match=f"{batch.batch_id} was not {missed} within 1 s"):
+                await asyncio.to_thread(wait, batch.batch_id, timeout=1)
+        await kafka.start()
+        await asyncio.to_thread(rc.close)
+        assert await item_ids(kafka.bootstrap_servers, "rollcall.events") >= {f"{number}" for number in range(100)}

@@ -304,15 +304,17 @@ class Rollcall:
         messages.check_batch_id(batch_id)
         if since is not None and since.tzinfo is None:
             raise ConfigurationError(f"since={since} has no zone: use datetime.now(UTC)")
-        if batch_id in self._fresh:
-            await self.flush()
+
+        async def opened() -> None:
+            if batch_id in self._fresh:
+                await self.flush()
 
         async def begin() -> Since:
             return since if since is not None else await self._since(batch_id)
 
         name = self._kafka.topic(topic)
         return await listening.wait_for(
-            self._kafka, name, batch_id, read=read, since=begin, missed=missed, timeout_s=timeout_s
+            self._kafka, name, batch_id, read=read, first=opened, since=begin, missed=missed, timeout_s=timeout_s
         )
 
     async def _since(self, batch_id: str) -> Since:

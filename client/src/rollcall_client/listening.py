@@ -92,7 +92,7 @@ async def records(
         await _stopped(consumer)
 
 
-class _Turns(ConsumerRebalanceListener):
+class _Turns(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types for it
     """Up to where a consumer's records had their turn, and what of that is to be committed.
 
     A rebalance sets every partition back to what is committed, also one that is kept. So what was fetched before it is
@@ -174,19 +174,21 @@ async def wait_for(
     batch_id: str,
     *,
     read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
+    first: Callable[[], Awaitable[object]],
     since: Callable[[], Awaitable[Since]],
     missed: str,
     timeout_s: float | None,
 ) -> T:
     """The latest of what ``read`` gives for a batch's records of a topic, published before or not.
 
-    Reads one partition, the batch's home among those of the topic, from what ``since`` gives on, by Kafka's clock. It
-    is asked once the end of the partition is known. Raises RollcallError, and TimeoutError, which says what the batch
-    ``missed`` ("was not finalized").
+    What comes ``first`` is within the same time. Reads one partition, the batch's home among those of the topic, from
+    what ``since`` gives on, by Kafka's clock. It is asked once the end of the partition is known. Raises RollcallError,
+    and TimeoutError, which says what the batch ``missed`` ("was not finalized").
     """
     consumer = kafka.consumer(auto_offset_reset="earliest")
     try:
         async with asyncio.timeout(timeout_s):
+            await first()
             await _started(kafka, consumer)
             home = TopicPartition(topic, home_partition(batch_id, len(await partitions_of(consumer, topic))))
             consumer.assign([home])

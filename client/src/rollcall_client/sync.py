@@ -33,11 +33,22 @@ HANDED_OVER_AT_ONCE = 500
 MOST_BYTES_ON_THE_WAY = 1024 * 1024
 
 
+class _Client(AsyncRollcall):
+    """The asynchronous client; its flush waits for what is still on the way to it, too."""
+
+    hand_over: Callable[[], Coroutine[Any, Any, None]]
+
+    async def flush(self) -> None:
+        await self.hand_over()
+        await super().flush()
+
+
 class _Loop:
     """The thread of a client's event loop, and the messages on their way there: what its batches publish to."""
 
-    def __init__(self, twin: AsyncRollcall) -> None:
+    def __init__(self, twin: _Client) -> None:
         self._twin = twin
+        twin.hand_over = self._hand_over
         self._portal: BlockingPortal | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._on_the_way: deque[Encoded] = deque()
@@ -76,7 +87,10 @@ class _Loop:
         return self._there.call(behind_the_others)
 
     def listen(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
-        """As ``call``, for what may take for ever: raises RollcallError where the client is closed meanwhile."""
+        """As ``call``, for what may take for ever: raises RollcallError where the client is closed meanwhile.
+
+        It waits for nothing that was published before: what does is the client's ``flush``, in its own time.
+        """
 
         tasks: set[asyncio.Task[Any] | None] = set()
         interrupted = Event()
@@ -88,7 +102,6 @@ class _Loop:
             for each in (tasks, self._listening):
                 each.add(task)
             try:
-                await self._hand_over()
                 return await function(*args, **kwargs)
             except asyncio.CancelledError:
                 if self._portal is None:
@@ -250,8 +263,9 @@ class Rollcall(_Twin[AsyncRollcall]):
     """
 
     def __init__(self, bootstrap_servers: str | Sequence[str], api_url: str | None = None, **options: Any) -> None:
-        self._twin = AsyncRollcall(bootstrap_servers, api_url, **options)
-        self._loop = _Loop(self._twin)
+        client = _Client(bootstrap_servers, api_url, **options)
+        self._twin = client
+        self._loop = _Loop(client)
         self._exits = ExitStack()
 
     def _call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
