@@ -144,7 +144,7 @@ def test_the_twin_has_every_method_of_its_original() -> None:
         return {name for name in dir(of) if not name.startswith("_")}
 
     assert public(rollcall_client.Batch) - {"published_by"} <= public(Batch)
-    inner = {"api", "kafka", "publish", "publish_encoded", "appended", "options"}
+    inner = {"api", "kafka", "publish", "publish_encoded", "appended_last", "options"}
     assert public(rollcall_client.Rollcall) - inner <= public(Rollcall)
     assert Batch.failed.__doc__ == rollcall_client.Batch.failed.__doc__
 
