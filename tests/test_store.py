@@ -372,9 +372,15 @@ async def test_what_is_read_to_be_published_is_bounded_in_bytes(connection: Conn
     await outbox.insert(connection, events)
     assert [row.id for row, _ in await outbox.unpublished(connection, 10, 1_003)] == ["e0", "e1"]
     values = [b"x" * 1_000, None, b"x" * 1_000, b"x", None]
-    letters = [DeadLetterRow("t", 0, n, NOW, "r", "m", None, None, value, "[]") for n, value in enumerate(values)]
+    keys = [None, b"k", None, b"k" * 5_000, None]
+    letters = [
+        DeadLetterRow("t", 0, n, NOW, "r", "m", None, key, value, "[]")
+        for n, (key, value) in enumerate(zip(keys, values, strict=True))
+    ]
     await outbox.insert_dead_letters(connection, letters)
-    found = await outbox.unpublished_dead_letters(connection, 10, 1_001)
+    found = await outbox.unpublished_dead_letters(connection, 10, 5_000)
+    assert [row.record_offset for row in found] == [0, 1, 2, 3]
+    found = await outbox.unpublished_dead_letters(connection, 10, 1_006)
     assert [row.record_offset for row in found] == [0, 1, 2]
     assert len(await outbox.unpublished_dead_letters(connection, 10, 1)) == 1
     marks = [outbox.PublishedDeadLetter(letter, NOW, 1, 7) for letter in found]
