@@ -53,8 +53,6 @@ MAX_SENT_BYTES = 64 * 1024 * 1024
 # Not among them: a time that the topic refuses is this host's clock, which will be set right.
 _REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError)
 
-_TOO_LARGE = MessageSizeTooLargeError("larger than any broker takes")
-
 _Place: TypeAlias = tuple[TopicPartition, int]
 
 log = structlog.get_logger(__name__)
@@ -234,9 +232,6 @@ class Publisher(Generic[Row]):
             places: dict[int, _Place] = {}
             refused: dict[int, KafkaError] = {}
             outgoing = [self._channel.outgoing(row) for row in rows]
-            refused |= {index: _TOO_LARGE for index, record in enumerate(outgoing) if _size(record) > MAX_SENT_BYTES}
-            if refused:
-                return [], refused
             parts = await _by_partition(producer, outgoing)
             sending = [self._send_part(producer, tp, part, places, refused) for tp, part in parts.items()]
             await asyncio.gather(*sending)
@@ -259,6 +254,8 @@ class Publisher(Generic[Row]):
         """Send one partition's records in produce batches; notes at which offset each is, or that it is refused."""
         for batch, indexes in _batches(producer, part, singly=self._singly > 0):
             try:
+                if batch.size() > MAX_SENT_BYTES:
+                    raise RecordTooLargeError("larger than any broker takes")
                 acknowledged = await (await producer.send_batch(batch, tp.topic, partition=tp.partition))
             except _REFUSALS as error:
                 refused.update(dict.fromkeys(indexes, error))
@@ -293,10 +290,6 @@ async def _by_partition(
         hashed = index if record.key is None else _murmur2(record.key[:HASHED_BYTES])
         parts[TopicPartition(record.topic, hashed % counts[record.topic])].append((index, record))
     return parts
-
-
-def _size(record: Outgoing) -> int:
-    return len(record.key or b"") + len(record.value or b"") + sum(len(value or b"") for _, value in record.headers)
 
 
 @lru_cache(10_000)
