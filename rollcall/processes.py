@@ -126,7 +126,7 @@ async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> Non
         summary_timeout_s=settings.summary_timeout_s,
         allowed=allowed,
         events_kept=timedelta(days=settings.outbox_kept_days),
-        dead_letters_kept=timedelta(days=settings.dead_letters_kept_days),
+        dead_letters_kept=settings.dead_letters_kept,
     )
     await clock.run(settings.kafka_connection(), settings.database(), topics, limits, stop, announce)
 

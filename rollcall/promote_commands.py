@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -108,7 +108,7 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
         promotion = Promotion(connection, settings.database_schema, schema)
         try:
             await _pursue(settings, connection, live, replay)
-            kept_since = datetime.now(UTC) - timedelta(days=settings.dead_letters_kept_days)
+            kept_since = datetime.now(UTC) - settings.dead_letters_kept
             await promotion.prepare(kept_since)
             await _pursue(settings, connection, live, replay)
             begins = await begins_midway(settings, live, folding)

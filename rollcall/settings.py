@@ -6,6 +6,7 @@ import ipaddress
 import re
 import ssl
 from collections.abc import Mapping
+from datetime import timedelta
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
@@ -190,6 +191,11 @@ class Settings(BaseSettings):
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ValueError(f"{_variable('ssl_keyfile')} needs {_variable('ssl_certfile')}")
         return self
+
+    @property
+    def dead_letters_kept(self) -> timedelta:
+        """How long published dead letters stay in their table."""
+        return timedelta(days=self.dead_letters_kept_days)
 
     def kafka_connection(self) -> KafkaConnection:
         """How to reach Kafka. Raises `SettingsError` where a certificate cannot be read."""

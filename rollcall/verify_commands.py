@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -166,7 +166,7 @@ async def _compare(
             for difference in await position_differences(replay, live.positions, live.span, folded, whole=whole):
                 yield difference
         await compared.prepare(chosen.batch_id, chosen.since)
-        kept_since = datetime.now(UTC) - timedelta(days=settings.dead_letters_kept_days)
+        kept_since = datetime.now(UTC) - settings.dead_letters_kept
         await compared.note_spans(topics.events, live.span.starts, ends, kept_since)
         begins = {partition: start for partition, start in live.span.starts.items() if start > 0}
         times = await times_at(kafka, topics.events, begins) if begins else {}

@@ -76,9 +76,7 @@ async def run(
             Summarizer(database, topics, timeout_s=limits.summary_timeout_s).run(stop),
             Watcher(kafka, database, topics, limits.allowed).run(stop),
             Trimmer(
-                *(database, kafka, topics),
-                events_kept=limits.events_kept,
-                dead_letters_kept=limits.dead_letters_kept,
+                kafka, database, topics, events_kept=limits.events_kept, dead_letters_kept=limits.dead_letters_kept
             ).run(stop),
         ]
 

@@ -30,16 +30,16 @@ class Trimmer:
 
     def __init__(
         self,
-        database: Database,
         kafka: KafkaConnection,
+        database: Database,
         topics: Topics,
         *,
         events_kept: timedelta,
         dead_letters_kept: timedelta,
         every_s: float = EVERY_S,
     ) -> None:
-        self._database = database
         self._kafka = kafka
+        self._database = database
         self._topics = topics
         self._events_kept = events_kept
         self._dead_letters_kept = dead_letters_kept

@@ -61,10 +61,7 @@ async def clock_duties(settings: Settings) -> AsyncIterator[None]:
     """Summaries and trimming, as the clock has them."""
     stop, database = asyncio.Event(), settings.database()
     trimmer = Trimmer(
-        *(database, settings.kafka_connection(), TOPICS),
-        events_kept=KEPT,
-        dead_letters_kept=KEPT,
-        every_s=1.0,
+        settings.kafka_connection(), database, TOPICS, events_kept=KEPT, dead_letters_kept=KEPT, every_s=1.0
     )
     summarizer = Summarizer(database, Topics(), timeout_s=60.0)
     tasks = [asyncio.create_task(duty.run(stop)) for duty in (trimmer, summarizer)]

@@ -45,7 +45,7 @@ async def trimmed(
 ) -> AsyncIterator[None]:
     stop, kafka, topics = asyncio.Event(), settings.kafka_connection(), Topics(settings.topic_prefix)
     kept = {"events_kept": events_kept, "dead_letters_kept": dead_kept}
-    trimmer = Trimmer(settings.database(), kafka, topics, every_s=0.05, **kept)
+    trimmer = Trimmer(kafka, settings.database(), topics, every_s=0.05, **kept)
     task = asyncio.create_task(trimmer.run(stop))
     try:
         yield
