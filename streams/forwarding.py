@@ -62,7 +62,7 @@ class Forwarder:
         self._log_id = log_id.encode()
         self._producer: AIOKafkaProducer | None = None
         self._portion = Portion(MAX_AT_ONCE)
-        self._compression: str | None = None  # which costs more than all the rest, so not before it is needed
+        self._is_plain = True  # compressing costs more than all the rest, so not before it is needed
         self._unreported = 0
         self._reported_at = float("-inf")
 
@@ -79,7 +79,7 @@ class Forwarder:
         while waiting := [queue for queue in queues if queue.forwards]:
             health.beat("flush")
             producer = await self._started()
-            is_plain = self._compression is None
+            is_plain = self._is_plain
             try:
                 async with asyncio.timeout(SEND_TIMEOUT_S):
                     sending = (self._send_queue(producer, queue, is_plain=is_plain) for queue in waiting)
@@ -105,8 +105,9 @@ class Forwarder:
 
     async def _started(self) -> AIOKafkaProducer:
         if self._producer is None:
+            compression = None if self._is_plain else "gzip"
             producer = self._kafka.producer(
-                max_request_size=2 * 1024 * 1024, max_batch_size=512 * 1024, compression_type=self._compression
+                max_request_size=2 * 1024 * 1024, max_batch_size=512 * 1024, compression_type=compression
             )
             try:
                 # An idempotent producer waits until the broker has given it an id.
@@ -127,13 +128,13 @@ class Forwarder:
         while queue.forwards:
             batch, count = _filled(producer.create_batch(), queue, self._portion.count, self._log_id)
             if is_plain and batch.size() > MAX_PLAIN_BYTES:
-                self._compression = "gzip"
+                self._is_plain = False
                 return False
             try:
                 await (await producer.send_batch(batch, self._topic, partition=queue.home))
             except (MessageSizeTooLargeError, RecordListTooLargeError):
                 if count == 1 and is_plain:
-                    self._compression = "gzip"
+                    self._is_plain = False
                 elif count == 1:
                     queue.refused.append(queue.forwards.pop(0))
                 self._portion.too_much(count)

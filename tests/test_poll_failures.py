@@ -13,6 +13,7 @@ from migrations.run import migrate
 from rollcall.children import Child
 from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.settings import Settings
+from schemas.topics import Topics
 from tests.harness.commands import environment
 from tests.harness.events import result
 from tests.harness.product import Product
@@ -34,10 +35,12 @@ main()
 
 @asynccontextmanager
 async def worker(settings: Settings, log: Path, *, limit_s: float) -> AsyncIterator[Child]:
-    """A worker process in slot 0, which ends after so many seconds of nothing but polls that fail."""
+    """A worker process in slot 0 that has applied a result; it ends after so many seconds of polls that only fail."""
     argv = [sys.executable, "-P", "-c", IMPATIENT_WORKER, str(limit_s), "worker", "--slot", "0"]
     child = await Child.spawn(argv, name="worker-0", env=environment(settings), log=log)
     try:
+        await Product(settings).assigned(1)
+        await applied(settings, "before")
         yield child
     finally:
         await child.stop(15)
@@ -65,11 +68,8 @@ async def test_a_worker_that_lost_its_group_for_good_says_so_and_ends_and_the_ne
 ) -> None:
     async with running_broker(StrictKafka(tmp_path / "kafka")) as kafka:
         settings = migrated.model_copy(update={"bootstrap_servers": kafka.bootstrap_servers})
-        product, log = Product(settings), tmp_path / "worker.log"
+        log, group = tmp_path / "worker.log", Topics(settings.topic_prefix).consumer_group
         async with worker(settings, log, limit_s=1.0) as child:
-            await product.assigned(1)
-            await applied(settings, "before")
-            group = product.topics.consumer_group
             kafka.grant(ResourceType.GROUP, group, AclOperation.READ, to="User:somebody-else")
             await eventually(lambda: "a poll failed, trying again" in log.read_text())
             # aiokafka tells of its failed heartbeat at each poll from now on, whatever is granted.
@@ -88,10 +88,8 @@ async def test_a_worker_that_lost_its_group_for_good_says_so_and_ends_and_the_ne
 async def test_while_kafka_is_away_no_poll_fails(migrated: Settings, tmp_path: Path) -> None:
     async with running_broker(EmbeddedKafka(tmp_path / "kafka")) as kafka:
         settings = migrated.model_copy(update={"bootstrap_servers": kafka.bootstrap_servers})
-        product, log = Product(settings), tmp_path / "worker.log"
+        log = tmp_path / "worker.log"
         async with worker(settings, log, limit_s=0.0) as child:
-            await product.assigned(1)
-            await applied(settings, "before")
             await kafka.kill()
             await eventually(lambda: log.read_text().count("Failed fetch messages") >= 50, 60)
             await kafka.start()
