@@ -30,6 +30,24 @@ from tests.harness.waiting import eventually
 ROLLCALL_JOB = str(Path(sysconfig.get_path("scripts")) / "rollcall-job")
 
 
+@pytest.fixture
+def own_job() -> type[Recorded]:
+    """A job that no other test's listener takes up."""
+
+    class Own(Recorded):
+        name = f"own-{uuid.uuid4().hex[:6]}"
+
+    return Own
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where retries in this process write down what they do, too."""
+    path = tmp_path / "log"
+    monkeypatch.setenv("RECORDED_LOG", str(path))
+    return path
+
+
 @asynccontextmanager
 async def listening(product: Product, api_url: str, log: Path, group: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
@@ -117,13 +135,9 @@ async def taking_up(job: Job | type[Job], client: Rollcall, group: str) -> Async
 
 
 async def test_requests_are_not_passed_over_while_the_api_is_away(
-    asking: Rollcall, product: Product, api_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asking: Rollcall, product: Product, api_url: str, own_job: type[Recorded], log: Path
 ) -> None:
-    class Patient(Recorded):
-        name = f"patient-{uuid.uuid4().hex[:6]}"
-
-    log, group, settings = tmp_path / "log", f"{Patient.name}-listeners", product.settings
-    monkeypatch.setenv("RECORDED_LOG", str(log))
+    group, settings = f"{own_job.name}-listeners", product.settings
     door = Door(api_url)
 
     async def refused_twice() -> None:
@@ -136,8 +150,8 @@ async def test_requests_are_not_passed_over_while_the_api_is_away(
             return Rollcall(settings.bootstrap_servers, by_the_door, topic_prefix=settings.topic_prefix)
 
         params = {"count": "5", "log": str(log), "fail": "0003"}
-        asked = (await http.post(f"/jobs/{Patient.name}/runs", json={"params": params})).json()
-        async with client() as rc, taking_up(Patient, rc, group):
+        asked = (await http.post(f"/jobs/{own_job.name}/runs", json={"params": params})).json()
+        async with client() as rc, taking_up(own_job, rc, group):
             await refused_twice()
             door.open = True
             event = await asking.wait(asked["run_id"], timeout=90)
@@ -145,35 +159,31 @@ async def test_requests_are_not_passed_over_while_the_api_is_away(
         door.open = False
         retried = (await http.post(f"/batches/{event.batch_id}/retry", json={})).json()
         async with client() as rc:
-            async with taking_up(Patient, rc, group):
+            async with taking_up(own_job, rc, group):
                 await refused_twice()
             door.open = True
-            async with taking_up(Patient, rc, group):
+            async with taking_up(own_job, rc, group):
                 again = await asking.wait(retried["batch_id"], timeout=90)
     assert (again.outcome, again.item_counts.succeeded) == ("completed", 1)
     assert done_items(log) == {f"{number:04d}": 1 for number in range(5)}
 
 
 async def test_a_retry_is_not_passed_over_where_the_address_of_the_api_is_wrong(
-    asking: Rollcall, product: Product, api_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asking: Rollcall, product: Product, api_url: str, own_job: type[Recorded], log: Path
 ) -> None:
-    class Misled(Recorded):
-        name = f"misled-{uuid.uuid4().hex[:6]}"
-
-    log, group, settings = tmp_path / "log", f"{Misled.name}-listeners", product.settings
-    monkeypatch.setenv("RECORDED_LOG", str(log))
-    before = await asking.open(name=Misled.name, items=["0001"], metadata={"job": Misled.name})
+    group, settings = f"{own_job.name}-listeners", product.settings
+    before = await asking.open(name=own_job.name, items=["0001"], metadata={"job": own_job.name})
     await before.cancel()
-    batch = await asking.open(name=Misled.name, items=["0001"], retry_of=before.batch_id)
+    batch = await asking.open(name=own_job.name, items=["0001"], retry_of=before.batch_id)
     await asking.flush()
     retry = {"batch_id": batch.batch_id, "retry_of": before.batch_id, "item_ids": ["0001"]}
     requests = [requested("batch.retry_requested", **retry)]
     await produce(settings.bootstrap_servers, product.topics.requests, requests)
     misled = Rollcall(settings.bootstrap_servers, f"{api_url}/elsewhere", topic_prefix=settings.topic_prefix)
     with capture_logs() as logs:
-        async with misled, taking_up(Misled, misled, group):
+        async with misled, taking_up(own_job, misled, group):
             await eventually(lambda: any(each["event"] == "a request is tried again" for each in logs), 60)
-    async with taking_up(Misled, asking, group):
+    async with taking_up(own_job, asking, group):
         assert (await asking.wait(batch.batch_id, timeout=90)).outcome == "completed"
     assert done_items(log) == {"0001": 1}
 
@@ -184,25 +194,21 @@ def requested(kind: str, **fields: object) -> Event:
 
 
 async def test_a_retry_of_a_batch_that_has_ended_meanwhile_is_not_done(
-    asking: Rollcall, product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asking: Rollcall, product: Product, own_job: type[Recorded], log: Path
 ) -> None:
-    class Ended(Recorded):
-        name = f"ended-{uuid.uuid4().hex[:6]}"
-
-    log, settings = tmp_path / "log", product.settings
-    monkeypatch.setenv("RECORDED_LOG", str(log))
-    before = await asking.open(name=Ended.name, items=["0001", "0002"], metadata={"job": Ended.name})
+    settings = product.settings
+    before = await asking.open(name=own_job.name, items=["0001", "0002"], metadata={"job": own_job.name})
     await before.cancel()
-    batch = await asking.open(name=Ended.name, items=["0001", "0002"], retry_of=before.batch_id)
+    batch = await asking.open(name=own_job.name, items=["0001", "0002"], retry_of=before.batch_id)
     await batch.cancel()
     await asking.wait(batch.batch_id, timeout=60)
 
     retry = {"batch_id": batch.batch_id, "retry_of": before.batch_id, "item_ids": ["0001", "0002"]}
-    next_one = {"job": Ended.name, "run_id": f"{Ended.name}-next", "params": {"count": "1", "log": str(log)}}
+    next_one = {"job": own_job.name, "run_id": f"{own_job.name}-next", "params": {"count": "1", "log": str(log)}}
     requests = [requested("batch.retry_requested", **retry), requested("job.run_requested", **next_one)]
     await produce(settings.bootstrap_servers, product.topics.requests, requests)
-    async with taking_up(Ended, asking, f"{Ended.name}-listeners"):
-        await asking.wait(f"{Ended.name}-next", timeout=90)
+    async with taking_up(own_job, asking, f"{own_job.name}-listeners"):
+        await asking.wait(f"{own_job.name}-next", timeout=90)
     assert done_items(log) == {"0000": 1}, "of the request behind it"
 
 
