@@ -11,8 +11,10 @@ import asyncio
 import json
 import logging
 import statistics
+import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,22 +36,32 @@ Planned = tuple[Fault, int]
 
 
 class Record:
-    """The results of a run, kept as lines of JSON where a file is given; a run that was stopped goes on behind them."""
+    """The results of a run, kept as lines of JSON where a file is given; a run that was stopped goes on behind them.
+
+    Each names the code it was played on: a run that takes days may well have met more than one.
+    """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
+        self._code = _code()
         self.results: list[Result] = []
+        self.codes: Counter[str] = Counter()
         self.seed = 0
         if file is not None and file.exists():
             for line in map(json.loads, file.read_text().splitlines()):
                 self.seed = line.pop("run")
-                self.results.append(Result(**line))
+                self._take(line.pop("code"), Result(**line))
 
     def add(self, result: Result) -> None:
-        self.results.append(result)
+        self._take(self._code, result)
         if self._file is not None:
             with self._file.open("a") as file:
-                file.write(json.dumps({"run": self.seed, **asdict(result)}) + "\n")
+                file.write(json.dumps({"run": self.seed, "code": self._code, **asdict(result)}) + "\n")
+
+    def _take(self, code: str, result: Result) -> None:
+        self.results.append(result)
+        if result.fault != STOPPING:
+            self.codes[code] += 1
 
     def lacks(self, planned: Planned) -> bool:
         """Whether this round has not been played."""
@@ -77,6 +89,13 @@ def chosen(names: str, seed: int, *, short: bool) -> list[Fault]:
     random.shuffle(found)
     first = list({fault.group: fault for fault in found}.values())
     return sorted(first, key=_kind) + sorted((fault for fault in found if fault not in first), key=_kind)
+
+
+def _code() -> str:
+    """The commit that is checked out, with a plus where the tree differs from it."""
+    asked = ("git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+")
+    said = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return said.stdout.strip() or "unknown"
 
 
 def _kind(fault: Fault) -> tuple[bool, bool, bool, bool]:
@@ -128,7 +147,8 @@ def _show_log(directory: Path) -> None:
         print(f"    | {line}", flush=True)
 
 
-def _summary(played: Sequence[Result]) -> None:
+def _summary(record: Record) -> None:
+    played = record.results
     print(f"\n{'fault':<26} rounds  wrong  recovery, s: median  longest")
     for name in sorted({result.fault for result in played}):
         of_it = [result for result in played if result.fault == name]
@@ -136,8 +156,8 @@ def _summary(played: Sequence[Result]) -> None:
         wrong = sum(bool(result.problems) for result in of_it)
         shown = f"{statistics.median(times):19.1f} {times[-1]:8.1f}" if times else f"{'-':>19} {'-':>8}"
         print(f"{name:<26} {len(of_it):6} {wrong:6}  {shown}")
-    rounds = [result for result in played if result.fault != STOPPING]
-    print(f"{len(rounds)} rounds, {sum(bool(result.problems) for result in played)} wrong")
+    codes = ", ".join(f"{count} on {code}" for code, count in record.codes.items())
+    print(f"{record.codes.total()} rounds ({codes}), {record.wrong} wrong")
 
 
 async def _run(given: argparse.Namespace, plan: Sequence[Planned], record: Record) -> None:
@@ -184,5 +204,5 @@ def main() -> int:
         asyncio.run(_run(given, left, record))
     except KeyboardInterrupt:
         print("stopped")
-    _summary(record.results)
+    _summary(record)
     return 1 if record.wrong else 0
