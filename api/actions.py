@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from api.access import OPERATOR, Caller, Operator
 from api.batches import known
 from api.context import Context, Here
-from api.idempotency import Answer, IdempotencyKey, Try, once
+from api.idempotency import NO_KEY, Answer, IdempotencyKey, Try, once
 from api.models import Batch, RequestBody, Text
 from api.presenting import shown
 from api.problems import documented, invalid
@@ -173,10 +173,10 @@ async def retry(
             found, ids, batch_id=new_batch_id, statuses=statuses, error=body.error, deadline_at=body.deadline_at
         )
         check_item_count(here, len(ids), "item_ids")
-        async with here.reading() as connection:
-            if not await this.may_be_sent(connection, caller, "retry", new_batch_id):
+        if not this.may_be_sent:
+            async with here.reading() as connection:
                 await commanding.check_free(connection, here.topics, new_batch_id)
-        done = await applied(here, await _sent(here, caller, "retry", command))
+        done = await applied(here, await _sent(here, caller, "retry", command, this))
         answer = Retried(batch_id=new_batch_id, retry_of=batch_id, items=len(ids), applied=done)
         return Answer(201 if done else 202, answer.model_dump(), location_of(new_batch_id))
 
@@ -201,6 +201,6 @@ async def _act(here: Context, caller: Caller, action: str, command: Command) -> 
     return Response(acted.model_dump_json(), 200 if done else 202, media_type="application/json")
 
 
-async def _sent(here: Context, caller: Caller, action: str, command: Command) -> list[Place]:
+async def _sent(here: Context, caller: Caller, action: str, command: Command, this: Try = NO_KEY) -> list[Place]:
     events = [checked(event) for event in command.events]
-    return await submit(here, caller, action, command.batch_id, command.items, events)
+    return await submit(here, caller, action, command.batch_id, command.items, events, this=this)

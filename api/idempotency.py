@@ -5,7 +5,6 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import Header
@@ -45,20 +44,28 @@ class Answer:
 
 @dataclass(frozen=True)
 class Try:
-    """One try of a request. ``since``: when the first one began, where this is another; all of a key have one seed."""
+    """One try of a request, under a key or under none.
 
-    since: datetime | None
-    seed: str | None
+    ``may_be_sent``: a try before this one came so far as to send, so a batch that is there may be its own. All tries
+    under a key have one seed.
+    """
+
+    may_be_sent: bool = False
+    owner: str = ""
+    key: str | None = None
+    seed: str | None = None
 
     def new_id(self, prefix: str = "") -> str:
         """An id for what is created: any, or the same in every try under a key."""
         return prefix + str(uuid.uuid4() if self.seed is None else uuid.uuid5(uuid.NAMESPACE_OID, self.seed))
 
-    async def may_be_sent(self, connection: AsyncConnection, caller: Caller, action: str, batch_id: str) -> bool:
-        """Whether a try before this one came so far as to send: then there may be a batch that is its own."""
-        return self.since is not None and await access.has_acted(
-            connection, caller=caller.name, key_id=caller.key_id, action=action, batch_id=batch_id, since=self.since
-        )
+    async def sends(self, connection: AsyncConnection) -> None:
+        """Write down that something is about to be sent, for the tries behind this one."""
+        if self.key is not None:
+            await access.mark_sending(connection, self.owner, self.key)
+
+
+NO_KEY = Try()
 
 
 async def once(
@@ -70,12 +77,12 @@ async def once(
 ) -> Answer:
     """The answer to a request (route and body, as JSON), which ``act`` makes.
 
-    An answer is kept once it is there. What failed before anything was sent is forgotten; what failed behind that is
-    left to the next attempt, which has to be harmless. Raises 409 while another one is at it, and 422 where the key was
+    An answer is kept once it is there. What was refused before anything was sent is forgotten; what failed behind that
+    is left to the next try, which has to be harmless. Raises 409 while another one is at it, and 422 where the key was
     used for another request.
     """
     if key is None:
-        return await act(Try(since=None, seed=None))
+        return await act(NO_KEY)
     owner = caller.key_id or caller.name
     digest = hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).digest()
     async with here.writing() as connection:
@@ -89,11 +96,11 @@ async def once(
     try:
         # Used anew after its day, a key is another one: what it made then must not be taken for what it is to make now.
         seed = f"{owner}\n{key}\n{claim.since.isoformat()}"
-        answer = await act(Try(claim.since if claim.before else None, seed))
+        answer = await act(Try(claim.may_be_sent, owner, key, seed))
     except BaseException as error:
         refused = isinstance(error, NotPossibleError) or (isinstance(error, Problem) and error.status < 500)
         async with here.writing() as connection:
-            await access.release(connection, owner, key, forget=refused and not claim.before)
+            await access.release(connection, owner, key, forget=refused)
         raise
     async with here.writing() as connection:
         await access.keep_answer(connection, owner, key, answer.status, answer.location, answer.body)

@@ -143,10 +143,9 @@ async def open_batch(
         async with here.reading() as connection:
             known = await reads.batch(connection, here.topics.events, batch_id)
             is_known = known is not None and (known.opened_at is not None or known.outcome is not None)
-            is_taken = is_known and not await this.may_be_sent(connection, caller, "open", batch_id)
-        if is_taken:
+        if is_known and not this.may_be_sent:
             raise Problem(409, f'there is a batch "{batch_id}" already')
-        places = await submit(here, caller, "open", batch_id, total, events, traceparent)
+        places = await submit(here, caller, "open", batch_id, total, events, traceparent, this)
         status = 201 if await applied(here, places) else 202
         answer = OpenedBatch(batch_id=batch_id, status="pending", state="pending", total_items=total)
         return Answer(status, answer.model_dump(), location_of(batch_id))

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.access import Caller
 from api.context import Context
+from api.idempotency import NO_KEY, Try
 from api.problems import Problem, invalid, is_database_away, unavailable
 from schemas.dead_letters import Reason, Refused
 from store import access, details, reads
@@ -74,9 +75,11 @@ async def submit(
     items: int | None,
     events: Sequence[Mapping[str, Any]],
     traceparent: str | None = None,
+    this: Try = NO_KEY,
 ) -> list[Place]:
     """Write down who does what, and send it. Raises 413 and 503."""
     async with here.writing() as connection:
+        await this.sends(connection)
         entry = await access.record_action(
             connection, caller=caller.name, key_id=caller.key_id, action=action, batch_id=batch_id, items=items
         )

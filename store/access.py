@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Result, delete, func, literal_column, or_, select, update
+from sqlalchemy import Result, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -49,12 +49,12 @@ class AuditEntry:
 class Claim:
     """What is known of a request under an Idempotency-Key; ``status`` is None where it has no answer yet.
 
-    ``mine``: it is for this caller to work on. ``before``: somebody has begun and not ended. ``since``: when the key
-    was first used.
+    ``mine``: it is for this caller to work on. ``may_be_sent``: somebody before has come so far as to send. ``since``:
+    when the key was first used.
     """
 
     mine: bool
-    before: bool
+    may_be_sent: bool
     same_request: bool
     since: datetime
     status: int | None
@@ -131,21 +131,6 @@ async def record_action(
     return int((await connection.execute(entry.returning(audit.c.seq))).scalar_one())
 
 
-async def has_acted(
-    connection: AsyncConnection, *, caller: str, key_id: str | None, action: str, batch_id: str, since: datetime
-) -> bool:
-    """Whether somebody was about to do something to a batch at a time or later."""
-    entry = audit.c
-    query = select(entry.seq).where(
-        entry.batch_id == batch_id,
-        entry.caller == caller,
-        entry.key_id.is_not_distinct_from(key_id),
-        entry.action == action,
-        entry.at >= since,
-    )
-    return (await connection.execute(query.limit(1))).first() is not None
-
-
 async def record_place(connection: AsyncConnection, seq: int, partition: int, offset: int) -> None:
     """Write down where the record of an action is."""
     await connection.execute(update(audit).where(audit.c.seq == seq).values(partition=partition, record_offset=offset))
@@ -194,20 +179,23 @@ async def claim(connection: AsyncConnection, caller: str, key: str, request_hash
             set_={"claimed_at": func.now()},
             where=(known.status.is_(None)) & abandoned & (known.request_hash == request_hash),
         )
-        # A row that was there before has an old version.
-        .returning(literal_column("old.caller IS NOT NULL"), known.created_at)
+        .returning(known.sending, known.created_at)
     )
-    row = claimed.one_or_none()
-    if row is not None:
-        return Claim(True, bool(row[0]), True, row.created_at, None, None, None)
-    found = await connection.execute(
-        select(known.request_hash, known.created_at, known.status, known.location, known.body).where(
-            known.caller == caller, known.key == key
-        )
+    mine = claimed.one_or_none()
+    if mine is not None:
+        return Claim(True, mine.sending, True, mine.created_at, None, None, None)
+    found = await connection.execute(select(idempotency_keys).where(known.caller == caller, known.key == key))
+    row = found.one()
+    same = row.request_hash == request_hash
+    return Claim(False, row.sending, same, row.created_at, row.status, row.location, row.body)
+
+
+async def mark_sending(connection: AsyncConnection, caller: str, key: str) -> None:
+    """Write down that a request under an Idempotency-Key has come so far as to send."""
+    known = idempotency_keys.c
+    await connection.execute(
+        update(idempotency_keys).where(known.caller == caller, known.key == key).values(sending=True)
     )
-    known_as = found.one()
-    same = known_as.request_hash == request_hash
-    return Claim(False, True, same, known_as.created_at, known_as.status, known_as.location, known_as.body)
 
 
 async def keep_answer(
@@ -223,13 +211,15 @@ async def keep_answer(
 
 
 async def release(connection: AsyncConnection, caller: str, key: str, *, forget: bool) -> None:
-    """Give up a request: the next one under its key works on it; ``forget``: as if there had been none."""
+    """Give up a request: the next one under its key works on it.
+
+    ``forget``: as if there had been none, unless something may have been sent.
+    """
     known = idempotency_keys.c
     this = (known.caller == caller, known.key == key, known.status.is_(None))
     if forget:
-        await connection.execute(delete(idempotency_keys).where(*this))
-    else:
-        await connection.execute(update(idempotency_keys).where(*this).values(claimed_at=None))
+        await connection.execute(delete(idempotency_keys).where(*this, known.sending.is_(False)))
+    await connection.execute(update(idempotency_keys).where(*this).values(claimed_at=None))
 
 
 async def ask(connection: AsyncConnection, event: OutboxRow) -> None:

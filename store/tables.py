@@ -355,6 +355,7 @@ idempotency_keys = Table(
     Column("status", Integer, comment="of the answer; null: there is none yet"),
     Column("location", Text),
     Column("body", JSON),
+    Column("sending", Boolean, nullable=False, server_default=text("false"), comment="a try came so far as to send"),
     PrimaryKeyConstraint("caller", "key"),
     Index("idempotency_keys_by_age", "created_at"),
 )

@@ -83,6 +83,7 @@ async def test_a_try_that_did_not_come_to_sending_gives_no_right_to_a_batch_that
             key = {"Idempotency-Key": f"{unique} {path}"}
             async with cut_off_at(table, rows):
                 await api.post(path, body, 503, **key)
+            await api.post(path, body, 202, **{"Idempotency-Key": f"{unique} {path} of somebody else"})
             await rows.batch(body["batch_id"])
             refused = await api.post(path, body, 409, **key)
             assert f'there is a batch "{body["batch_id"]}" already' in refused["detail"]
