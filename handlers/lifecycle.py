@@ -27,9 +27,10 @@ def apply(batch: Batch, registers: Registers, record: LifecycleRecord) -> Dispos
 
 
 def _opened(batch: Batch, registers: Registers, record: LifecycleRecord) -> Disposition:
-    """A repetition replaces what it gives of the total, adds to the manifest and never unseals.
+    """A repetition replaces name, metadata, policy and deadline, by nothing where it gives none, and a total it gives.
 
-    So that a redelivered ``batch.opened`` can't undo the ``batch.sealed`` that came between.
+    It adds to the manifest and never unseals, so that a redelivered ``batch.opened`` can't undo the ``batch.sealed``
+    that came between.
     """
     total, ids = record.body.get("total_items"), record.body.get("item_ids")
     _check_total_or_manifest(batch, total, ids)

@@ -11,7 +11,10 @@ from store.rows import RETRYING, ItemRow
 
 
 class LifecycleRecord(NamedTuple):
-    """A decoded lifecycle record; ``body`` is the validated message without its absent fields."""
+    """A decoded lifecycle record; ``body`` is what the message gives, as it is stored.
+
+    Times are parsed, objects (metadata, policy, error) are text of JSON, absent fields are absent.
+    """
 
     batch_id: str
     type: str
@@ -49,7 +52,7 @@ Record = ItemRow | LifecycleRecord
 
 
 class Disposition(StrEnum):
-    """What a record did."""
+    """What a record did. What is no effect, a requested summary or pruned leaves the batch's row as it was."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"

@@ -31,7 +31,10 @@ _CLOUD_EVENT = {
         "ce_type": {"type": "string"},
         "ce_source": {"type": "string"},
         "ce_time": {"type": "string", "format": "date-time"},
-        "ce_subject": {"type": "string", "description": "The batch id."},
+        "ce_subject": {
+            "type": "string",
+            "description": "The batch id; of a requested run its run id, of an alert about no batch its own id.",
+        },
         "content-type": {"type": "string", "const": headers.CONTENT_TYPE_JSON},
         headers.TRACEPARENT: {"type": "string", "description": "W3C Trace Context, carried on from what caused it."},
     },

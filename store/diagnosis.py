@@ -45,7 +45,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class OutboxEvent:
-    """What became of an event: published, refused by the broker for good, or (both None) waiting."""
+    """What became of an event: published, waiting, or put aside (``refused``): by the broker, or by a promotion."""
 
     published_at: datetime | None
     refused: str | None
@@ -96,7 +96,7 @@ async def dead_letter_reasons(connection: AsyncConnection, most: int) -> Sequenc
 
 
 async def last_result_offset(connection: AsyncConnection, batch_id: str) -> int | None:
-    """Where on its home partition the last counted result of a batch is."""
+    """Where on its home partition the last counted result of a batch is, or was before it was redriven."""
     return await connection.scalar(select(batches.c.last_result_offset).where(batches.c.batch_id == batch_id))
 
 

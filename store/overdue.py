@@ -51,6 +51,7 @@ CROSS JOIN LATERAL (VALUES
     ('batch.never_opened', CASE WHEN b.opened_at IS NULL THEN b.first_result_at END, $5::float8)
 ) AS a(alert, since, limit_s)
 WHERE b.outcome IS NULL AND b.batch_id >= $6 AND extract(epoch FROM p.read_up_to - a.since) >= a.limit_s
+  -- The id is the one that handlers.overdue gives it.
   AND NOT EXISTS (SELECT FROM outbox o WHERE o.id = a.alert || '/' || b.batch_id || '/' || b.generation)
 ORDER BY b.batch_id, a.alert LIMIT $7
 """

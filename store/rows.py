@@ -76,7 +76,7 @@ class Batch:
     opened_at: datetime | None = None
     first_result_at: datetime | None = None
     last_result_at: datetime | None = None
-    last_result_offset: int | None = None
+    last_result_offset: int | None = None  # its version: of a redriven one where it lay first, while the time is now
     last_answer_at: datetime | None = None
     completed_at: datetime | None = None
     finalized_at: datetime | None = None

@@ -114,6 +114,7 @@ class Events(Channel[OutboxRow]):
 
     @override
     async def unpublished(self, connection: Connection, limit: int, max_bytes: int) -> list[OutboxRow]:
+        """And mark what a higher revision on the topic has overtaken: it counts as published."""
         rows = await outbox.unpublished(connection, limit, max_bytes)
         now = datetime.now(UTC)
         said = [

@@ -1,6 +1,7 @@
 """What somebody asks of a batch, as records for the stream: which, how many items it concerns, and whether it can be.
 
-The command line and the HTTP API ask the same here, so that both allow the same and say the same. The builders are
+The command line and the HTTP API ask the same here, so that both say the same of a batch that is there. (Of one that is
+not, the API says 404, while the command line may still cancel or abort it before anybody opens it.) The builders are
 pure; what cannot be done raises NotPossibleError.
 """
 

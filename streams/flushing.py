@@ -150,7 +150,7 @@ class Flusher:
             "flushed",
             dispositions={str(key): count for key, count in applied.dispositions.items()},
             dead_letters=len(applied.dead_letters),
-            finalized=len(applied.events),
+            events=len(applied.events),
         )
         self._note_flushed(reading.micro_batch.advances)
         self._metrics.note_flushed(

@@ -1,7 +1,8 @@
 """The subscriber: reads ``rollcall.events`` as a consumer group and hands micro-batches to the flusher.
 
-FastStream polls and calls ``_handle`` with the raw records of one poll (a parser and decoder of our own: its own
-cost more than everything else together). While one micro-batch is flushed, the next is read and decoded.
+FastStream asks ``_polled`` in its own poll's place and calls ``_handle`` with the raw records of one poll
+(``streams.fetched``; by a parser and decoder of our own: its own cost more than everything else together). While one
+micro-batch is flushed, the next is read and decoded.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""From one poll's records to a micro-batch: the continuity check, decoding, grouping by batch. No I/O."""
+"""From one poll's records to a micro-batch: decoding, grouping by batch, what lies astray. No I/O."""
 
 import asyncio
 import base64

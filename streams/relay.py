@@ -110,7 +110,7 @@ class Publisher(Generic[Row]):
                         await stop_client(producer)
 
     async def _fencing_producer(self, connection: Connection) -> AIOKafkaProducer:
-        """Step (a): from here on no predecessor can commit a transaction; an open one of its is aborted."""
+        """The first step: from here on no predecessor can commit a transaction; an open one of its is aborted."""
         database_name = await leadership.database_name(connection)
         producer = self._kafka.producer(
             transactional_id=self._channel.topics.relay_transactional_id(self._channel.name, database_name),
@@ -127,7 +127,7 @@ class Publisher(Generic[Row]):
         return producer
 
     async def _read_back(self, connection: Connection) -> None:
-        """Step (b): mark everything that is on the topics, up to their high watermarks as of now."""
+        """The second step: mark everything that is on the topics, up to their high watermarks as of now."""
         topics = self._channel.output_topics()
         ends = await self._high_watermarks(topics)
         consumer = self._kafka.consumer(
@@ -184,7 +184,7 @@ class Publisher(Generic[Row]):
         return pending
 
     async def _publish_round(self, connection: Connection, producer: AIOKafkaProducer) -> int:
-        """Step (c): publish what is next in one transaction and mark it; returns how many rows that were."""
+        """And then again and again: publish what is next in one transaction and mark it; returns how many rows."""
         started = time.perf_counter()
         at_once = min(SINGLY, self._portion.count) if self._singly else self._portion.count
         rows = await self._channel.unpublished(connection, at_once, ROUND_BYTES)

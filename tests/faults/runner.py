@@ -50,7 +50,7 @@ class Record:
         if file is not None and file.exists():
             for line in map(json.loads, file.read_text().splitlines()):
                 self.seed = line.pop("run")
-                self._take(line.pop("code"), Result(**line))
+                self._take(line.pop("code", "unknown"), Result(**line))
 
     def add(self, result: Result) -> None:
         self._take(self._code, result)
@@ -94,7 +94,10 @@ def chosen(names: str, seed: int, *, short: bool) -> list[Fault]:
 def _code() -> str:
     """The commit that is checked out, with a plus where the tree differs from it."""
     asked = ("git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+")
-    said = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True)
+    try:
+        said = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
     return said.stdout.strip() or "unknown"
 
 
