@@ -78,9 +78,13 @@ _FORGET_LATE = f"DELETE FROM late_results l USING {_KEYS} WHERE (l.batch_id, l.i
 async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
     """Write registers of items that have none yet, in the order given (sort them: it halves the index's work).
 
+    A COPY has a fixed time, and a reopening may adopt millions of late results: so it takes as many as there must be.
+
     Raises asyncpg.UniqueViolationError where one has, asyncpg.DataError where PostgreSQL can't hold a value.
     """
-    await copying.copy(connection, "item_results", copying.ITEM_COLUMNS, copying.item_rows(rows))
+    for begin in range(0, len(rows), WRITTEN_AT_ONCE):
+        some = rows[begin : begin + WRITTEN_AT_ONCE]
+        await copying.copy(connection, "item_results", copying.ITEM_COLUMNS, copying.item_rows(some))
 
 
 async def upsert(connection: Connection, rows: Sequence[ItemRow]) -> None:

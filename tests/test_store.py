@@ -163,6 +163,23 @@ async def test_copying_an_item_that_is_there_already_fails(connection: Connectio
     assert await connection.fetchval("SELECT count(*) FROM item_results") == 1
 
 
+async def test_no_copy_is_larger_than_fits_into_its_time(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reopening may adopt millions of late results at once."""
+    taken = []
+    copy = copying.copy
+
+    async def noting(*given: Any) -> None:
+        before = await connection.fetchval("SELECT count(*) FROM item_results")
+        await copy(*given)
+        taken.append(await connection.fetchval("SELECT count(*) FROM item_results") - before)
+
+    monkeypatch.setattr(copying, "copy", noting)
+    await items.copy_new(connection, [item(f"{number:05}") for number in range(25_000)])
+    assert taken == [items.WRITTEN_AT_ONCE, items.WRITTEN_AT_ONCE, 5_000]
+
+
 @pytest.mark.parametrize(
     "unstorable",
     [
