@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from handlers import completion, lifecycle
 from handlers.counting import count, finalize, finalize_if_complete, mark_result, note_failures, note_threshold
-from handlers.records import Disposition, Record, Registers
+from handlers.records import Disposition, Record, Registers, order
 from schemas.published import FinalizedBy
 from store.rows import RETRYING, Batch, ItemRow
 
@@ -140,7 +140,7 @@ def _unchanged_by(held: ItemRow, row: ItemRow) -> Disposition | None:
     """Why a result changes nothing of the register it meets; None where it does."""
     if _same_content(held, row):
         return Disposition.DUPLICATE
-    return Disposition.SUPERSEDED if _order(row) < _order(held) else None
+    return Disposition.SUPERSEDED if order(row) < order(held) else None
 
 
 def _same_content(held: ItemRow, row: ItemRow) -> bool:
@@ -164,8 +164,3 @@ def _parsed(text: str) -> Any:
 
 def _number(text: str) -> tuple[str, Decimal]:
     return "number", Decimal(text)
-
-
-def _order(row: ItemRow) -> tuple[int, int, bool, int]:
-    """The higher wins; at an equal attempt ``retrying`` never overrules a terminal status."""
-    return row.generation, row.attempt, row.status != RETRYING, row.version

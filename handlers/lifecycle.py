@@ -5,11 +5,11 @@ On a finalized batch all but ``batch.reopened``, ``batch.corrected``, ``batch.pr
 change nothing: they lost a race. Of one whose items were pruned nothing changes any more.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import cast
 
 from handlers.counting import count, finalize, finalize_if_complete, mark_result, note_failures, note_threshold
-from handlers.records import Disposition, LifecycleRecord, RaisedRetry, Registers
+from handlers.records import Disposition, LifecycleRecord, RaisedRetry, Registers, order
 from schemas.dead_letters import Reason, Refused
 from schemas.published import FinalizedBy
 from store.rows import RETRYING, Batch, ItemRow
@@ -133,10 +133,10 @@ def _reopened(batch: Batch, registers: Registers, record: LifecycleRecord) -> Di
     batch.deadline_at = record.body.get("deadline_at")
     batch.reason = record.body.get("reason")
     batch.error = None
+    late = sorted(_late_that_stand(registers, chosen), key=lambda row: row.version)
     for item_id in chosen:
         if item_id in registers.items:
             _ask_again(batch, registers, registers.items[item_id], record)
-    late = sorted((registers.late[each] for each in chosen if each in registers.late), key=lambda row: row.version)
     _adopt(batch, registers, late)
     note_failures(batch, registers, [row for row in late if row.status == "failed"], record)
     finalize_if_complete(batch, record)
@@ -212,6 +212,15 @@ def _ask_again(batch: Batch, registers: Registers, held: ItemRow, record: Lifecy
     count(batch, asked, on_manifest, +1)
     registers.items[held.item_id] = asked
     registers.changed.add(held.item_id)
+
+
+def _late_that_stand(registers: Registers, chosen: Iterable[str]) -> Iterator[ItemRow]:
+    """Late registers of these items, but for those that what has counted since overrules."""
+    for item_id in chosen:
+        if (late := registers.late.get(item_id)) is not None:
+            held = registers.items.get(item_id)
+            if held is None or order(late) > order(held):
+                yield late
 
 
 def _adopt(batch: Batch, registers: Registers, late: Iterable[ItemRow]) -> None:

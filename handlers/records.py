@@ -51,6 +51,11 @@ class RedrivenRow(ItemRow):
 Record = ItemRow | LifecycleRecord
 
 
+def order(row: ItemRow) -> tuple[int, int, bool, int]:
+    """Of registers of an item the higher wins; at an equal attempt ``retrying`` never overrules a terminal status."""
+    return row.generation, row.attempt, row.status != RETRYING, row.version
+
+
 class Disposition(StrEnum):
     """What a record did. What is no effect, a requested summary or pruned leaves the batch's row as it was."""
 

@@ -182,6 +182,23 @@ def test_a_late_result_of_a_chosen_item_is_adopted(told: Told) -> None:
     assert told.batch.decided_offset == told.next_offset - 1
 
 
+def test_a_late_result_that_a_newer_one_has_overruled_is_not_adopted(told: Told) -> None:
+    told.opened(item_ids=["x", "y"])
+    told.result("x", "failed")
+    told.finalize_requested()
+    assert told.result("y") is Disposition.LATE
+    told.reopened(item_ids=["x"])
+    assert told.result("y", "failed", attempt=2) is Disposition.ACCEPTED
+    told.result("x")
+    assert (told.status, told.batch.revision) == ("completed_with_errors", 2)
+    told.reopened()
+    assert (told.status, told.batch.late, told.registers.adopted) == ("processing", 1, set())
+    told.result("y", "failed")
+    assert (told.status, told.batch.revision) == ("completed_with_errors", 3)
+    told.reopened()
+    assert told.status == "processing", "what was overruled in an earlier generation is none of this one's"
+
+
 def test_a_late_result_of_a_stranger_stays_late(told: Told) -> None:
     failed_and_missing(told)
     told.result("stranger")

@@ -41,8 +41,8 @@ class Register:
         self.answered = self.status != "retrying"
 
     @property
-    def rank(self) -> tuple[int, bool, int]:
-        return (self.attempt, self.answered, self.offset)
+    def rank(self) -> tuple[int, int, bool, int]:
+        return (self.generation, self.attempt, self.answered, self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,10 +477,13 @@ def _reopen(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, An
     batch.reopened_at_ms = timestamp_ms
     batch.deadline_at = value.get("deadline_at")
     batch.reason, batch.error = value.get("reason"), None
+    # What came late and was overruled by what counted since, a reopening of other items lying between, stays aside.
+    held_before = {item_id: batch.registers[item_id].rank for item_id in chosen & batch.registers.keys()}
+    adopted = sorted(chosen & batch.late.keys(), key=lambda item_id: batch.late[item_id].offset)
+    adopted = [each for each in adopted if each not in held_before or batch.late[each].rank > held_before[each]]
     for item_id in chosen & batch.registers.keys():
         asked = _content({"status": "retrying", "attempt": 0})
         batch.registers[item_id] = Register(offset, asked, batch.registers[item_id].generation + 1)
-    adopted = sorted(chosen & batch.late.keys(), key=lambda item_id: batch.late[item_id].offset)
     for item_id in adopted:
         late, held = batch.late.pop(item_id), batch.registers.get(item_id)
         generation = held.generation if held else 0
