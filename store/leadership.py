@@ -33,7 +33,8 @@ async def is_led(connection: Connection, role: str, prefix: str) -> bool:
 
 async def heartbeat(connection: Connection) -> None:
     """Show the server that the leader is there, and the leader that its lock is. Raises what a lost connection does."""
-    await connection.fetchval("SELECT 1")
+    # A single message, also after the five minutes for which asyncpg keeps what it has prepared.
+    await connection.execute("SELECT 1")
 
 
 async def _lock_name(connection: Connection, role: str, prefix: str) -> bytes:

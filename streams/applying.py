@@ -97,18 +97,19 @@ async def apply_reading(
     """
     if portion is None:
         return await _apply(connection, reading, optimism)
-    begun = time.monotonic()
+    begun, allowed_s = time.monotonic(), APPLY_TIMEOUT_S * portion.patience
     try:
-        async with asyncio.timeout(APPLY_TIMEOUT_S * portion.patience):
+        async with asyncio.timeout(allowed_s):
             applied = await _apply(connection, reading, optimism)
     except Exception as error:
         # A session that idled for too long while we were folding is ended between two statements: a lost connection.
         took_long = isinstance(error, TimeoutError) or time.monotonic() - begun >= TOO_LONG_S
-        if not took_long or not is_transient(error) or portion.patience == MAX_PATIENCE:
+        is_least = reading.count <= 1 and portion.patience == MAX_PATIENCE
+        if not took_long or not is_transient(error) or is_least:
             raise
         portion.too_much(reading.count)
         raise TooMuchError(f"PostgreSQL did not take {reading.count} records in time: {error!r}") from error
-    portion.fitted()
+    portion.fitted((time.monotonic() - begun) / allowed_s)
     return applied
 
 

@@ -173,8 +173,8 @@ class Flusher:
         if patience > 1:
             health.wait("flush")  # for PostgreSQL, longer than a loop may take but not for ever
         applied = await apply_reading(connection, reading, self._optimism, self._portion)
-        if patience > 1:
-            self._disconnect()  # its limits are wide
+        if self._portion.patience != patience:
+            self._disconnect()  # its limits are too wide from now on
         return applied
 
     async def _anchor(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -28,6 +29,7 @@ from streams.anchoring import LogChangedError
 from streams.intake import Intake
 from streams.reading import Homes
 from streams.topics import ensure_topics, log_identity
+from tests.faults.proxy import Proxy
 from tests.harness.histories import Message
 from tests.harness.tables import make_rows_slow, table_rows
 from tests.harness.topics import create_topic, end_offsets, produce
@@ -234,6 +236,32 @@ async def test_a_micro_batch_that_takes_too_long_is_read_again_in_smaller_ones(
         await worker.counted(batches)
         portion = worker.intake._portion
         assert 1 < portion.count < 100, "it has read less, and is on its way back"
+
+
+async def test_where_every_message_takes_long_a_micro_batch_is_given_more_time_instead_of_fewer_records(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL that is slow to answer is as slow for one record as for thousands."""
+    monkeypatch.setattr(applying, "APPLY_TIMEOUT_S", 1.0)
+    where = urlsplit(settings.database_url)
+    proxy = Proxy(lambda: where.port)
+    await proxy.start()
+    proxied = urlunsplit(where._replace(netloc=where.netloc.replace(f":{where.port}", f":{proxy.port}")))
+    async with working(settings.model_copy(update={"database_url": proxied})) as worker:
+        await worker.paused()
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 1_000))
+        proxy.delay_s = 0.15
+        proxy.cut()
+        worker.resume()
+        await worker.counted({"b": 1_000})
+        portion = worker.intake._portion
+        assert portion.count >= 60, "four failures at most"
+        assert 1 < portion.patience <= 8
+        proxy.heal()
+        await produce(settings.bootstrap_servers, worker.topics.events, results("c", 10))
+        await worker.counted({"b": 1_000, "c": 10})
+        assert portion.patience == 1
+    await proxy.stop()
 
 
 async def test_a_record_that_takes_too_long_alone_is_given_more_time_until_it_fits(
