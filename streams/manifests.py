@@ -13,19 +13,18 @@ MAX_CHUNK_BYTES = 900 * 1024
 def opening(opened: Mapping[str, Any], item_ids: Sequence[str] | None) -> list[dict[str, Any]]:
     """The events that open a batch with this manifest (None: with none).
 
-    ``opened`` is the ``batch.opened`` without its ids. What one event cannot hold becomes an opening that is not
-    sealed, further ids, and the seal, unless the batch is to stay unsealed anyway.
+    ``opened`` is the ``batch.opened`` without its ids. What one event cannot hold becomes openings that are not sealed,
+    and the seal, unless the batch is to stay unsealed anyway. All of it may be sent again: what was sealed meanwhile
+    takes no ``batch.items_expected``, but the same opening.
     """
     if item_ids is None:
         return [dict(opened)]
-    first, *others = list(chunks(item_ids)) or [[]]
-    if not others:
-        return [{**opened, "item_ids": first}]
-    batch_id = opened["batch_id"]
-    events = [{**opened, "item_ids": first, "sealed": False}]
-    events += [{"type": "batch.items_expected", "batch_id": batch_id, "item_ids": chunk} for chunk in others]
+    pieces = list(chunks(item_ids)) or [[]]
+    if len(pieces) == 1:
+        return [{**opened, "item_ids": pieces[0]}]
+    events = [{**opened, "item_ids": piece, "sealed": False} for piece in pieces]
     if opened.get("sealed") is not False:
-        events.append({"type": "batch.sealed", "batch_id": batch_id})
+        events.append({"type": "batch.sealed", "batch_id": opened["batch_id"]})
     return events
 
 

@@ -4,12 +4,14 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store.connection import Connection
 from streams import commanding
 from streams.topics import ensure_topics
 from tests.harness.api import ServedApi, serving
@@ -131,6 +133,38 @@ async def test_a_long_manifest_is_cut_and_arrives_whole(live: ServedApi, batch_i
     assert opened["total_items"] == 25_000
     found = await live.get(f"batches/{batch_id}")
     assert (found["total"], found["missing"], found["sealed"]) == (25_000, 25_000, True)
+
+
+async def test_a_long_opening_whose_answer_was_lost_can_be_repeated_under_its_key(
+    live: ServedApi, product: Product, batch_id: str, unique: str
+) -> None:
+    body = {"batch_id": batch_id, "item_ids": [f"item {number}" for number in range(10_001)]}
+    key = {"Idempotency-Key": unique}
+    async with product.connection() as connection:
+        async with answers_lost(connection):
+            await live.post("batches", body, 503, **key)
+
+        async def sealed() -> bool:
+            return bool((await live.get(f"batches/{batch_id}"))["sealed"])
+
+        await eventually(sealed, message="all that the first try sent is applied")
+        await live.post("batches", body, 201, **key)
+        assert await connection.fetch("SELECT message FROM dead_letters WHERE batch_id = $1", batch_id) == []
+    assert (await live.get(f"batches/{batch_id}"))["total"] == 10_001
+
+
+@asynccontextmanager
+async def answers_lost(connection: Connection) -> AsyncIterator[None]:
+    """Meanwhile writing down where a record is, behind its being sent, costs the API its connection."""
+    await connection.execute("""
+        CREATE FUNCTION cut_off() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+        CREATE TRIGGER cut_off AFTER UPDATE ON audit FOR EACH ROW EXECUTE FUNCTION cut_off();
+    """)
+    try:
+        yield
+    finally:
+        await connection.execute("DROP FUNCTION cut_off CASCADE")
 
 
 async def test_an_open_ended_batch_takes_more_items_until_it_is_sealed(live: ServedApi, batch_id: str) -> None:
