@@ -21,7 +21,7 @@ from api.problems import Problem, invalid, is_database_away, unavailable
 from schemas.dead_letters import Reason, Refused
 from store import access, details, reads
 from streams.decoding import decode
-from streams.sending import Place, encoded
+from streams.sending import MAX_EVENT_BYTES, Place, encoded
 
 APPLY_TIMEOUT_S = 5.0
 """How long an answer waits for a worker to have read what was sent."""
@@ -32,7 +32,8 @@ def checked(event: Mapping[str, Any], where: str = "") -> Mapping[str, Any]:
     """An event as a worker would take it. Raises 413 or 422; ``where`` begins the name of the field."""
     now = datetime.now(UTC)
     try:
-        decode(encoded(event), 0, now)
+        value = encoded(event)
+        decode(value, 0, now)
     except Refused as refusal:
         if refusal.reason is Reason.TOO_LARGE:
             raise Problem(413, where + refusal.message) from None
@@ -42,6 +43,10 @@ def checked(event: Mapping[str, Any], where: str = "") -> Mapping[str, Any]:
         raise invalid(where.rstrip(".") or "body", refusal.message) from None
     except ValueError as error:
         raise invalid(where.rstrip(".") or "body", f"cannot be sent as JSON: {error}") from None
+    if len(value) > MAX_EVENT_BYTES:
+        # Refused only as it is sent, it would fail what others are sending, and what came before it would count.
+        size = f"{len(value)} bytes of JSON, at most {MAX_EVENT_BYTES} are taken"
+        raise Problem(413, f"{where.rstrip('.') or 'body'}: {size}")
     return event
 
 

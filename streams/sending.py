@@ -16,6 +16,8 @@ from streams.reading import Homes
 SEND_TIMEOUT_S = 10.0
 MAX_RECORD_BYTES = 1024 * 1024
 """What the topics take."""
+MAX_EVENT_BYTES = MAX_RECORD_BYTES - 2 * 1024
+"""Of an event as JSON; the rest is for its key, a traceparent, and what Kafka puts around them."""
 
 log = structlog.get_logger(__name__)
 

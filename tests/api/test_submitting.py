@@ -13,6 +13,7 @@ from rollcall.settings import Settings
 from schemas.topics import Topics
 from store.connection import Connection
 from streams import commanding
+from streams.sending import MAX_EVENT_BYTES, encoded
 from streams.topics import ensure_topics
 from tests.harness.api import ServedApi, serving
 from tests.harness.product import Product, running
@@ -368,6 +369,27 @@ async def test_a_bad_result_refuses_the_call_and_names_its_index(live: ServedApi
     many = [{"item_id": str(number), "status": "succeeded"} for number in range(1_001)]
     await live.post(f"batches/{batch_id}/results", {"results": many}, 422)
     assert (await live.get(f"batches/{batch_id}"))["answered"] == 0
+
+
+async def test_of_results_of_which_one_is_too_large_for_the_log_none_counts(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id, "total_items": 2}, 201)
+    good, large = {"item_id": "a", "status": "succeeded"}, {"item_id": "b", "status": "failed", "message": "x" * 2**20}
+    refused = await live.post(f"batches/{batch_id}/results", {"results": [good, large]}, 413)
+    assert refused["detail"].startswith("results.1: ")
+    # Behind what had been sent, had any been.
+    assert (await live.post(f"batches/{batch_id}/finalize"))["batch"]["answered"] == 0
+    assert (await live.post(f"batches/{batch_id}/finalize", {"reason": large["message"]}, 413))["status"] == 413
+
+
+async def test_the_largest_event_that_is_taken_fits_the_log_with_the_longest_id_and_trace(live: ServedApi) -> None:
+    batch_id = "\N{ABACUS}" * 200
+    await live.post("batches", {"batch_id": batch_id, "total_items": 1}, 201)
+    result = {"item_id": "a", "status": "failed", "message": ""}
+    result["message"] = "x" * (MAX_EVENT_BYTES - len(encoded({"batch_id": batch_id, **result})))
+    await live.post(f"batches/{batch_id}/results", {"results": [result]}, 202, traceparent="x" * 128)
+    await status_of(live, batch_id, "failed")
+    result["message"] += "x"
+    await live.post(f"batches/{batch_id}/results", {"results": [result]}, 413)
 
 
 async def test_json_that_is_none_is_refused_as_malformed(live: ServedApi) -> None:
