@@ -176,7 +176,8 @@ async def retry(
         if not this.may_be_sent:
             async with here.reading() as connection:
                 await commanding.check_free(connection, here.topics, new_batch_id)
-        done = await applied(here, await _sent(here, caller, "retry", command, this))
+        made_up = this.makes_up(body.batch_id)
+        done = await applied(here, await _sent(here, caller, "retry", command, this, made_up=made_up))
         answer = Retried(batch_id=new_batch_id, retry_of=batch_id, items=len(ids), applied=done)
         return Answer(201 if done else 202, answer.model_dump(), location_of(new_batch_id))
 
@@ -201,6 +202,8 @@ async def _act(here: Context, caller: Caller, action: str, command: Command) -> 
     return Response(acted.model_dump_json(), 200 if done else 202, media_type="application/json")
 
 
-async def _sent(here: Context, caller: Caller, action: str, command: Command, this: Try = NO_KEY) -> list[Place]:
+async def _sent(
+    here: Context, caller: Caller, action: str, command: Command, this: Try = NO_KEY, *, made_up: bool = False
+) -> list[Place]:
     events = [checked(event) for event in command.events]
-    return await submit(here, caller, action, command.batch_id, command.items, events, this=this)
+    return await submit(here, caller, action, command.batch_id, command.items, events, this=this, made_up=made_up)

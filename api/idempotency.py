@@ -55,6 +55,10 @@ class Try:
     key: str | None = None
     seed: str | None = None
 
+    def makes_up(self, given: str | None) -> bool:
+        """Whether another request would be for another id than this one, of which one was given or not."""
+        return given is None and self.seed is None
+
     def new_id(self, prefix: str = "") -> str:
         """An id for what is created: any, or the same in every try under a key."""
         return prefix + str(uuid.uuid4() if self.seed is None else uuid.uuid5(uuid.NAMESPACE_OID, self.seed))

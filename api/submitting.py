@@ -81,8 +81,13 @@ async def submit(
     events: Sequence[Mapping[str, Any]],
     traceparent: str | None = None,
     this: Try = NO_KEY,
+    *,
+    made_up: bool = False,
 ) -> list[Place]:
-    """Write down who does what, and send it. Raises 413 and 503."""
+    """Write down who does what, and send it. Raises 413 and 503.
+
+    ``made_up``: the batch's id was, and another request would make up another one.
+    """
     async with here.writing() as connection:
         await this.sends(connection)
         entry = await access.record_action(
@@ -93,9 +98,8 @@ async def submit(
     except MessageSizeTooLargeError:
         raise Problem(413, "the event is larger than the topic takes") from None
     except (KafkaError, OSError, TimeoutError) as error:
-        raise unavailable(
-            "the broker did not acknowledge it in time; it may have arrived, and sending it again is harmless"
-        ) from error
+        again = f'send it again with "batch_id": "{batch_id}" only' if made_up else "sending it again is harmless"
+        raise unavailable(f"the broker did not acknowledge it in time; it may have arrived, and {again}") from error
     for place in places:
         here.log_ends.reaches(place.partition, place.offset + 1)
     last = places[-1]

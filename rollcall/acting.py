@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -11,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from rollcall.batch_asking import Answer, snapshot, topics_of
-from rollcall.reaching import naming
+from rollcall.reaching import ServerError, naming
 from rollcall.rendering import note, print_line, showable
 from rollcall.settings import Settings
 from schemas.dead_letters import Refused
@@ -62,12 +64,14 @@ async def carried_out(action: str, batch_id: str, command: Command, settings: Se
     try:
         with naming(settings, "Kafka"):
             sender = Sender(kafka, topics, Homes(await home_partitions(connection, kafka, topics)))
-            try:
-                places = await sender.events(command.events)
-            finally:
-                await sender.close()
-        with naming(settings, "PostgreSQL"):
-            applied = wait and await applied_within(connection, topics, places[-1], WAIT_S)
+        with _saying_which(command, batch_id):
+            with naming(settings, "Kafka"):
+                try:
+                    places = await sender.events(command.events)
+                finally:
+                    await sender.close()
+            with naming(settings, "PostgreSQL"):
+                applied = wait and await applied_within(connection, topics, places[-1], WAIT_S)
     finally:
         connection.terminate()
     batch, refused = None, None
@@ -89,6 +93,21 @@ async def carried_out(action: str, batch_id: str, command: Command, settings: Se
     }
     failed = refused is not None or (wait and not applied)
     return Answer(as_json, lambda: _show(command, places[-1], wait, applied, batch, refused), exit_code=int(failed))
+
+
+@contextmanager
+def _saying_which(command: Command, batch_id: str) -> Iterator[None]:
+    """Where a new batch may be there in spite of a failure, say which: repeated as it was, it would be another."""
+    try:
+        yield
+    except ServerError as error:
+        if command.batch_id == batch_id:
+            raise
+        new = showable(command.batch_id)
+        raise ServerError(
+            f"{error}; batch {new} may be open all the same: if `rollcall batch show` does not find it,"
+            f" repeat this with --id {new}"
+        ) from error
 
 
 def _show(

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
+from migrations.run import migrate
+from rollcall.acting import carried_out
 from rollcall.batch_asking import snapshot
+from rollcall.reaching import ServerError
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from store import reads
 from store.reads import BatchStatus
-from streams import commanding
+from streams import commanding, sending
 from streams.commanding import NotPossibleError
 from streams.decoding import decode
 from streams.reading import append_time
+from streams.topics import ensure_topics
 from tests.harness.commands import argv, environment, rollcall
 from tests.harness.events import event, opened, result
 from tests.harness.product import running
@@ -178,6 +182,21 @@ async def test_a_large_retry_opens_its_batch_in_pieces_that_intake_takes() -> No
     assert first["policy"] == {"tolerated_failure_count": 1}
     for each in command.events:
         assert decode(json.dumps(each).encode(), 0, append_time(0)).batch_id == "again"
+
+
+async def test_a_retry_that_nobody_acknowledged_names_the_id_to_repeat_it_under(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(settings.database_url, settings.database_schema)
+    await ensure_topics(settings.kafka_connection(), Topics(settings.topic_prefix))
+    monkeypatch.setattr(sending, "SEND_TIMEOUT_S", 0)
+    found = status(outcome="failed", status="failed", failed=1)
+    retry = commanding.retry(found, ["x"], statuses=["failed"], batch_id="b-retry-1")
+    said = r"no answer in time; batch b-retry-1 may be open .* repeat this with --id b-retry-1$"
+    with pytest.raises(ServerError, match=said):
+        await carried_out("retry", "b", retry, settings, wait=False)
+    with pytest.raises(ServerError, match=r"no answer in time$"):
+        await carried_out("cancel", "b", commanding.cancel("b", None), settings, wait=False)
 
 
 async def test_where_there_is_nothing_to_do_it_says_why() -> None:

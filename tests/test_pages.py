@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from playwright.async_api import Browser, Dialog, Page, async_playwright, expect
+from playwright.async_api import Browser, Dialog, Page, Route, async_playwright, expect
 
 from api.access import digest, new_key
 from api.models import Batch, Lag
@@ -315,6 +315,29 @@ async def test_a_batch_is_followed_in_a_browser_to_its_end_and_retried(live: Liv
     await expect(page.locator("#missing-ids li")).to_have_text(ids[37:])
     await expect(page.get_by_role("link", name="nightly-1", exact=True)).to_be_visible()
     assert problems == []
+    await page.close()
+
+
+async def test_a_retry_that_got_no_answer_is_not_made_twice_by_a_second_click(live: Live) -> None:
+    await submit(live, "unanswered", ["a", "b"])
+    await live.api.post("batches/unanswered/cancel")
+    page, _ = await open_page(live.browser, f"{live.api.url}/batches/unanswered")
+    page.on("dialog", lambda dialog: dialog.accept())
+    button = page.get_by_role("button", name="Retry 2 items")
+
+    async def lose(route: Route) -> None:
+        await route.fetch()
+        await route.fulfill(status=503, json={"detail": "it may have arrived"})
+
+    await page.route("**/retry", lose)
+    await button.click()
+    await expect(page.locator("#said")).to_have_text("it may have arrived")
+    await page.unroute("**/retry")
+    await page.reload()
+    await button.click()
+    await page.wait_for_url(re.compile(r"/batches/unanswered-retry-"))
+    opened = (await live.api.get("batches", limit=1_000))["batches"]
+    assert len([each for each in opened if each["retry_of"] == "unanswered"]) == 1
     await page.close()
 
 

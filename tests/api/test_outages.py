@@ -1,10 +1,13 @@
 """The database or the broker away: 503 with Retry-After, and all well again when they are back."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
+
+import pytest
 
 from rollcall.settings import Settings
 from schemas.topics import Topics
@@ -66,6 +69,22 @@ async def test_what_the_broker_did_not_take_can_be_submitted_again_under_its_key
         await api.post("batches", {"total_items": 1}, 503, **key)
     async with serving(migrated) as api:
         assert (await api.post("batches", {"total_items": 1}, 202, **key))["total_items"] == 1
+
+
+@pytest.mark.parametrize("path", ["batches", "batches/b/retry"])
+async def test_where_an_id_was_made_up_the_503_names_it_to_be_used_again(
+    migrated: Settings, rows: StoredRows, unique: str, path: str
+) -> None:
+    await ensure_topics(migrated.kafka_connection(), Topics(migrated.topic_prefix))
+    await rows.batch("b", total_items=1, failed=1)
+    await rows.item("b", "i", "failed")
+    async with serving(migrated.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})) as api:
+        refused = await api.post(path, {}, 503)
+        for body, headers in (({"batch_id": "mine"}, {}), ({}, {"Idempotency-Key": unique})):
+            assert "sending it again is harmless" in (await api.post(path, body, 503, **headers))["detail"]
+    [batch_id] = re.findall(r'it may have arrived, and send it again with "batch_id": "(.+)" only', refused["detail"])
+    async with serving(migrated) as api:
+        assert (await api.post(path, {"batch_id": batch_id}, 202))["batch_id"] == batch_id
 
 
 async def test_a_try_that_did_not_come_to_sending_gives_no_right_to_a_batch_that_is_there(

@@ -96,9 +96,11 @@ document.addEventListener('click', async (event) => {
     location.reload()
   } else if (action && confirm(ask)) {
     button.disabled = true
+    const name = [api, action, group].join('\n')
     try {
-      const answer = await send('POST', api + '/' + action, group === undefined ? {} : { error: group })
+      const answer = await send('POST', api + '/' + action, group === undefined ? {} : { error: group }, keyFor(name))
       const said = await answer.json()
+      if (answer.ok) sessionStorage.removeItem(name)
       if (!answer.ok) tell(said.detail || answer.statusText)
       else if (action === 'retry') location.assign('/batches/' + encodeURIComponent(said.batch_id))
       else { tell(action + ': ' + said.items + ' items'); changed() }
@@ -110,9 +112,21 @@ function tell(text) {
   document.getElementById('said').textContent = text
 }
 
-function send(method, address, body) {
+// An action is one action, however often its button is pressed, until it has succeeded: what got no answer may have been
+// done, and a retry would be made twice. (Not randomUUID, which a page without TLS does not have.)
+function keyFor(name) {
+  const key = sessionStorage.getItem(name) || crypto.getRandomValues(new Uint32Array(4)).join('-')
+  sessionStorage.setItem(name, key)
+  return key
+}
+
+function send(method, address, body, key) {
   const token = document.querySelector('meta[name=csrf-token]')?.content
-  const headers = { 'Content-Type': 'application/json', ...(token ? { 'X-CSRF-Token': token } : {}) }
+  const headers = {
+    'Content-Type': 'application/json',
+    ...(token && { 'X-CSRF-Token': token }),
+    ...(key && { 'Idempotency-Key': key })
+  }
   return fetch(address, { method, headers, body: body && JSON.stringify(body) })
 }
 
