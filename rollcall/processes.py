@@ -1,7 +1,9 @@
 """Assembles one role's process: event loop, signals, start-up checks, and the role itself."""
 
 import asyncio
+import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -34,7 +36,9 @@ from streams.topics import UnusableTopicError, ensure_topics, log_identity
 log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 13.0
-"""From the first signal to the end; a supervisor kills after 15 s."""
+"""From the first signal to the end of what can be cancelled; a supervisor kills after 15 s."""
+EXIT_TIMEOUT_S = 14.5
+"""From the first signal to the end of what cannot: a thread that still folds would be waited for."""
 
 FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError, positions.ForeignLogError)
 """What no restart mends; the message says what does."""
@@ -203,6 +207,7 @@ async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyn
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
+        _exit_in(EXIT_TIMEOUT_S)
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -217,6 +222,13 @@ async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyn
         log.warning("not drained in time, ending anyway; what was not committed is read again")
         return
     working.result()
+
+
+def _exit_in(seconds: float) -> None:
+    """End the process then, whatever its threads and its event loop do; log lines are not held back by anything."""
+    timer = threading.Timer(seconds, os._exit, [0])
+    timer.daemon = True
+    timer.start()
 
 
 async def _ended_before(task: "asyncio.Future[Any]", stop: asyncio.Event, grace_s: float) -> bool:

@@ -1,10 +1,14 @@
 """SIGTERM: what is in flight is finished, nothing is left behind; a second one does not wait for that."""
 
 import asyncio
+import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
+from rollcall.children import Child
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from store.connection import Connection
@@ -57,6 +61,38 @@ async def test_processes_told_to_stop_in_the_midst_of_it_leave_nothing_behind_an
     model = await folded_log(settings, PARTITIONS)
     assert_events_are_the_models(model, await finalized_events(settings), settings, PARTITIONS)
     await assert_tables_are_the_models(model, settings, PARTITIONS)
+
+
+FOLDS_FOR_LONG = """
+import sys, time
+from handlers import microbatch
+from rollcall.cli import main
+
+def fold(*_):
+    print("folding", file=sys.stderr, flush=True)
+    time.sleep(30)
+
+microbatch.MANY_REGISTERS = 0
+microbatch._step_each = fold
+main()
+"""
+
+
+async def test_a_worker_that_folds_in_a_thread_ends_in_time_too(settings: Settings, tmp_path: Path) -> None:
+    topics, log = Topics(settings.topic_prefix), tmp_path / "log"
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    messages = make_history(20261213, sizes=(10,)).messages
+    await produce_with_librdkafka(settings.bootstrap_servers, topics.events, messages, partitioner=MURMUR2)
+    async with running(settings, workers=0, relay=False) as product:
+        worker = await Child.spawn(
+            [sys.executable, "-P", "-c", FOLDS_FOR_LONG, "worker"],
+            name="worker",
+            env=os.environ | settings.environment(),
+            log=log,
+        )
+        product.children["worker"] = worker
+        await eventually(lambda: b"folding" in log.read_bytes(), 60)
+        assert await worker.stop(15) == 0, "killed, as a supervisor would have"
 
 
 async def nothing_is_left(connection: Connection) -> bool:
