@@ -14,7 +14,7 @@ from schemas.topics import Topics
 from store.connection import Connection
 from tests.harness.histories import make_history
 from tests.harness.librdkafka import MURMUR2, produce_with_librdkafka
-from tests.harness.product import running
+from tests.harness.product import Product, running
 from tests.harness.tables import (
     assert_events_are_the_models,
     assert_tables_are_the_models,
@@ -63,6 +63,33 @@ async def test_processes_told_to_stop_in_the_midst_of_it_leave_nothing_behind_an
     await assert_tables_are_the_models(model, settings, PARTITIONS)
 
 
+async def test_a_flush_in_flight_when_sigterm_comes_is_committed_before_the_end(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    messages = make_history(20261212, sizes=(10,)).messages
+    async with running(settings, relay=False) as product, product.connection() as connection:
+        worker = product.children["worker-0"]
+        await eventually(lambda: is_anchored(product))
+        before = await product.positions()
+        async with connection.transaction():
+            await connection.execute("SELECT FROM positions FOR UPDATE")
+            await produce_with_librdkafka(settings.bootstrap_servers, topics.events, messages, partitioner=MURMUR2)
+            await eventually(lambda: somebody_waits_for_a_lock(product))
+            worker.send_signal(signal.SIGTERM)
+            await eventually(lambda: not catches(worker.pid, signal.SIGTERM), message="the signal is heeded")
+            assert await product.positions() == before
+        assert await asyncio.wait_for(worker.wait(), 15) == 0
+        # Nobody else runs: only the transaction that waited can have moved them.
+        assert sum((await product.positions()).values()) > sum(before.values())
+
+
+def catches(pid: int, signum: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal; ours have one until the first has come."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
 FOLDS_FOR_LONG = """
 import sys, time
 from handlers import microbatch
@@ -101,28 +128,28 @@ async def nothing_is_left(connection: Connection) -> bool:
     return True
 
 
+async def is_anchored(product: Product) -> bool:
+    return len(await product.positions()) == PARTITIONS
+
+
+async def somebody_waits_for_a_lock(product: Product) -> bool:
+    async with product.connection() as observer:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        return bool(await observer.fetchval(waiting))
+
+
 async def test_a_second_sigterm_does_not_wait_for_a_transaction_that_cannot_end(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
     history = make_history(20261211, sizes=(10,))
     async with running(settings, relay=False) as product, product.connection() as connection:
-
-        async def is_anchored() -> bool:
-            return len(await product.positions()) == PARTITIONS
-
-        await eventually(is_anchored)
+        await eventually(lambda: is_anchored(product))
         async with connection.transaction():
             await connection.execute("SELECT FROM positions FOR UPDATE")
             await produce_with_librdkafka(
                 settings.bootstrap_servers, topics.events, history.messages, partitioner=MURMUR2
             )
-
-            async def is_waiting() -> bool:
-                async with product.connection() as observer:
-                    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-                    return bool(await observer.fetchval(waiting))
-
-            await eventually(is_waiting)
+            await eventually(lambda: somebody_waits_for_a_lock(product))
             worker = product.children["worker-0"]
 
             def has_ended() -> bool:
