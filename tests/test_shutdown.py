@@ -4,11 +4,15 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from rollcall.children import Child
+from rollcall.embedded.servers import free_port
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from store.connection import Connection
@@ -74,7 +78,7 @@ async def test_a_flush_in_flight_when_sigterm_comes_is_committed_before_the_end(
         async with connection.transaction():
             await connection.execute("SELECT FROM positions FOR UPDATE")
             await produce_with_librdkafka(settings.bootstrap_servers, topics.events, messages, partitioner=MURMUR2)
-            await eventually(lambda: somebody_waits_for_a_lock(product))
+            await eventually(lambda: waits_for_a_lock(product, "worker"))
             worker.send_signal(signal.SIGTERM)
             await eventually(lambda: not catches(worker.pid, signal.SIGTERM), message="the signal is heeded")
             assert await product.positions() == before
@@ -132,10 +136,17 @@ async def is_anchored(product: Product) -> bool:
     return len(await product.positions()) == PARTITIONS
 
 
-async def somebody_waits_for_a_lock(product: Product) -> bool:
+async def waits_for_a_lock(product: Product, session: str) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = $1"
     async with product.connection() as observer:
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        return bool(await observer.fetchval(waiting))
+        return bool(await observer.fetchval(waiting, f"rollcall {session}"))
+
+
+async def assert_the_second_sigterm_ends(child: Child) -> None:
+    child.send_signal(signal.SIGTERM)
+    await eventually(lambda: not catches(child.pid, signal.SIGTERM), message="the first one is heeded")
+    child.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(child.wait(), 5) == -signal.SIGTERM
 
 
 async def test_a_second_sigterm_does_not_wait_for_a_transaction_that_cannot_end(settings: Settings) -> None:
@@ -149,16 +160,39 @@ async def test_a_second_sigterm_does_not_wait_for_a_transaction_that_cannot_end(
             await produce_with_librdkafka(
                 settings.bootstrap_servers, topics.events, history.messages, partitioner=MURMUR2
             )
-            await eventually(lambda: somebody_waits_for_a_lock(product))
-            worker = product.children["worker-0"]
-
-            def has_ended() -> bool:
-                worker.send_signal(signal.SIGTERM)
-                return worker.returncode is not None
-
-            await eventually(has_ended, interval_s=0.2)
-        assert worker.returncode == -signal.SIGTERM
+            await eventually(lambda: waits_for_a_lock(product, "worker"))
+            await assert_the_second_sigterm_ends(product.children["worker-0"])
         await product.start_relay()
         await product.start_worker(0)
         await product.settled()
     await assert_tables_are_the_models(await folded_log(settings, PARTITIONS), settings, PARTITIONS)
+
+
+@pytest.mark.parametrize(("role", "session"), [("relay", "relay events"), ("clock", "clock deadlines"), ("api", "api")])
+async def test_a_second_sigterm_ends_the_other_roles_at_once_too(settings: Settings, role: str, session: str) -> None:
+    settings = settings.model_copy(update={"auth": "off", "api_port": free_port()})
+    async with running(settings, workers=0, relay=False) as product, product.connection() as connection:
+        start = {"relay": product.start_relay, "clock": product.start_clock, "api": product.start_api}[role]
+        async with connection.transaction(), asking_the_api(settings):
+            await connection.execute("LOCK TABLE outbox, batches IN ACCESS EXCLUSIVE MODE")
+            child = await start()
+            await eventually(lambda: waits_for_a_lock(product, session))
+            await assert_the_second_sigterm_ends(child)
+
+
+@asynccontextmanager
+async def asking_the_api(settings: Settings) -> AsyncIterator[None]:
+    """Ask for a batch all the time, also while nobody listens yet."""
+
+    async def asks() -> None:
+        async with httpx.AsyncClient(timeout=60) as client:
+            while True:
+                with suppress(httpx.TransportError):
+                    await client.get(f"http://{settings.api_host}:{settings.api_port}/api/batches/b")
+                await asyncio.sleep(0.05)
+
+    asking = asyncio.create_task(asks())
+    try:
+        yield
+    finally:
+        asking.cancel()

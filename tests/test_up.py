@@ -218,5 +218,6 @@ async def test_an_abrupt_end_leaves_nothing_running(tmp_path: Path, how: str) ->
             running.process.send_signal(signal.SIGINT)
             await eventually(lambda: b"stopping" in (tmp_path / "log").read_bytes())
             running.process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(running.process.wait(), 30)
+        # Well before the 15 s after which the first signal alone would have killed the worker.
+        await asyncio.wait_for(running.process.wait(), 10)
         await eventually(lambda: not any(map(alive, children)), message="all children gone")

@@ -37,6 +37,9 @@ class Product:
     async def start_clock(self, name: str = "clock") -> Child:
         return await self._start(name, "clock")
 
+    async def start_api(self, name: str = "api") -> Child:
+        return await self._start(name, "api")
+
     async def assigned(self, workers: int) -> None:
         admin = self.settings.kafka_connection().admin()
         await admin.start()
