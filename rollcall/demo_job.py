@@ -14,19 +14,23 @@ import shutil
 import threading
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError
 
 FILES_PER_TURN = 64  # hashed by a thread at a time: a few milliseconds of work against the cost of a hand-over
 IDS_PER_MANIFEST = 2_000  # 200 characters each at most, so one message stays below Kafka's usual 1 MiB
 DISTRIBUTIONS_AT_A_TIME = 4
 LONGEST_ITEM_ID = 200
+ANSWER_TIMEOUT_S = 30.0  # an idempotent producer by itself waits, and sends again, for ever
+STOP_TIMEOUT_S = 4.0
 
 T = TypeVar("T")
 
@@ -177,7 +181,7 @@ class CheckJob:
         self._threads = threads
 
     async def publish(self, bootstrap_servers: str, topic: str) -> None:
-        """Run the job once. Raises ``aiokafka.errors.KafkaError`` when a message was not acknowledged."""
+        """Run the job once. Raises ``aiokafka.errors.KafkaError`` when a message was not acknowledged (in time)."""
         producer = AIOKafkaProducer(
             bootstrap_servers=bootstrap_servers,
             client_id="demo-job",
@@ -185,15 +189,18 @@ class CheckJob:
             enable_idempotence=True,
             linger_ms=5,
         )
-        await producer.start()
         try:
+            async with _answered("the producer's start"):
+                await producer.start()
             with ThreadPoolExecutor(self._threads, thread_name_prefix="checker") as pool:
                 waiting = iter(self.progress.values())
                 async with asyncio.TaskGroup() as lanes:
                     for _ in range(DISTRIBUTIONS_AT_A_TIME):
                         lanes.create_task(self._lane(waiting, producer, topic, pool))
         finally:
-            await producer.stop()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await producer.stop()
 
     async def _lane(
         self,
@@ -214,7 +221,8 @@ class CheckJob:
 
         async def send(message: dict[str, Any]) -> None:
             value = json.dumps({"batch_id": distribution.batch_id, **message}).encode()
-            acknowledgements.append(await producer.send(topic, value, key=distribution.batch_id.encode()))
+            async with _answered("a message"):
+                acknowledgements.append(await producer.send(topic, value, key=distribution.batch_id.encode()))
 
         for message in opening_messages(distribution, self._attributes):
             await send(message)
@@ -224,8 +232,18 @@ class CheckJob:
                 batch.published += 1
                 if result["status"] == "failed":
                     batch.failures[result["item_id"]] = result["error"]["message"]
-        await asyncio.gather(*acknowledgements)
+        async with _answered(f"the messages of {distribution.name}"):
+            await asyncio.gather(*acknowledgements)
         batch.last_acknowledged_at = time.perf_counter()
+
+
+@asynccontextmanager
+async def _answered(what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            yield
+    except TimeoutError:
+        raise KafkaTimeoutError(f"no answer to {what} within {ANSWER_TIMEOUT_S:g} s") from None
 
 
 def _check_files(files: Sequence[ListedFile]) -> list[dict[str, Any]]:

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rollcall.demo_job import BatchProgress
+from streams.kafka import KafkaConnection, started
 
 PLAIN_LINE_EVERY_S = 2.0
 
@@ -49,14 +49,14 @@ class FinalizedEvents:
 
         Raises ``aiokafka.errors.KafkaError`` where Kafka cannot be reached.
         """
-        async with AIOKafkaConsumer(
+        consumer = KafkaConnection(bootstrap_servers).consumer(
             topic,
-            bootstrap_servers=bootstrap_servers,
             client_id="demo-reader",
             isolation_level="read_committed",
             auto_offset_reset="earliest",
             enable_auto_commit=False,
-        ) as consumer:
+        )
+        async with started(consumer):
             while not self.complete:
                 for records in (await consumer.getmany(timeout_ms=200)).values():
                     arrived = time.perf_counter()

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
 from rich.console import Console
 
 from rollcall.demo_job import BatchProgress, Distribution, installed_distributions
 from rollcall.demo_report import FinalizedEvents, Line, Seen, lines, print_table, total_line
+from streams import kafka
 from tests.harness.servers import Servers
 from tests.harness.topics import create_topic
 from tests.harness.waiting import eventually
@@ -77,6 +80,16 @@ async def test_the_reader_sees_committed_events_only_and_notices_a_repeated_one(
 
     assert events.complete
     assert events.repeated == ["a"]
+
+
+async def test_a_broker_that_answers_nothing_ends_the_reading_with_an_error_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kafka, "START_TIMEOUT_S", 0.5)
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as silent:
+        host, port = silent.sockets[0].getsockname()
+        with pytest.raises(KafkaConnectionError, match=r"no answer in 0\.5 s"):
+            await asyncio.wait_for(FinalizedEvents(["a"]).read(f"{host}:{port}", "finalized"), 10)
 
 
 def _event(outcome: str, total: int, failed: list[str]) -> dict[str, Any]:

@@ -1,10 +1,16 @@
 """The demo's job: what it checks, what it publishes, and that it leaves the environment as it is."""
 
+import asyncio
 import hashlib
 import json
 from base64 import urlsafe_b64encode
 from pathlib import Path
+from typing import Any
 
+import pytest
+from aiokafka.errors import KafkaTimeoutError
+
+from rollcall import demo_job
 from rollcall.demo_job import (
     IDS_PER_MANIFEST,
     CheckJob,
@@ -176,3 +182,51 @@ async def test_the_job_publishes_every_file_once_behind_its_batch_on_one_partiti
         assert progress.last_acknowledged_at is not None
     assert len(records) == sum(1 + len(each.files) for each in distributions)
     assert sum(len(each.failures) for each in job.progress.values()) == 3 + 2
+
+
+class SilentProducer:
+    """A producer of aiokafka's whose broker does not answer one thing."""
+
+    unanswered = ""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    async def start(self) -> None:
+        await self._answer("start")
+
+    async def send(self, *_: Any, **__: Any) -> "asyncio.Future[None]":
+        await self._answer("send")
+        acknowledged = asyncio.get_running_loop().create_future()
+        if self.unanswered != "acknowledgement":
+            acknowledged.set_result(None)
+        return acknowledged
+
+    async def stop(self) -> None:
+        await self._answer("stop")
+
+    async def _answer(self, to: str) -> None:
+        if self.unanswered == to:
+            await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("unanswered", ["start", "send", "acknowledgement", "stop"])
+async def test_a_broker_that_answers_nothing_ends_the_job_with_an_error_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unanswered: str
+) -> None:
+    monkeypatch.setattr(demo_job, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(demo_job, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(SilentProducer, "unanswered", unanswered)
+    monkeypatch.setattr(demo_job, "AIOKafkaProducer", SilentProducer)
+    job = CheckJob([_distribution(tmp_path, "dist", 1)], run="test", threads=1)
+    publishing = asyncio.create_task(job.publish("-", "events"))
+
+    await asyncio.wait_for(asyncio.wait({publishing}), 10)
+
+    error = publishing.exception()
+    if unanswered == "stop":
+        assert error is None, "everything was acknowledged"
+    else:
+        [cause] = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+        assert isinstance(cause, KafkaTimeoutError)
+        assert "within 0.2 s" in str(cause)
