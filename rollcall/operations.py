@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.operations import routes
 from rollcall.probing import UnhealthyError, probe, url_of
@@ -20,6 +21,8 @@ from rollcall.supervisor import Supervisor
 from streams.health import NotReadyError, health
 
 STOP_TIMEOUT_S = 2
+TURN_TIMEOUT_S = 30.0
+"""For a request to come and its answer to be taken; readiness takes a few seconds where servers are silent."""
 WATCH_EVERY_S = 5.0
 
 log = structlog.get_logger(__name__)
@@ -36,6 +39,7 @@ async def serving(settings: Settings) -> AsyncIterator[None]:
     server = _Server(
         uvicorn.Config(
             Starlette(routes=routes()),
+            http=_Timed,
             log_config=None,
             log_level="warning",
             access_log=False,
@@ -102,6 +106,27 @@ async def _all_run(supervisor: Supervisor, started: Sequence[object]) -> None:
     running = len(supervisor.processes())
     if running < len(started):
         raise NotReadyError(f"{running} of {len(started)} processes run")
+
+
+class _Timed(HttpToolsProtocol):
+    """Ends the connection of a client that sends nothing, or takes nothing; uvicorn would keep it for ever."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._begin_turn()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._turn.cancel()
+        self._begin_turn()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._turn.cancel()
+        super().connection_lost(exc)
+
+    def _begin_turn(self) -> None:
+        # Not closed: that would wait until the client has taken what is written.
+        self._turn = self.loop.call_later(TURN_TIMEOUT_S, self.transport.abort)
 
 
 class _Server(uvicorn.Server):

@@ -6,8 +6,10 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 import yaml
 
 from handlers.records import Disposition
+from rollcall import operations
 from rollcall.settings import Settings
 from schemas.topics import Topics, home_partition
 from streams import health as healths
@@ -230,6 +233,32 @@ async def test_a_port_that_is_taken_ends_a_process_with_one_clear_line(settings:
         f"rollcall: cannot serve metrics at 127.0.0.1:{port} (Address already in use):"
         " set ROLLCALL_METRICS_PORT to a free port, or to 0 for any\n"
     )
+
+
+async def test_a_client_that_sends_nothing_or_takes_nothing_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "TURN_TIMEOUT_S", 1.0)
+    nowhere = Settings(bootstrap_servers="127.0.0.1:1", database_url="postgresql+asyncpg://nobody@127.0.0.1:1/none")
+    settings = with_free_port(nowhere, metrics_host="127.0.0.1")
+    async with operations.serving(settings):
+        address = (settings.metrics_host, settings.metrics_port)
+        reader, writer = await asyncio.open_connection(*address)
+        with suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+        with socket.create_connection(address) as takes_nothing:
+            takes_nothing.setblocking(False)
+
+            def is_cut_off() -> bool:
+                try:
+                    takes_nothing.send(b"GET /metrics HTTP/1.1\r\nHost: us\r\n\r\n" * 100)
+                except BlockingIOError:
+                    return False
+                except (ConnectionResetError, BrokenPipeError):
+                    return True
+                return False
+
+            await eventually(is_cut_off, interval_s=0.01)
+        assert (await get(settings, "/livez"))[0] == 200
 
 
 async def test_nobody_to_ask_is_no_health(settings: Settings) -> None:
