@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +33,7 @@ from streams.topics import ensure_topics, log_identity
 from tests.faults.proxy import Proxy
 from tests.harness.histories import Message
 from tests.harness.tables import make_rows_slow, table_rows
-from tests.harness.topics import create_topic, end_offsets, produce
+from tests.harness.topics import create_topic, end_offsets, produce, set_config
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -297,6 +298,45 @@ async def test_a_record_that_takes_too_long_alone_is_given_more_time_until_it_fi
         await eventually(is_reopened)
         assert tried == [100, 100, 100], "with 250, 500 and 1000 ms"
         assert worker.intake._portion.patience == 1
+
+
+async def test_a_commit_whose_answer_got_lost_is_settled_by_the_position(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = list[str]()
+
+    def lose(point: str) -> None:
+        if point == "commit.after" and not lost:
+            lost.append(point)
+            raise ConnectionResetError("the answer to COMMIT")
+
+    async with working(settings) as worker:
+        epoch = worker.intake._anchors.epoch
+        monkeypatch.setattr(applying, "reach", lose)
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 10))
+        # Tried again it finds the position moved on: by itself.
+        await eventually(lambda: worker.intake._anchors.epoch > epoch)
+        await worker.anchored()
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 10, since=10))
+        await worker.counted({"b": 20})
+        [batch] = await table_rows(settings, "batches", "batch_id")
+        assert (batch["succeeded"], batch["duplicates"]) == (20, 0)
+    assert lost
+
+
+async def test_a_forward_that_the_broker_refuses_for_good_becomes_a_dead_letter(settings: Settings) -> None:
+    noise = random.Random(7).randbytes(5_000).hex()
+    result = {"batch_id": "b", "item_id": "i", "status": "succeeded", "output": noise}
+    misplaced = Message(b"b", json.dumps(result).encode(), "b")
+    home = home_partition("b", 2)
+    async with working(settings, partitions=2) as worker:
+        await worker.paused()
+        await produce(settings.bootstrap_servers, worker.topics.events, [misplaced], partition=1 - home)
+        await set_config(settings.bootstrap_servers, worker.topics.events, {"max.message.bytes": "1000"})
+        worker.resume()
+        [letter] = await eventually(lambda: table_rows(settings, "dead_letters"))
+        assert (letter["partition"], letter["record_offset"], letter["reason"]) == (1 - home, 0, "too_large")
+        assert letter["value"] == misplaced.value
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
