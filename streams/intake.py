@@ -128,7 +128,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         """
         flushing = asyncio.create_task(self._flusher.run(), name="flusher")
         stopped = asyncio.create_task(stop.wait(), name="stop")
-        # It waits for a first assignment, for as long as Kafka is away or the group settles.
+        # It waits for a first assignment, for as long as Kafka is away or the group settles: each request for it has a
+        # time-out and is made anew, so a limit of ours would only end workers that an outage keeps waiting.
         starting = asyncio.create_task(self._broker.start(), name="start")
         covering = asyncio.create_task(keep_all_read(self._kafka, self._topics, self._consumer, stop), name="coverage")
         try:
