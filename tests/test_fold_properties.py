@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import permutations
 from random import Random
 from typing import Any
@@ -100,6 +100,7 @@ reopened = merged(
     st.one_of(st.just({}), ids.map(lambda chosen: {"item_ids": chosen})),
     optional("revision", st.integers(1, 2)),
     optional("deadline_at", st.just(DEADLINE)),
+    optional("reason", st.just("once more")),
 )
 corrected = st.integers(0, 3).map(lambda revision: {"type": "batch.corrected", "revision": revision})
 pruned = st.integers(0, 2).map(lambda revision: {"type": "batch.pruned", "revision": revision})
@@ -161,6 +162,10 @@ def sliced(records: list[Record], cuts: list[int]) -> tuple[Batch, Registers, li
     return batch, registers, refused, fast
 
 
+def _milliseconds(moment: datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
+
+
 def assert_as_modelled(batch: Batch, registers: Registers, refused: list[int], log: list[Event]) -> None:
     model = Model()
     for offset, event in enumerate(log):
@@ -180,6 +185,13 @@ def assert_as_modelled(batch: Batch, registers: Registers, refused: list[int], l
     assert [(alert.alert, alert.offset) for alert in registers.alerts] == wanted.alerts
     assert [(asked.offset, tuple(asked.item_ids)) for asked in registers.retries] == wanted.requests
     assert (batch.revision, batch.generation) == (wanted.revision, wanted.generation)
+    assert batch.reason == wanted.reason
+    completed_at_ms = None if wanted.finalized is None else wanted.finalized.completed_at_ms
+    assert [_milliseconds(each) for each in (batch.last_result_at, batch.last_answer_at, batch.completed_at)] == [
+        wanted.last_counted_at_ms,
+        wanted.last_answer_at_ms,
+        completed_at_ms,
+    ]
     assert registers.manifest == (wanted.manifest or set())
     counts = wanted.item_counts()
     assert [batch.succeeded, batch.partial, batch.failed, batch.skipped, batch.total, batch.unexpected] == [

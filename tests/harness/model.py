@@ -69,7 +69,10 @@ class ExpectedOpen:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedFinalized:
-    """What the finalized event must say. Times are append times in ms, `as_of_offset` is the deciding record's."""
+    """What the finalized event must say. Times are append times in ms, `as_of_offset` is the deciding record's.
+
+    `completed_at_ms`, of the last answer by then, only the tables say.
+    """
 
     batch_id: str
     revision: int
@@ -85,6 +88,7 @@ class ExpectedFinalized:
     retry_of: str | None
     opened_at_ms: int | None
     first_result_at_ms: int | None
+    completed_at_ms: int | None
     finalized_at_ms: int
     as_of_offset: int
 
@@ -137,11 +141,17 @@ class ExpectedFinalized:
 
 @dataclass(slots=True)
 class Batch:
-    """All that is remembered of one batch."""
+    """All that is remembered of one batch.
+
+    `chunks` are what each record has added to the manifest, by its offset; `last_offset` is of the last record that did
+    anything.
+    """
 
     batch_id: str
+    last_offset: int = -1
     total: int | None = None
     manifest: set[str] | None = None
+    chunks: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
     sealed: bool = False
     registers: dict[str, Register] = field(default_factory=dict)
     late: dict[str, Register] = field(default_factory=dict)
@@ -157,6 +167,8 @@ class Batch:
     reopened_at_ms: int | None = None
     first_result_at_ms: int | None = None
     last_counted_offset: int | None = None
+    last_counted_at_ms: int | None = None
+    last_answer_at_ms: int | None = None
     generation: int = 0
     reason: str | None = None
     error: Mapping[str, Any] | None = None
@@ -264,6 +276,7 @@ class Model:
                 batch.reason = value.get("reason")
                 _finalize(batch, "cancelled", offset, timestamp_ms)
             case "batch.aborted":
+                batch.reason = None
                 batch.error = {name: said for name, said in value["error"].items() if said is not None}
                 _finalize(batch, "aborted", offset, timestamp_ms)
             case "batch.expired":
@@ -296,6 +309,7 @@ class Model:
                 raise ValueError(f"the model does not know {other!r}")
         if effect in ("accepted", "duplicate", "late"):
             self.batches[batch_id] = batch
+            batch.last_offset = offset
         if effect == "accepted" and not batch.is_final and batch.is_complete():
             _finalize(batch, "all_items_in", offset, timestamp_ms)
         if kind != "item.result" or value["status"] == "failed":
@@ -411,6 +425,7 @@ def _expect(batch: Batch, offset: int, item_ids: Iterable[str]) -> None:
     known = batch.manifest or set()
     new = tuple(item_id for item_id in item_ids if item_id not in known)
     batch.manifest = known | set(new)
+    batch.chunks.append((offset, new))
     if new and batch.request_retry and batch.retry_of:
         batch.requests.append((offset, new))
 
@@ -443,7 +458,9 @@ def _take_result(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[st
 
 def _count(batch: Batch, item_id: str, new: Register, timestamp_ms: int) -> None:
     batch.registers[item_id] = new
-    batch.last_counted_offset = new.offset
+    batch.last_counted_offset, batch.last_counted_at_ms = new.offset, timestamp_ms
+    if new.answered:
+        batch.last_answer_at_ms = timestamp_ms
     if batch.first_result_at_ms is None:
         batch.first_result_at_ms = timestamp_ms
 
@@ -578,6 +595,7 @@ def _finalize(batch: Batch, finalized_by: str, offset: int, timestamp_ms: int) -
         retry_of=batch.retry_of,
         opened_at_ms=batch.opened_at_ms,
         first_result_at_ms=batch.first_result_at_ms,
+        completed_at_ms=batch.last_answer_at_ms,
         finalized_at_ms=timestamp_ms,
         as_of_offset=offset,
     )

@@ -165,7 +165,7 @@ async def assert_tables_are_the_models(model: Model, settings: Settings, partiti
     assert [row["id"] for row in events if row["published_offset"] is None] == []
 
 
-_NOT_MODELLED = {"batch_id", "last_result_at", "last_answer_at", "completed_at", "published_at"}
+_NOT_MODELLED = {"batch_id", "published_at"}
 _STATUS_COLUMNS = ("status", "total", "answered", "missing", "unexpected", "error_summary", "progress_percent")
 
 
@@ -211,6 +211,9 @@ def _batch_expected(batch: Batch, model: Model, partitions: int) -> Row:
         "failure_seen": any(alert == "batch.first_failure" for alert, _ in batch.alerts),
         "threshold_exceeded": any(alert == "batch.failure_threshold_exceeded" for alert, _ in batch.alerts),
         "last_result_offset": batch.last_counted_offset,
+        "last_result_at": _moment(batch.last_counted_at_ms),
+        "last_answer_at": _moment(batch.last_answer_at_ms),
+        "completed_at": _moment(final.completed_at_ms) if final else None,
         "finalized_at": _moment(final.finalized_at_ms) if final else None,
         "decided_offset": final.as_of_offset if final else None,
         "is_published": bool(batch.revisions),
