@@ -137,6 +137,8 @@ def _announcement(
     random: Random, batch_id: str, kind: Kind, items: list[str], at: float, *, revise: bool
 ) -> Iterator[tuple[float, Message]]:
     about: dict[str, Any] = {"type": "batch.opened", "batch_id": batch_id, "name": f"batch {batch_id}"}
+    if len(items) % 3:
+        about["metadata"] = {"size": len(items), "is_large": False, "of": [batch_id]}
     if random.random() < 0.2:
         about["policy"] = {"tolerated_failure_percentage": 3}
     elif revise:
@@ -178,7 +180,8 @@ def _another_end(random: Random, batch_id: str, items: list[str]) -> Iterator[tu
         at = 0.6 + 0.15 * generation + random.random() * 0.1
         chosen = random.sample(items, min(len(items), 5))
         which: dict[str, Any] = {"item_ids": chosen} if chosen and random.random() < 0.5 else {}
-        yield at, _message({"type": "batch.reopened", "batch_id": batch_id, **which})
+        why = {"reason": f"again, {generation}"} if which else {}
+        yield at, _message({"type": "batch.reopened", "batch_id": batch_id, **which, **why})
         for item in random.sample(items, min(len(items), 30)):
             yield at + 0.2 + random.random() * 0.1, _result(batch_id, item, "succeeded", 4 + generation)
     if random.random() < 0.1:
@@ -194,7 +197,23 @@ def _result(
         value["effect"] = effect
     if status == "failed":
         value["error"] = {"code": "E42", "message": f"no such thing as {item}"}
+    if item.endswith("7"):
+        value |= _details(item, attempt)
+        if status == "failed":
+            value["error"]["stack_trace"] = f"line {attempt}"
     return _message(value, partition)
+
+
+def _details(item: str, attempt: int) -> dict[str, Any]:
+    """All that a result may say besides: a tenth of them do."""
+    return {
+        "duration_ms": attempt + 0.5,
+        "message": f"did {item}",
+        "output": {"id": item, "is_new": True, "parts": [attempt, None]},
+        "metrics": {"rows": attempt, "share": 0.25},
+        "worker": f"w{attempt}",
+        "occurred_at": f"2026-03-04T05:06:{attempt:02}.789+02:00",
+    }
 
 
 def _message(value: dict[str, Any], partition: int | None = None) -> Message:
