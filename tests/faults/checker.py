@@ -22,25 +22,25 @@ import gc
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tests.faults.history import fold, log_findings
-from tests.faults.observed import Finding, Observed, Row, Stretch, at_place, moment, observe, sent_records
+from tests.faults.observed import Finding, Observed, Stretch, observe, sent_records
 from tests.faults.producing import digest
 from tests.faults.producing import home as home_of
 from tests.faults.published import (
     alert_findings,
     dead_letter_findings,
     event_findings,
+    letters_by_origin,
     request_findings,
     revision_of,
     said_by,
 )
-from tests.harness.model import Batch, Model
+from tests.faults.queues import dead_letter_row_findings, outbox_findings
+from tests.faults.state import batch_findings, manifest_findings, position_findings, register_findings
 
 KINDS = ("lost", "doubled", "early", "contradicting", "never-finalized")
 SHOWN = 12
@@ -73,10 +73,16 @@ def check(observed: Observed) -> Report:
     findings += event_findings(history, observed)
     findings += alert_findings(history, observed)
     findings += request_findings(history, observed)
-    findings += dead_letter_findings(history, observed)
-    findings += _batch_findings(history.model, observed)
-    findings += _register_findings("item_results", observed, {b: x.registers for b, x in history.model.batches.items()})
-    findings += _register_findings("late_results", observed, {b: x.late for b, x in history.model.batches.items()})
+    letters = letters_by_origin(observed)
+    findings += dead_letter_findings(history, observed, letters)
+    batches = history.model.batches.items()
+    findings += batch_findings(history, observed)
+    findings += register_findings("item_results", history, observed, {name: each.registers for name, each in batches})
+    findings += register_findings("late_results", history, observed, {name: each.late for name, each in batches})
+    findings += manifest_findings(history, observed)
+    findings += position_findings(history, observed)
+    findings += outbox_findings(history, observed)
+    findings += dead_letter_row_findings(history, observed, letters)
     expected = history.model.all_revisions()
     latencies = []
     for event in observed.finalized:
@@ -94,93 +100,6 @@ def check(observed: Observed) -> Report:
         "unknown": sum(record.place is None for record in observed.sent),
     }
     return Report(findings, counts, sorted(latencies))
-
-
-# --- the tables --------------------------------------------------------------------------------------------------
-
-
-def _batch_findings(model: Model, observed: Observed) -> Iterable[Finding]:
-    rows = {row["batch_id"]: row for row in observed.tables["batches"]}
-    for batch_id in rows.keys() - model.batches.keys():
-        yield Finding("contradicting", f"batches has {batch_id}, of which the log says nothing")
-    for batch_id, batch in model.batches.items():
-        home = home_of(batch_id.encode(), observed.partitions)
-        where = f"{batch_id}, {_newest(batch, home)}"
-        if (row := rows.get(batch_id)) is None:
-            yield Finding("lost", f"batches has no {where}")
-            continue
-        expected = _expected_row(batch, model, home)
-        wrong = {name: (row[name], value) for name, value in expected.items() if row[name] != value}
-        if wrong:
-            differences = ", ".join(f"{name} {said!r} for {value!r}" for name, (said, value) in wrong.items())
-            yield Finding("contradicting", f"batches {where}: {differences}")
-        if batch.revisions and row["published_at"] is None and batch_id not in observed.refused:
-            yield Finding("never-finalized", f"batches {where} is not marked as published")
-
-
-def _newest(batch: Batch, home: int) -> str:
-    """Where the log last said something of a batch that shows."""
-    if batch.finalized is not None:
-        return f"decided at {at_place((home, batch.finalized.as_of_offset))}"
-    offsets = [register.offset for register in batch.registers.values()]
-    return f"last result at {at_place((home, max(offsets)))}" if offsets else f"home partition {home}, without results"
-
-
-def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
-    counts, final = batch.item_counts(), batch.finalized
-    return {
-        "partition": home,
-        "state": "finalized" if final else model.status(batch.batch_id),
-        "outcome": final.outcome if final else None,
-        "finalized_by": final.finalized_by if final else None,
-        "revision": batch.revision,
-        "generation": batch.generation,
-        "sealed": batch.sealed,
-        "total_items": batch.total,
-        "expected": None if batch.manifest is None else len(batch.manifest),
-        "matched": len((batch.manifest or set()) & batch.answered),
-        **{name: counts[name] for name in ("succeeded", "partial", "failed", "skipped")},
-        "retrying": len(batch.registers) - len(batch.answered),
-        **batch.write_counts(),
-        "duplicates": len(batch.duplicate_offsets),
-        "late": len(batch.late),
-        "decided_offset": final.as_of_offset if final else None,
-        "name": batch.name,
-        "retry_of": batch.retry_of,
-        "deadline_at": None if batch.deadline_at is None else datetime.fromisoformat(batch.deadline_at),
-        "opened_at": _moment_or_none(batch.opened_at_ms),
-        "first_result_at": _moment_or_none(batch.first_result_at_ms),
-        "reopened_at": _moment_or_none(batch.reopened_at_ms),
-        "finalized_at": moment(final.finalized_at_ms) if final else None,
-    }
-
-
-def _moment_or_none(milliseconds: int | None) -> datetime | None:
-    return None if milliseconds is None else moment(milliseconds)
-
-
-def _register_findings(table: str, observed: Observed, expected: Mapping[str, Mapping[str, Any]]) -> Iterable[Finding]:
-    rows: dict[tuple[str, str], Row] = {}
-    for row in observed.tables[table]:
-        key = (row["batch_id"], row["item_id"])
-        if key in rows:
-            yield Finding("doubled", f"{table} has {key} twice")
-        rows[key] = row
-    for batch_id, items in expected.items():
-        for item_id, register in items.items():
-            held = rows.pop((batch_id, item_id), None)
-            if held is None:
-                home = home_of(batch_id.encode(), observed.partitions)
-                yield Finding("lost", f"{table} has no {batch_id}/{item_id}: {at_place((home, register.offset))}")
-                continue
-            said = (held["version"], held["status"], held["attempt"], held["effect"], held["error_message"])
-            error = (register.content["error"] or {}).get("message")
-            meant = (register.offset, register.status, register.attempt, register.content["effect"], error)
-            if said != meant:
-                yield Finding("contradicting", f"{table} {batch_id}/{item_id}: {said}, the log says {meant}")
-    for (batch_id, item_id), row in rows.items():
-        place = at_place((home_of(batch_id.encode(), observed.partitions), row["version"]))
-        yield Finding("contradicting", f"{table} has {batch_id}/{item_id} of {place}, of which the log says nothing")
 
 
 def _say(report: Report) -> None:

@@ -21,6 +21,8 @@ class History:
     """By where the record was first read."""
     appended_at: dict[Place, int] = field(default_factory=dict)
     """When each record that counts was appended, in ms."""
+    taken: dict[int, dict[int, int]] = field(default_factory=dict)
+    """By home and source partition: the last record of that source that came home there."""
 
 
 def fold(
@@ -54,6 +56,8 @@ def fold(
             if origin in copies:
                 continue
             copies.add(origin)
+            sources = history.taken.setdefault(record.partition, {})
+            sources[origin[0]] = max(origin[1], sources.get(origin[0], -1))
         taken[record.partition, record.offset] = (record, origin)
         history.appended_at[record.partition, record.offset] = record.timestamp
         history.model.apply(record.offset, record.timestamp, value)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,28 @@ class SentRecord(NamedTuple):
     broken: str | None
 
 
+class RegisterRow(NamedTuple):
+    """A row of `item_results` or `late_results`; JSON as text."""
+
+    batch_id: str
+    item_id: str
+    version: int
+    received_at: datetime
+    generation: int
+    status: str
+    attempt: int
+    effect: str | None
+    duration_ms: float | None
+    message: str | None
+    error_code: str | None
+    error_message: str | None
+    stack_trace: str | None
+    output: str | None
+    metrics: str | None
+    worker: str | None
+    occurred_at: datetime | None
+
+
 class Finding(NamedTuple):
     """One thing that is wrong, and where."""
 
@@ -47,9 +70,14 @@ class Finding(NamedTuple):
 
 @dataclass
 class Observed:
-    """All that there is to be compared. `tables` are rows by table; ids in `refused` are of events nobody can send.
+    """All that there is to be compared.
 
-    `refused_above` is the size (bytes of value) above which the topic takes no dead letter, None where it takes all.
+    `tables` are rows by table. Of the two large ones a row is a tuple, `registers`, also by table; the manifests,
+    `expected_items`, are the ids by batch. `ends` says where the log ended when all was read, by partition; `since`
+    where reading it began, if not at 0.
+
+    The events of the batches in `refused` nobody can send. `refused_above` is the size (bytes of value) above which the
+    topic takes no dead letter, None where it takes all.
     """
 
     partitions: int
@@ -58,6 +86,10 @@ class Observed:
     finalized: Sequence[LogRecord]
     dead_letters: Sequence[LogRecord]
     tables: Mapping[str, Sequence[Row]]
+    registers: Mapping[str, Sequence[Any]]
+    manifests: Mapping[str, Sequence[str]]
+    ends: Mapping[int, int]
+    since: Mapping[int, int] = field(default_factory=dict)
     alerts: Sequence[LogRecord] = ()
     requests: Sequence[LogRecord] = ()
     prefix: str = "rollcall."
@@ -73,24 +105,26 @@ def at(record: LogRecord) -> str:
     return f"{record.partition}@{record.offset}"
 
 
+@cache
 def moment(milliseconds: int) -> datetime:
+    """Many records share one."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 _ROUND = "starts_with(batch_id, $1)"
-_REGISTERS = f"batch_id, item_id, version, status, attempt, effect, error_message FROM %s WHERE {_ROUND}"
 _QUERIES = {
     "batches": f"SELECT * FROM batches WHERE {_ROUND}",
-    "item_results": f"SELECT {_REGISTERS % 'item_results'}",
-    "late_results": f"SELECT {_REGISTERS % 'late_results'}",
-    "outbox": f"SELECT batch_id, refused FROM outbox WHERE channel = 'finalized' AND {_ROUND}",
+    "outbox": f"SELECT * FROM outbox WHERE {_ROUND}",
 }
+_REGISTERS = f"SELECT {', '.join(RegisterRow._fields)} FROM %s WHERE {_ROUND}"
+_MANIFESTS = f"SELECT batch_id, array_agg(item_id) FROM expected_items WHERE {_ROUND} GROUP BY batch_id"
 _DEAD_LETTERS = """
-SELECT partition, record_offset, refused FROM dead_letters
-WHERE record_offset >= coalesce(($1::jsonb ->> partition::text)::bigint, 0)
+SELECT * FROM dead_letters
+WHERE topic <> $1 OR record_offset >= coalesce(($2::jsonb ->> partition::text)::bigint, 0)
 """
+_POSITIONS = "SELECT * FROM positions"
 
 
 @dataclass
@@ -125,16 +159,37 @@ async def observe(
         for topic in ("events", "finalized", "dead-letters", "alerts", "requests")
     ]
     connection = await asyncpg.connect(database, server_settings={"search_path": schema}, command_timeout=120)
+    begun = stretch.since.get("events", {})
     try:
         tables = {
             table: [dict(row) for row in await connection.fetch(query, stretch.batches)]
             for table, query in _QUERIES.items()
         }
-        letters_since = json.dumps(stretch.since.get("events", {}))
-        tables["dead_letters"] = [dict(row) for row in await connection.fetch(_DEAD_LETTERS, letters_since)]
+        dead = await connection.fetch(_DEAD_LETTERS, f"{prefix}events", json.dumps(begun))
+        tables["dead_letters"] = [dict(row) for row in dead]
+        tables["positions"] = [dict(row) for row in await connection.fetch(_POSITIONS)]
+        registers = {
+            table: await connection.fetch(_REGISTERS % table, stretch.batches)
+            for table in ("item_results", "late_results")
+        }
+        manifests = {row[0]: row[1] for row in await connection.fetch(_MANIFESTS, stretch.batches)}
     finally:
         await connection.close()
-    return Observed(partitions, sent, log, finalized, letters, tables, alerts, requests, prefix)
+    return Observed(
+        partitions,
+        sent,
+        log,
+        finalized,
+        letters,
+        tables,
+        registers,
+        manifests,
+        ends={tp.partition: end for tp, end in (await end_offsets(bootstrap, f"{prefix}events")).items()},
+        since={int(number): offset for number, offset in begun.items()},
+        alerts=alerts,
+        requests=requests,
+        prefix=prefix,
+    )
 
 
 def sent_records(record: Path) -> list[SentRecord]:
