@@ -15,6 +15,7 @@ from rollcall_client import (
     InvalidMessageError,
     Rollcall,
     RollcallError,
+    publishing,
 )
 from rollcall_client.kafka import home_partition
 
@@ -249,6 +250,32 @@ async def test_a_message_too_large_for_its_topic_is_named_and_others_go(servers:
     assert raised.value.items == [("b", "large")]
     assert not raised.value.may_pass
     assert await item_ids(servers.bootstrap_servers, topic) == {None, *map(str, range(200))}
+
+
+@pytest.mark.parametrize("chunk_bytes", [publishing.CHUNK_BYTES, 1])
+async def test_behind_a_part_of_a_manifest_that_was_given_up_nothing_of_its_batch_goes_out(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int
+) -> None:
+    monkeypatch.setattr(publishing, "CHUNK_BYTES", chunk_bytes)
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic, configs={"max.message.bytes": "40000"})
+    items = [f"item-{number:05d}" for number in range(10_100)]  # the first part of them is too large
+    async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix) as rc:
+        batch = await rc.open(items=items, batch_id="b")
+        await batch.succeeded(items[0])
+        other = await rc.open(total_items=1, batch_id="other")
+        await other.succeeded("of another")
+        await eventually(lambda: rc.undelivered)
+        await batch.succeeded(items[1])
+        with pytest.raises(DeliveryError) as raised:
+            await rc.flush()
+        assert sorted(item_id or "" for _, item_id in raised.value.items) == ["", "", "", items[0], items[1]]
+        assert {batch_id for batch_id, _ in raised.value.items} == {"b"}
+        assert not raised.value.may_pass
+        assert await item_ids(servers.bootstrap_servers, topic) == {None, "of another"}
+        await batch.succeeded(items[2])
+    found = [(record.key, json.loads(record.value)) for record in await drain(servers.bootstrap_servers, topic)]
+    assert [said.get("item_id") for key, said in found if key == b"b"] == [items[2]], "a flush has said so"
 
 
 async def test_an_interrupted_client_does_not_wait_for_the_broker(servers: Servers, topic_prefix: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -61,6 +61,7 @@ class _Mark:
     waiting: int = 0
     given_up: list[tuple[str, str | None]] = field(default_factory=list)
     may_pass: bool = False  # whether some of it was given up for want of time
+    halted: dict[str, bool] = field(default_factory=dict)  # batches that lack a message, and whether for want of time
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -83,6 +84,9 @@ class Publisher:
     A round takes a chunk of every partition. Whatever happens to the producer, what is unacknowledged goes out again,
     through a new one, until ``delivery_timeout_s`` after it first went out; that Rollcall then gets something twice
     changes nothing there.
+
+    Where a message about a batch itself is given up, all that comes behind it of this batch is given up with it, until
+    a flush has said so: a part of a manifest, and the seal behind it, would end the batch before its time.
     """
 
     def __init__(self, kafka: Kafka, *, delivery_timeout_s: float, buffer_bytes: int, compression: str | None) -> None:
@@ -101,6 +105,7 @@ class Publisher:
         self._discarding: set[asyncio.Task[None]] = set()
         self._mark = _Mark()
         self._marks = [self._mark]  # and those before that no flush has seen the end of
+        self._halted: dict[str, bool] = {}  # of all of these
         self._cause = ""
         self._closed = False
         self._appended: dict[str, Appended] = {}
@@ -143,6 +148,9 @@ class Publisher:
             await self._room.wait()
         if self._closed or self._home is None:
             raise RollcallError("this client is closed" if self._closed else "this client is not started: async with")
+        if self._is_halted(batch_id):
+            self._note_given_up(batch_id, item_id, self._mark, may_pass=self._halted.get(batch_id, True))
+            return
         home = self._home(batch_id)
         lane = self._lanes.get(home)
         if lane is None:
@@ -174,6 +182,7 @@ class Publisher:
                 raise RollcallError(f"{unsent} messages were not sent: this client was closed meanwhile")
         seen = set(covered)
         self._marks = [mark for mark in self._marks if mark not in seen]
+        self._halted = {batch_id: may_pass for mark in self._marks for batch_id, may_pass in mark.halted.items()}
         if given_up := [each for mark in covered for each in mark.given_up]:
             raise DeliveryError(given_up, self._cause, may_pass=any(mark.may_pass for mark in covered))
 
@@ -212,9 +221,14 @@ class Publisher:
             if left_s <= 0:
                 self._give_up(chunks, f"for {self._delivery_timeout_s:g} s", may_pass=True)
                 return
-            chunks = await self._attempt(chunks, left_s)
-            if chunks:
+            # Of a chunk that was halved the first part alone: the other stays behind it, and may be given up with it.
+            first = {chunk.partition: chunk for chunk in reversed(chunks)}
+            behind = [chunk for chunk in chunks if chunk is not first[chunk.partition]]
+            again = await self._attempt(list(first.values()), left_s)
+            if any(chunk is first[chunk.partition] for chunk in again):
                 await asyncio.sleep(min(BACKOFF_S, max(left_s, 0)))
+            left = [_Chunk(chunk.partition, self._without_halted(chunk.messages)) for chunk in behind]
+            chunks = [*again, *(chunk for chunk in left if chunk.messages)]
 
     async def _attempt(self, chunks: Sequence[_Chunk], timeout_s: float) -> list[_Chunk]:
         """Send once, by a producer that then is given up unless all went well; the chunks to send again."""
@@ -239,7 +253,7 @@ class Publisher:
             problem = errors[number] if number < len(errors) else failure
             if problem is None:
                 self._note_where(chunk, sent[number].result())
-                self._settle(chunk)
+                self._settle(chunk.messages)
             else:
                 again += self._after(problem, chunk)
         if again or any(errors) or failure is not None:
@@ -269,12 +283,38 @@ class Publisher:
         for chunk in chunks:
             _log.error("messages given up", cause=cause, count=len(chunk.messages))
             for each in chunk.messages:
-                each.mark.given_up.append((each.batch_id, each.item_id))
-                each.mark.may_pass |= may_pass
-            self._settle(chunk)
+                self._note_given_up(each.batch_id, each.item_id, each.mark, may_pass=may_pass)
+            self._settle(chunk.messages)
+            lane = self._lanes[chunk.partition]
+            if lane and any(each.item_id is None for each in chunk.messages):
+                self._lanes[chunk.partition] = deque(self._without_halted(lane))
 
-    def _settle(self, chunk: _Chunk) -> None:
-        for each in chunk.messages:
+    def _note_given_up(self, batch_id: str, item_id: str | None, mark: _Mark, *, may_pass: bool) -> None:
+        mark.given_up.append((batch_id, item_id))
+        mark.may_pass |= may_pass
+        if item_id is None or self._is_halted(batch_id):
+            for halted in (self._halted, mark.halted):
+                if len(halted) < REMEMBERED_BATCHES:
+                    halted[batch_id] = may_pass
+
+    def _is_halted(self, batch_id: str) -> bool:
+        """Whether nothing of this batch goes out; where they are too many to be told apart, nothing of any does."""
+        return batch_id in self._halted or len(self._halted) >= REMEMBERED_BATCHES
+
+    def _without_halted(self, messages: Iterable[_Buffered]) -> list[_Buffered]:
+        """What may go out of these; the others are given up."""
+        going: list[_Buffered] = []
+        held: list[_Buffered] = []
+        for each in messages:
+            (held if self._is_halted(each.batch_id) else going).append(each)
+        for each in held:
+            may_pass = self._halted.get(each.batch_id, True)
+            self._note_given_up(each.batch_id, each.item_id, each.mark, may_pass=may_pass)
+        self._settle(held)
+        return going
+
+    def _settle(self, messages: Iterable[_Buffered]) -> None:
+        for each in messages:
             self._buffered -= len(each.value)
             mark = each.mark
             mark.waiting -= 1
