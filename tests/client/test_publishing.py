@@ -7,8 +7,10 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from rollcall_client import (
     ConfigurationError,
     DeliveryError,
@@ -276,6 +278,46 @@ async def test_behind_a_part_of_a_manifest_that_was_given_up_nothing_of_its_batc
         await batch.succeeded(items[2])
     found = [(record.key, json.loads(record.value)) for record in await drain(servers.bootstrap_servers, topic)]
     assert [said.get("item_id") for key, said in found if key == b"b"] == [items[2]], "a flush has said so"
+
+
+async def test_whatever_a_producer_raises_what_was_published_goes_out_through_another(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_topic(servers.bootstrap_servers, f"{topic_prefix}events")
+    send, failures = AIOKafkaProducer.send_batch, iter([RuntimeError("unable to perform operation"), ValueError()])
+
+    async def failing(self: AIOKafkaProducer, *arguments: Any, **options: Any) -> Any:
+        for failure in failures:
+            raise failure
+        return await send(self, *arguments, **options)
+
+    monkeypatch.setattr(AIOKafkaProducer, "send_batch", failing)
+    async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix) as rc:
+        await rc.batch("b").succeeded("one")
+        await asyncio.wait_for(rc.flush(), 60)
+    assert await item_ids(servers.bootstrap_servers, f"{topic_prefix}events") == {"one"}
+
+
+async def test_a_client_that_cannot_go_on_sending_says_so_to_who_waits_for_room(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_topic(servers.bootstrap_servers, f"{topic_prefix}events")
+
+    async def broken(*_: object) -> None:
+        raise LookupError("a mistake of its own")
+
+    monkeypatch.setattr(publishing.Publisher, "_deliver", broken)
+    rc = Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix, buffer_bytes=1_000)
+    await rc.start()
+
+    async def publishing_on() -> None:
+        while True:
+            await rc.batch("b").succeeded("one")
+
+    with pytest.raises(RollcallError, match="sends nothing any more: LookupError: a mistake"):
+        await asyncio.wait_for(publishing_on(), 30)
+    with pytest.raises(RollcallError, match="messages were not sent: this client sends nothing any more"):
+        await rc.close()
 
 
 async def test_an_interrupted_client_does_not_wait_for_the_broker(servers: Servers, topic_prefix: str) -> None:

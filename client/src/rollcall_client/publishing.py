@@ -140,14 +140,17 @@ class Publisher:
             raise
         self._home = lru_cache(maxsize=10_000)(lambda batch_id: home_partition(batch_id, partitions))
         self._sending = asyncio.create_task(self._send_rounds(), name="rollcall-publisher")
+        self._sending.add_done_callback(self._end)
 
     async def publish(self, batch_id: str, item_id: str | None, value: bytes) -> None:
         """Buffer a message; waits only while the buffer is full."""
-        while self._buffered > self._buffer_bytes and not self._closed:
+        while self._buffered > self._buffer_bytes and not self._has_ended:
             self._room.clear()
             await self._room.wait()
         if self._closed or self._home is None:
             raise RollcallError("this client is closed" if self._closed else "this client is not started: async with")
+        if self._has_ended:
+            raise RollcallError(f"this client sends nothing any more: {self._cause}")
         if self._is_halted(batch_id):
             self._note_given_up(batch_id, item_id, self._mark, may_pass=self._halted.get(batch_id, True))
             return
@@ -179,7 +182,8 @@ class Publisher:
             finally:
                 done.cancel()
             if unsent := sum(mark.waiting for mark in covered):
-                raise RollcallError(f"{unsent} messages were not sent: this client was closed meanwhile")
+                why = "was closed meanwhile" if self._closed else f"sends nothing any more: {self._cause}"
+                raise RollcallError(f"{unsent} messages were not sent: this client {why}")
         seen = set(covered)
         self._marks = [mark for mark in self._marks if mark not in seen]
         self._halted = {batch_id: may_pass for mark in self._marks for batch_id, may_pass in mark.halted.items()}
@@ -205,6 +209,17 @@ class Publisher:
         self._discard_producer()
         if self._discarding:
             await asyncio.wait(self._discarding, timeout=2 * CLOSING_S)
+
+    @property
+    def _has_ended(self) -> bool:
+        return self._closed or (self._sending is not None and self._sending.done())
+
+    def _end(self, sending: asyncio.Task[None]) -> None:
+        """Let nobody wait for room that nobody makes any more."""
+        if not sending.cancelled() and (error := sending.exception()) is not None:
+            self._cause = _cause(error)
+            _log.error("a publisher ended", error=self._cause, exc_info=error)
+        self._room.set()
 
     async def _send_rounds(self) -> None:
         while True:
@@ -242,7 +257,7 @@ class Publisher:
                 for chunk in chunks:
                     built = _built(self._producer, chunk)
                     sent.append(await self._producer.send_batch(built, self._topic, partition=chunk.partition))
-        except (KafkaError, OSError, TimeoutError, AssertionError) as error:  # it asserts that it knows the partition
+        except Exception as error:  # not Kafka's alone: it asserts that it knows the partition, uvloop has its own
             failure = error
         try:
             await self._acknowledged(sent, deadline)
@@ -396,9 +411,9 @@ def _error_of(future: asyncio.Future[RecordMetadata]) -> BaseException | None:
 async def _stopped(producer: AIOKafkaProducer) -> None:
     try:
         await asyncio.wait_for(producer.stop(), CLOSING_S)
-    except (KafkaError, OSError, TimeoutError):
+    except Exception:
         # It waits for a request that nobody answers: close the connections under it.
-        with suppress(KafkaError, OSError, TimeoutError):
+        with suppress(Exception):
             await asyncio.wait_for(producer.client.close(), CLOSING_S)
 
 
