@@ -8,6 +8,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.partitioner import murmur2
 
 from rollcall_client.errors import ConfigurationError
+from rollcall_client.reconnecting import find_brokers_again
 
 REQUEST_TIMEOUT_MS = 15_000
 
@@ -27,12 +28,16 @@ class Kafka:
 
     def producer(self, **options: Any) -> AIOKafkaProducer:
         """An idempotent producer that waits for all replicas, not started."""
-        return AIOKafkaProducer(**{**self._common(), "enable_idempotence": True, "acks": "all", **options})
+        producer = AIOKafkaProducer(**{**self._common(), "enable_idempotence": True, "acks": "all", **options})
+        find_brokers_again(producer.client)
+        return producer
 
     def consumer(self, *topics: str, **options: Any) -> AIOKafkaConsumer:
         """A read-committed consumer that commits nothing by itself, not started."""
         ours = {"isolation_level": "read_committed", "enable_auto_commit": False}
-        return AIOKafkaConsumer(*topics, **{**self._common(), **ours, **options})
+        consumer = AIOKafkaConsumer(*topics, **{**self._common(), **ours, **options})
+        find_brokers_again(consumer._client)
+        return consumer
 
     def _common(self) -> dict[str, Any]:
         servers = [each.strip() for each in self.bootstrap_servers.split(",")]

@@ -34,6 +34,8 @@ MAX_REQUEST_BYTES = 1024 * 1024
 BACKOFF_S = 0.5
 SAY_SO_AFTER_S = 10.0
 STARTING_S = 30.0
+ATTEMPT_S = 30.0
+"""How long one producer may take for a round: aiokafka's idempotent one never fails for want of an answer."""
 REMEMBERED_BATCHES = 10_000
 CLOSING_S = 5.0
 
@@ -239,7 +241,7 @@ class Publisher:
             # Of a chunk that was halved the first part alone: the other stays behind it, and may be given up with it.
             first = {chunk.partition: chunk for chunk in reversed(chunks)}
             behind = [chunk for chunk in chunks if chunk is not first[chunk.partition]]
-            again = await self._attempt(list(first.values()), left_s)
+            again = await self._attempt(list(first.values()), min(left_s, ATTEMPT_S))
             if any(chunk is first[chunk.partition] for chunk in again):
                 await asyncio.sleep(min(BACKOFF_S, max(left_s, 0)))
             left = [_Chunk(chunk.partition, self._without_halted(chunk.messages)) for chunk in behind]
