@@ -9,15 +9,17 @@ from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from confluent_kafka.admin import AclOperation, ResourceType  # type: ignore[attr-defined]  # there, but not marked
 from rollcall_client import ConfigurationError, FinalizedEvent, Rollcall, RollcallError
 from rollcall_client.kafka import Kafka, home_partition
-from rollcall_client.listening import records
+from rollcall_client.listening import Start, records
 
 from tests.harness.events import Event
 from tests.harness.product import Product
@@ -175,6 +177,74 @@ async def test_a_rebalance_repeats_nothing_that_was_done_and_passes_nothing_over
         assert [offset for where, offset in had_their_turn if where == partition] == list(range(each))
     for offsets in commits.values():
         assert offsets == sorted(offsets), "none goes back"
+
+
+async def add_partitions(bootstrap: str, topic: str, partitions: int) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(partitions)})
+    finally:
+        await admin.close()
+    await eventually(lambda: _has_partitions(bootstrap, topic, partitions))
+
+
+async def _has_partitions(bootstrap: str, topic: str, partitions: int) -> bool:
+    return len(await end_offsets(bootstrap, topic)) == partitions
+
+
+def values_of(stream: AsyncIterator[ConsumerRecord[bytes, bytes]], count: int) -> asyncio.Task[set[bytes | None]]:
+    async def read() -> set[bytes | None]:
+        return {(await anext(stream)).value for _ in range(count)}
+
+    return asyncio.create_task(read())
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+async def test_of_a_partition_that_is_added_meanwhile_all_is_read(
+    servers: Servers, topic_prefix: str, group: str | None, start: Start
+) -> None:
+    here, topic = servers.bootstrap_servers, f"{topic_prefix}finalized"
+    await create_topic(here, topic, partitions=1)
+    await produce(here, topic, [Event(None, b"old")])
+    expected = {b"first", b"added", b"last"} | ({b"old"} if start == "earliest" else set())
+    kafka = Kafka(here, topic_prefix, {"metadata_max_age_ms": 3_000})
+    group = group and f"{topic_prefix}{group}"
+    async with aclosing(records(kafka, topic, group=group, start=start, max_body_s=600)) as stream:
+        begun = values_of(stream, len(expected) - 2)
+        while not begun.done():  # nothing says when it has begun at the end
+            await produce(here, topic, [Event(None, b"first")], partition=0)
+            await asyncio.wait({begun}, timeout=1)
+        await add_partitions(here, topic, 2)
+        await produce(here, topic, [Event(None, b"added")], partition=1)
+        await produce(here, topic, [Event(None, b"last")], partition=0)
+        found = begun.result()
+        async with asyncio.timeout(60):
+            while not found >= expected:
+                found |= await values_of(stream, 1)
+    assert found == expected
+
+
+async def test_a_group_that_was_away_reads_all_of_a_partition_that_was_added_meanwhile(
+    servers: Servers, topic_prefix: str
+) -> None:
+    here, topic = servers.bootstrap_servers, f"{topic_prefix}finalized"
+    await create_topic(here, topic, partitions=1)
+    listening = partial(
+        records, Kafka(here, topic_prefix), topic, group=f"{topic_prefix}g", start="latest", max_body_s=600
+    )
+    async with aclosing(listening()) as stream:
+        begun = values_of(stream, 1)
+        while not begun.done():
+            await produce(here, topic, [Event(None, b"first")], partition=0)
+            await asyncio.wait({begun}, timeout=1)
+    await add_partitions(here, topic, 2)
+    await produce(here, topic, [Event(None, b"added")], partition=1)
+    async with aclosing(listening()) as stream, asyncio.timeout(60):
+        found: set[bytes | None] = set()
+        while b"added" not in found:
+            found |= await values_of(stream, 1)
 
 
 async def test_what_kafka_refuses_while_it_is_read_is_an_error_of_this_package(tmp_path: Path) -> None:

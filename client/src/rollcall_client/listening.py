@@ -60,7 +60,7 @@ async def records(
         await _begin_group(kafka, topic, group, start)
     consumer = kafka.consumer(
         group_id=group,
-        auto_offset_reset="latest" if start == "latest" else "earliest",
+        auto_offset_reset="earliest",  # of a partition that was added; the others begin where it is said below
         max_poll_interval_ms=int(max_body_s * 1000),
     )
     turns = _Turns(consumer)
@@ -84,6 +84,8 @@ async def records(
                     await turns.commit()
             if group is not None:
                 await turns.commit()
+            else:
+                await _assign_added(consumer, topic)
     except KafkaError as error:
         raise _says(kafka, error) from error
     finally:
@@ -240,7 +242,8 @@ async def _latest(
 async def _begin_group(kafka: Kafka, topic: str, group: str, start: Start) -> None:
     """Commit where the group begins, on partitions where it has nothing committed.
 
-    So that what is published between now and the first commit isn't skipped with ``latest``, whatever happens.
+    So that what is published between now and the first commit isn't skipped with ``latest``, whatever happens. Where it
+    has committed anything, the others were added since, and are read from their beginning.
     """
     consumer = kafka.consumer(group_id=group)
     try:
@@ -250,7 +253,7 @@ async def _begin_group(kafka: Kafka, topic: str, group: str, start: Start) -> No
             consumer.assign(partitions)
             fresh = [each for each in partitions if await consumer.committed(each) is None]
             if fresh:
-                await _seek(consumer, fresh, start)
+                await _seek(consumer, fresh, start if fresh == partitions else "earliest")
                 await consumer.commit({each: await consumer.position(each) for each in fresh})
     except CommitFailedError:
         pass  # others listen in this group already, and began it
@@ -266,6 +269,19 @@ async def _assign_all(consumer: AIOKafkaConsumer, topic: str, start: Start) -> N
     partitions = await partitions_of(consumer, topic)
     consumer.assign(partitions)
     await _seek(consumer, partitions, start)
+
+
+async def _assign_added(consumer: AIOKafkaConsumer, topic: str) -> None:
+    """Have partitions read that were added to the topic since, from their beginning; what was fetched had its turn."""
+    assigned = consumer.assignment()
+    found = {TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic) or ()}
+    if added := found - assigned:
+        _log.info("partitions were added", topic=topic, partitions=sorted(each.partition for each in added))
+        reached = {each: await consumer.position(each) for each in assigned}
+        consumer.assign([*assigned, *added])
+        for partition, offset in reached.items():
+            consumer.seek(partition, offset)
+        await consumer.seek_to_beginning(*added)
 
 
 async def _seek(consumer: AIOKafkaConsumer, partitions: list[TopicPartition], start: Start) -> None:
