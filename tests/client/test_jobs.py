@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from rollcall_client import ConfigurationError, InvalidMessageError, Rollcall
+from rollcall_client import ConfigurationError, DeliveryError, InvalidMessageError, Rollcall
+from rollcall_client.errors import UnreachableError
 from rollcall_client.jobs import (
     Created,
     CriticalError,
@@ -26,10 +27,12 @@ from rollcall_client.jobs import (
     run,
 )
 from rollcall_client.jobs.progress import shown
+from rollcall_client.publishing import Publisher
 
 from tests.client.sample_jobs import InThreads, every_kind, first_step, second_step, stops_at_the_third
 from tests.harness.product import Product
-from tests.harness.topics import drain
+from tests.harness.servers import Servers
+from tests.harness.topics import create_topic, drain
 from tests.harness.waiting import eventually
 
 
@@ -84,6 +87,39 @@ async def test_the_result_is_what_the_stream_counted_not_what_the_job_believes(r
 
     result = await quietly(believing, ["a", "b", "c"], rc)
     assert (result.status, result.created, result.failed, result.failed_item_ids) == ("PARTIAL", 2, 1, ["b"])
+
+
+async def test_a_run_whose_results_were_given_up_is_not_sealed_though_another_flush_was_told(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic)
+    client = Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix, delivery_timeout_s=5)
+
+    class Told(Job):
+        name = "told"
+        concurrency = 1
+
+        async def handle(self, item: str) -> None:
+            if item == "2":
+                monkeypatch.setattr(Publisher, "_attempt", takes_nothing)
+                await client.batch(current().batch_id).retrying(item)
+                await eventually(lambda: client.undelivered)
+
+        async def end(self) -> None:  # stands for any other task with the same client
+            monkeypatch.undo()
+            with pytest.raises(DeliveryError):
+                await client.flush()
+
+    async def takes_nothing(_: object, chunks: list[Any], *__: object) -> list[Any]:
+        return chunks
+
+    async with client:
+        with pytest.raises(UnreachableError, match="batch told-1 stays open"):
+            await quietly(Told, map(str, range(5)), client, batch_id="told-1", rerun="all")
+    kinds = [json.loads(record.value)["type"] for record in await drain(servers.bootstrap_servers, topic)]
+    assert "batch.opened" in kinds
+    assert "batch.sealed" not in kinds
 
 
 async def test_a_critical_error_stops_the_job_and_the_rest_is_named_missing(rc: Rollcall) -> None:

@@ -12,7 +12,7 @@ from aiolimiter import AsyncLimiter
 from anyio import CapacityLimiter, to_thread
 
 from rollcall_client.batch import Batch
-from rollcall_client.errors import InvalidMessageError
+from rollcall_client.errors import InvalidMessageError, UnreachableError
 from rollcall_client.jobs.job import CriticalError, Current, Items, Job, set_current
 from rollcall_client.jobs.memory import InFlight, MemoryGate
 from rollcall_client.jobs.outcomes import Outcome, Succeeded
@@ -142,6 +142,7 @@ class Execution:
         self._stop = asyncio.Event()
         self._started = 0
         self._failures = 0
+        self._cut_short = False
         self.critical: CriticalError | None = None
         self.critical_details: Error = ""
         self.job_metrics: dict[str, float] = {}
@@ -155,6 +156,17 @@ class Execution:
     def stopped(self) -> bool:
         """Whether it was stopped before all was done."""
         return self._stop.is_set()
+
+    def check_not_cut_short(self) -> None:
+        """Raises UnreachableError where it ended since Kafka did not take what was published.
+
+        To be asked after the flush that names these messages: of a client that is shared, another flush may have been
+        told instead.
+        """
+        if self._cut_short:
+            raise UnreachableError(
+                f"Kafka did not take all that was published meanwhile; batch {self._batch.batch_id} stays open"
+            )
 
     async def run(self, source: Source) -> None:
         """Handle all that can be drawn, ``job.concurrency`` at a time."""
@@ -181,7 +193,11 @@ class Execution:
             await self._gate.passed(self._in_flight, self._stop)
         except CriticalError as error:
             self.end_by(error)
-        if self._stop.is_set() or self._batch.undelivered:
+        if self._stop.is_set():
+            return []
+        if self._batch.undelivered:
+            self._cut_short = True
+        if self._cut_short:
             return []
         self._started += 1
         if not self._started % BREATHE_EVERY:

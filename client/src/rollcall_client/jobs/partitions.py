@@ -136,6 +136,7 @@ async def _work(job: Job, options: Mapping[str, Any], batch_id: str, worker: str
         finally:
             await job.end()
         await client.flush()
+        execution.check_not_cut_short()
         critical = None if execution.critical is None else error_of(execution.critical)
         await to_thread.run_sync(pipe.send, More(progress.succeeded, progress.failed))
         await to_thread.run_sync(pipe.recv)

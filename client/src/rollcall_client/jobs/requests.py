@@ -122,6 +122,7 @@ async def _retry_requested(
     finally:
         await job.end()
     await client.flush()
+    execution.check_not_cut_short()
     if execution.critical is not None:
         await client.batch(batch_id).abort(execution.critical_details)
         await client.flush()

@@ -237,6 +237,7 @@ class _Run:
 
     async def _conclude(self, batch: Batch, execution: Execution, drawing: Drawing, *, sealed: bool) -> JobResult:
         await self._client.flush()
+        execution.check_not_cut_short()
         if execution.critical is not None:
             self.log.error("job stopped by a critical error", error=str(execution.critical))
             await batch.abort(execution.critical_details)
