@@ -141,10 +141,13 @@ def redrive(
 ) -> None:
     """Send records to the log again, as they were: after the cause is mended. They never beat newer results.
 
-    One that is refused again is an open dead letter again.
+    One that is refused again is an open dead letter again. One that Kafka does not take stays as it is, and is named:
+    exit code 1.
     """
+    from rollcall.rendering import note
 
-    async def act(connection: Connection, settings: Settings) -> tuple[int, int]:
+    async def act(connection: Connection, settings: Settings) -> tuple[int, int, int]:
+        from rollcall.reaching import failure
         from schemas.topics import Topics
         from store import dead_letters
         from streams.redriving import can_be_redriven
@@ -154,20 +157,26 @@ def redrive(
         chosen = _chosen(positions, reason, batch, all_)
         total = await _confirmed(connection, settings, positions, chosen, yes, "Send {} to the log again?")
         log_id = await log_identity(settings.kafka_connection(), Topics(settings.topic_prefix))
-        sent = 0
+        sent, refused = 0, 0
         async for letters in _pages(connection, settings, positions, chosen):
             sendable = [each for each in letters if can_be_redriven(each)]
             if sendable:
-                # Noted first, and known once the log has them: a worker that refuses one again waits to say so.
+                # Held until it is noted that the log has them: a worker that refuses one again waits to say so.
                 async with connection.transaction():
-                    await dead_letters.note_redriven(connection, [each.key for each in sendable])
-                    await send(settings.kafka_connection(), sendable, log_id)
-            sent += len(sendable)
-        return sent, total - sent
+                    keys = [each.key for each in sendable]
+                    await dead_letters.hold(connection, keys)
+                    not_taken = await send(settings.kafka_connection(), sendable, log_id)
+                    await dead_letters.note_redriven(connection, [key for key in keys if key not in not_taken])
+                for key, error in not_taken.items():
+                    note(f"{_place(key)} was not sent: {failure(error, settings)}")
+                sent, refused = sent + len(sendable) - len(not_taken), refused + len(not_taken)
+        return sent, refused, total - sent - refused
 
-    sent, left = _asked(act)
+    sent, refused, left = _asked(act)
     passed_over = f"; {left:,} have no value and can only be discarded" if left > 0 else ""
     sys.stdout.write(f"{sent:,} sent to the log again{passed_over}\n")
+    if refused:
+        raise typer.Exit(1)
 
 
 @app.command()

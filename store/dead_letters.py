@@ -74,6 +74,11 @@ _ONE = f"SELECT {_COLUMNS} FROM dead_letters WHERE topic = $1 AND partition = $2
 
 _KEYS = "unnest($1::text[], $2::int4[], $3::int8[]) AS v(topic, partition, record_offset)"
 
+_HOLD = f"""
+SELECT FROM dead_letters d, {_KEYS}
+WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.record_offset FOR UPDATE OF d
+"""
+
 # The log has them again.
 _NOTE_REDRIVEN = f"""
 UPDATE dead_letters d SET redriven_at = now(), discarded_at = NULL, discard_reason = NULL FROM {_KEYS}
@@ -101,6 +106,11 @@ async def find(connection: Connection, key: Key) -> DeadLetter | None:
     """The dead letter of that record; None where there is none."""
     row = await connection.fetchrow(_ONE, *key)
     return None if row is None else DeadLetter(Key(*tuple(row)[:3]), *tuple(row)[3:])
+
+
+async def hold(connection: Connection, keys: Sequence[Key]) -> None:
+    """Let nobody else change these until this transaction ends."""
+    await connection.execute(_HOLD, *_columns(keys))
 
 
 async def note_redriven(connection: Connection, keys: Sequence[Key]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import running
 from tests.harness.tables import table_rows
-from tests.harness.topics import create_topic, drain, produce
+from tests.harness.topics import create_topic, drain, produce, set_config
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -73,6 +74,28 @@ async def test_dead_letters_are_listed_redriven_and_discarded(settings: Settings
     assert (done.stdout, done.stderr) == ("", "no dead letter found\n")
     done = await commands.rollcall(settings, "dead-letters", "show", "0:77")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+
+
+async def test_a_dead_letter_that_kafka_takes_no_more_is_named_and_the_others_are_redriven(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    large = Message(b"?", random.Random(4).randbytes(300_000), "?", ())  # cannot be compressed
+    small = [Message(b"?", b'{"no json %d' % number, "?", ()) for number in range(4)]
+    async with running(settings, workers=1, relay=False):
+        await produce(settings.bootstrap_servers, topics.events, [small[0], large, small[1], large, *small[2:]])
+        await eventually(lambda: has_applied(settings, topics, 6))
+    limit = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": "100000"}
+    await set_config(settings.bootstrap_servers, topics.events, limit)
+    done = await commands.rollcall(settings, "dead-letters", "redrive", "--all", "--yes")
+    assert (done.exit_code, done.stdout) == (1, "4 sent to the log again\n"), done.stderr
+    said = done.stderr.splitlines()
+    assert [line[:16] for line in said] == ["0:1 was not sent", "0:3 was not sent"], said
+    assert "MessageSizeTooLargeError" in said[0]
+    log = [record.value for record in await drain(settings.bootstrap_servers, topics.events)]
+    assert log[6:] == [each.value for each in small]
+    letters = await table_rows(settings, "dead_letters")
+    redriven = {row["record_offset"] for row in letters if row["redriven_at"] is not None}
+    assert redriven == {0, 2, 4, 5}
 
 
 async def test_a_redriven_result_never_beats_a_newer_one(settings: Settings) -> None:
