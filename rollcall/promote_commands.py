@@ -192,13 +192,17 @@ async def _take_over(
     kept_since: datetime,
     emit_changes: bool,
 ) -> Promoted:
-    """The pause: lock, fold the rest, copy what is not in the log, rename. Nothing has changed unless it commits."""
+    """The pause: lock, fold the rest, copy what is not in the log, rename.
+
+    Nothing has changed unless it commits, but for corrections, which may be on the log.
+    """
     from rollcall.replaying import ReplayError
 
     topic = live.topics.events
     started = await _locked(connection, promotion)
+    deadline = asyncio.get_running_loop().time() + TAKE_OVER_TIMEOUT_S
     try:
-        async with asyncio.timeout(TAKE_OVER_TIMEOUT_S):
+        async with asyncio.timeout_at(deadline):
             await replay.fold_to(await _live_ends(settings, connection, live))
             await _check_same_place(settings, connection, live, promotion.shadow)
             changed, dropped, carried = await promotion.take_over(
@@ -206,14 +210,14 @@ async def _take_over(
             )
             corrections = [each for each in changed if emit_changes and each.needs_correction]
             old = await promotion.rename(datetime.now(UTC))
-            # Before the commit: sent for nothing they change little, lost nobody would send them again. Whoever reads
-            # them waits for us.
-            await _correct(settings, live, corrections)
     except TimeoutError:
         raise ReplayError(
             f"taking over took longer than {TAKE_OVER_TIMEOUT_S:g} s, so it was given up; nothing has changed."
             " Try again when less is going on"
         ) from None
+    # Before the commit: sent for nothing they change little, lost nobody would send them again. Whoever reads them
+    # waits for us.
+    await _correct(settings, live, corrections, deadline)
     await _commit(settings, connection, promotion.shadow, old)
     return Promoted(old, time.monotonic() - started, changed, dropped, carried, len(corrections))
 
@@ -236,8 +240,12 @@ async def _commit(settings: Settings, connection: Connection, shadow: str, old: 
         ) from error
 
 
-async def _correct(settings: Settings, live: Live, corrections: list[Changed]) -> None:
+async def _correct(settings: Settings, live: Live, corrections: list[Changed], deadline: float) -> None:
     """Have the log say which published revisions were wrong: a later replay numbers what follows alike."""
+    from aiokafka.errors import KafkaError
+
+    from rollcall.reaching import failure
+    from rollcall.replaying import ReplayError
     from streams.sending import Sender
 
     if not corrections:
@@ -245,12 +253,24 @@ async def _correct(settings: Settings, live: Live, corrections: list[Changed]) -
     sender = Sender(settings.kafka_connection(), live.topics, live.homes)
     reason = "a replay that was promoted gives another outcome"
     try:
-        await sender.events(
-            [
-                {"type": "batch.corrected", "batch_id": each.batch_id, "revision": each.old_revision, "reason": reason}
-                for each in corrections
-            ]
-        )
+        async with asyncio.timeout_at(deadline):
+            await sender.events(
+                [
+                    {
+                        "type": "batch.corrected",
+                        "batch_id": each.batch_id,
+                        "revision": each.old_revision,
+                        "reason": reason,
+                    }
+                    for each in corrections
+                ]
+            )
+    except (KafkaError, TimeoutError) as error:
+        raise ReplayError(
+            f"{failure(error, settings, 'Kafka')}; so it was given up, and the schemas are what they were. But some of"
+            f" the {len(corrections):,} corrections may be on the log by now: each has its batch published once more,"
+            " with the outcome that it had. Try again when Kafka answers"
+        ) from error
     finally:
         await sender.close()
 

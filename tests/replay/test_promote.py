@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from rollcall.promote_commands import _promote
+from rollcall.replaying import ReplayError
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store.connection import Connection
+from streams import sending
 from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import running
@@ -115,6 +119,28 @@ async def test_what_was_published_wrongly_goes_out_corrected_where_asked_for(set
     assert done.exit_code == 0, done.stdout + done.stderr
 
 
+async def test_whoever_cannot_send_corrections_is_told_that_some_may_be_on_the_log(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    shadow = f"{settings.database_schema}_s"
+    async with running(settings, workers=1) as product:
+        await produce(settings.bootstrap_servers, topics.events, batch("b"))
+        await product.settled()
+        async with product.connection() as connection:
+            await connection.execute("UPDATE batches SET outcome = 'failed'")
+        done = await commands.rollcall(settings, "replay", "--into", shadow)
+        assert done.exit_code == 0, done.stderr
+        monkeypatch.setattr(sending, "SEND_TIMEOUT_S", 0.0)
+        with pytest.raises(ReplayError) as failed:
+            await _promote(settings, shadow, emit_changes=True, processes=1)
+        assert str(failed.value).startswith(f"Kafka at {settings.bootstrap_servers} (ROLLCALL_BOOTSTRAP_SERVERS)")
+        assert "some of the 1 corrections may be on the log" in str(failed.value)
+    [row] = await table_rows(settings, "batches")
+    assert row["outcome"] == "failed", "it was given up"
+
+
 async def test_whoever_gets_no_answer_to_the_commit_is_told_how_to_look(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
@@ -125,16 +151,20 @@ async def test_whoever_gets_no_answer_to_the_commit_is_told_how_to_look(settings
         done = await commands.rollcall(settings, "replay", "--into", shadow)
         assert done.exit_code == 0, done.stderr
         async with product.connection() as connection:
-            # The server process ends within the COMMIT of the transaction in which the shadow has lost its name.
-            await connection.execute(f"""
-                CREATE FUNCTION "{shadow}".cut_off() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                    IF to_regnamespace('{shadow}') IS NULL THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
-                    RETURN NULL;
-                END $$;
-                CREATE CONSTRAINT TRIGGER cut_off AFTER UPDATE ON "{shadow}".positions
-                    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "{shadow}".cut_off();
-            """)
+            await do_at_commit(connection, shadow, "PERFORM pg_terminate_backend(pg_backend_pid())")
         done = await commands.rollcall(settings, "promote", shadow, "--yes")
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.stderr
         assert "no answer to the COMMIT" in done.stderr
         assert f'"{settings.database_schema}_until_' in done.stderr
+
+
+async def do_at_commit(connection: Connection, shadow: str, statement: str) -> None:
+    """Have that done within the COMMIT of the transaction in which the shadow has lost its name."""
+    await connection.execute(f"""
+        CREATE FUNCTION "{shadow}".at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF to_regnamespace('{shadow}') IS NULL THEN {statement}; END IF;
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER at_commit AFTER UPDATE ON "{shadow}".positions
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION "{shadow}".at_commit();
+    """)
