@@ -49,7 +49,7 @@ class Promoted:
     dropped: list[str]
     carried: int
     corrected: int
-    has_pruned: bool = False
+    has_pruned: bool | None = False
 
 
 @app.command()
@@ -84,7 +84,6 @@ def promote(
 
 async def _promote(settings: Settings, schema: str, emit_changes: bool, processes: int) -> Promoted:
     from rollcall.replaying import ReplayError, begins_midway, shadow_database
-    from store import pruning
     from store.positions import LostRaceError
     from store.promotion import Promotion
     from streams.applying import connect_to_apply
@@ -115,7 +114,19 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
             promoted = await _take_over(settings, connection, live, promotion, replay, begins, kept_since, emit_changes)
         except LostRaceError:
             raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
-        return replace(promoted, has_pruned=bool(await pruning.left(connection, "", 1)))
+        return replace(promoted, has_pruned=await _has_pruned(connection))
+
+
+async def _has_pruned(connection: Connection) -> bool | None:
+    """Whether pruned items are back; None where that is not to be known. By now the promotion has happened."""
+    import asyncpg
+
+    from store import pruning
+
+    try:
+        return bool(await pruning.left(connection, "", 1))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        return None
 
 
 async def _checked(settings: Settings, connection: Connection, schema: str) -> Live:
@@ -322,6 +333,8 @@ def _conclude(settings: Settings, schema: str, promoted: Promoted, emit_changes:
         say(f"{len(promoted.dropped):,} batches that the log does not know are in the old one only\n")
     if promoted.has_pruned:
         say("items that were pruned are back: `rollcall prune` deletes them again\n")
+    if promoted.has_pruned is None:
+        say("whether items that were pruned are back is not known: if so, `rollcall prune` deletes them again\n")
     for each in promoted.changed[:20]:
         say(
             f"{each.batch_id}: was {each.old_outcome or 'open'} (revision {each.old_revision}), is"

@@ -141,6 +141,30 @@ async def test_whoever_cannot_send_corrections_is_told_that_some_may_be_on_the_l
     assert row["outcome"] == "failed", "it was given up"
 
 
+async def test_a_promotion_that_has_happened_is_told_whatever_fails_behind_it(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    shadow = f"{settings.database_schema}_s"
+    async with running(settings, workers=1, relay=False) as product:
+        await produce(settings.bootstrap_servers, topics.events, batch("b"))
+        await product.await_applied(ITEMS + 1)
+        done = await commands.rollcall(settings, "replay", "--into", shadow)
+        assert done.exit_code == 0, done.stderr
+    connection = await settings.database().connect("test")
+    try:
+        live = settings.database_schema
+        rename = f"IF to_regclass('{live}.late_results') IS NOT NULL THEN"
+        rename += f" ALTER TABLE {live}.late_results RENAME TO elsewhere; END IF"
+        await do_at_commit(connection, shadow, rename)
+    finally:
+        await connection.close()
+    done = await commands.rollcall(settings, "promote", shadow, "--yes")
+    assert (done.exit_code, f'the old one is "{settings.database_schema}_until_' in done.stdout) == (0, True), (
+        done.stderr
+    )
+    assert "whether items that were pruned are back is not known" in done.stdout
+
+
 async def test_whoever_gets_no_answer_to_the_commit_is_told_how_to_look(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
