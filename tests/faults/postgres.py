@@ -15,11 +15,14 @@ from pathlib import Path
 
 import asyncpg
 
+from rollcall.embedded.servers import log_since, log_size
 from tests.faults.round import Round, during, feed, large_results, restart, start_again, until
 from tests.harness.waiting import eventually
 
 FULL_KB = 128
 """PostgreSQL lets tables grow by as much at once."""
+DISK_FULL = asyncpg.DiskFullError.__name__
+MET_DISK_FULL = f"the product logs {DISK_FULL} (53100)"
 COPY_DELAY_S = 0.3
 UNREAD_BYTES = 1024 * 1024
 COPY_TIMEOUT_S = 180.0
@@ -243,11 +246,13 @@ async def sessions_terminated(each: Round) -> None:
 async def disk_full(each: Round) -> None:
     """A tablespace on a file system of a few MB where the machine lets us mount one, else SQLSTATE 53100."""
     directory = Path(each.stage.directory / f"small-{each.prefix}")
+    since = log_size(each.product.log)
     if not await asyncio.to_thread(_mount, directory):
         each.notes.append("disk full by a trigger that raises 53100: no file system can be mounted here")
         async with _trigger(each, "item_results", "true", "53100") as raised:
             await asyncio.sleep(each.away_s)
             await until(raised, "statements that write results fail")
+            await until(lambda: _met_disk_full(each, since), MET_DISK_FULL)
         return
     name = f"small_{each.product.direct.database_schema}"
     try:
@@ -265,8 +270,15 @@ async def disk_full(each: Round) -> None:
         if left > FULL_KB:
             each.problems.append(f"the disk did not get full: {left} KB are left")
         await asyncio.sleep(each.away_s / 2)
+        met = await until(lambda: _met_disk_full(each, since), MET_DISK_FULL)
+        each.notes.append(f"the product met it {met} times")
     finally:
         await asyncio.to_thread(_resize, directory, "2g")
+
+
+async def _met_disk_full(each: Round, since: int) -> int:
+    """How often the product has logged SQLSTATE 53100 by the name that its driver gives it."""
+    return log_since(each.product.log, since).count(DISK_FULL)
 
 
 def _mount(directory: Path) -> bool:
