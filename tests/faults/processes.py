@@ -11,6 +11,7 @@ import time
 import psutil
 
 from store import failpoints
+from tests.faults.proxy import Proxy
 from tests.faults.round import WORKERS, Round, during, feed, send_signal, stopped, until
 from tests.faults.stage import PARTITIONS
 
@@ -95,11 +96,18 @@ async def terminate_twice(each: Round) -> None:
 
 
 async def terminate_silent(each: Round) -> None:
-    """One SIGTERM while PostgreSQL, or Kafka, says nothing: all processes end in time, and leave nothing behind.
+    """One SIGTERM while PostgreSQL says nothing, and one while Kafka does, in the order that the seed gives."""
+    both = [("PostgreSQL", each.stage.postgres_proxy), ("Kafka", each.stage.kafka_proxy)]
+    for name, proxy in each.random.sample(both, 2):
+        await each.product.ready(WORKERS)
+        await _terminate_amid_silence(each, name, proxy)
+
+
+async def _terminate_amid_silence(each: Round, name: str, proxy: Proxy) -> None:
+    """All processes end in time, and leave nothing behind.
 
     While they are asked again and again whether they are ready, as orchestrators do.
     """
-    name, proxy = each.random.choice((("PostgreSQL", each.stage.postgres_proxy), ("Kafka", each.stage.kafka_proxy)))
     supervisor = each.product.supervisor
     assert supervisor is not None
     ended: dict[int, float] = {}
