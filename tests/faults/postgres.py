@@ -70,26 +70,18 @@ async def outrun(each: Round) -> None:
     """PostgreSQL so slow that it takes about a tenth of what is produced, until all is produced and a while longer."""
     before_mb = each.product.largest_mb
     each.stage.postgres_proxy.delay_s = 0.15
-    begun, applied, sent = time.monotonic(), await _applied(each), each.running.sent
+    begun, applied, sent = time.monotonic(), await each.product.applied(), each.running.sent
     each.running.let_go()
     while not each.running.done:  # noqa: ASYNC110 - a thread sends
         await asyncio.sleep(0.02)
     produced_a_second = (each.running.sent - sent) / (time.monotonic() - begun)
     await asyncio.sleep(each.away_s / 2)
-    applied_a_second = (await _applied(each) - applied) / (time.monotonic() - begun)
+    applied_a_second = (await each.product.applied() - applied) / (time.monotonic() - begun)
     each.notes.append(f"produced {produced_a_second:.0f}/s, applied {applied_a_second:.0f}/s")
     if produced_a_second < 10 * applied_a_second:
         each.problems.append("PostgreSQL was not outrun ten times over")
     each.notes.append(f"largest worker before {before_mb} MB, then {each.product.largest_mb} MB")
     each.stage.postgres_proxy.heal()
-
-
-async def _applied(each: Round) -> int:
-    async with each.product.connection() as connection:
-        applied = await connection.fetchval(
-            "SELECT sum(next_offset) FROM positions WHERE topic = $1", each.product.topics.events
-        )
-    return int(applied or 0)
 
 
 async def slow_throughout(each: Round) -> None:

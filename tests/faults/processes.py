@@ -9,7 +9,9 @@ import signal
 import time
 
 import psutil
+from aiokafka.errors import KafkaError
 
+from rollcall.children import Child
 from store import failpoints
 from tests.faults.proxy import Proxy
 from tests.faults.round import WORKERS, Round, during, feed, send_signal, stopped, until
@@ -24,6 +26,8 @@ STOP_TIMEOUT_S = 15.0
 LONG_STOP_TIMEOUT_S = 40.0
 KILLED_TIMEOUT_S = 10.0
 STORM_EVERY_S = 3.0
+STORM_TIMEOUT_S = 120.0
+MAX_ADDED = 4
 
 
 async def kill_role(each: Round, role: str) -> None:
@@ -245,23 +249,71 @@ async def _die_at(each: Round, name: str) -> None:
 
 
 async def rebalance_storm(each: Round) -> None:
-    """A worker joins about every 3 s, and leaves once it holds partitions."""
-    rounds = 2 if each.short else 5
-    for number in range(rounds):
-        slot = f"storm-{number}"
+    """Each 3 s one worker is added, or one of the added is ended, whatever the group is doing; then all those left."""
+    storm = _Storm(each)
+    before = await each.product.applied()
+    async with during(feed(each), storm.watch()):
+        await storm.blow(4 if each.short else 12)
+    each.notes += [storm.told(), f"{await each.product.applied() - before} records applied meanwhile"]
+
+
+class _Storm:
+    """Workers that come and go. Some must have been given partitions: a group that takes in nobody knows no storm."""
+
+    def __init__(self, each: Round) -> None:
+        self._each = each
+        self._there: dict[str, Child] = {}
+        self._ending: list[asyncio.Task[int]] = []
+        self._held: dict[str, int] = {}
+        self._added = 0
+
+    async def blow(self, times: int) -> None:
+        """So many times, and on from there until a newcomer has held partitions, if none has."""
         begun = time.monotonic()
-        extra = await each.product.start_role(f"worker-{slot}", "worker", "--slot", slot)
+        number = 0
+        while number < times or (not self._held and time.monotonic() < begun + STORM_TIMEOUT_S):
+            await self._add_or_end()
+            number += 1
+            await asyncio.sleep(max(0.0, begun + number * STORM_EVERY_S - time.monotonic()))
+        for slot in list(self._there):
+            self._end(slot, signal.SIGKILL)
+        await asyncio.gather(*self._ending)
+        if not self._held:
+            self._each.problems.append(f"none of {self._added} workers added was given partitions")
 
-        async def holds_some(client_id: str = f"rollcall-worker-{slot}") -> tuple[int, ...]:
-            return (await each.product.held()).get(client_id, ())
+    async def watch(self) -> None:
+        """Until cancelled, keep note of how many partitions each newcomer was given at most."""
+        while True:
+            with contextlib.suppress(KafkaError, OSError):
+                for client_id, partitions in (await self._each.product.held()).items():
+                    if "-storm-" in client_id and partitions:
+                        self._held[client_id] = max(self._held.get(client_id, 0), len(partitions))
+            await asyncio.sleep(0.5)
 
-        held = await until(holds_some, f"the worker {slot} holds partitions")
-        joined_s = time.monotonic() - begun
-        each.notes.append(f"{slot} held {len(held)} partitions after {joined_s:.1f} s")
-        await asyncio.sleep(max(0.0, STORM_EVERY_S - joined_s))
-        if each.random.random() < 0.5:
-            await extra.stop(15)
+    def told(self) -> str:
+        held = ", ".join(f"{name.removeprefix('rollcall-worker-')} {count}" for name, count in self._held.items())
+        return f"{self._added} workers added and ended, which held partitions: {held or 'none'}"
+
+    async def _add_or_end(self) -> None:
+        """On a busy machine a process takes several times 3 s to come up, and one that never joins disturbs nobody."""
+        random, full = self._each.random, len(self._there) == MAX_ADDED
+        up = [slot for slot, child in self._there.items() if _is_connected(child.pid, self._each.stage.kafka.port)]
+        if full or (up and random.random() < 0.5):
+            slot = random.choice(up) if up else list(self._there)[-1]
+            self._end(slot, random.choice((signal.SIGTERM, signal.SIGKILL)))
         else:
-            await extra.kill()
-        if number < rounds - 1:
-            await asyncio.sleep(each.some(0, STORM_EVERY_S))
+            slot = f"storm-{self._added}"
+            self._added += 1
+            self._there[slot] = await self._each.product.start_role(f"worker-{slot}", "worker", "--slot", slot)
+
+    def _end(self, slot: str, signum: signal.Signals) -> None:
+        """The next one does not wait for its end."""
+        self._ending.append(asyncio.create_task(self._there.pop(slot).stop(STOP_TIMEOUT_S, signum=signum)))
+
+
+def _is_connected(pid: int, port: int | None) -> bool:
+    try:
+        connections = psutil.Process(pid).net_connections("tcp4")
+    except psutil.Error:
+        return False
+    return any(each.raddr and each.raddr.port == port for each in connections)

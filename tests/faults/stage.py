@@ -296,6 +296,14 @@ class Installation:
         finally:
             connection.terminate()
 
+    async def applied(self) -> int:
+        """How many records of the input log are applied."""
+        async with self.connection() as connection:
+            applied = await connection.fetchval(
+                "SELECT sum(next_offset) FROM positions WHERE topic = $1", self.topics.events
+            )
+        return int(applied or 0)
+
     async def ends(self) -> dict[int, int]:
         """Where the input log ends, by partition."""
         return await self._ends_of(self.topics.events)
