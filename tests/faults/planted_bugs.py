@@ -171,6 +171,21 @@ BUGS = [
         ),
     ),
     Bug(
+        "reading on while a flush is held up",
+        "postgres-away-a-minute",
+        (
+            (
+                "streams/intake.py",
+                "                if not await self._flusher.submit(reading, epoch):\n                    return\n",
+                "                async def later(before=getattr(self, '_later', None), reading=reading):\n"
+                "                    if before is not None:\n"
+                "                        await before\n"
+                "                    await self._flusher.submit(reading, epoch)\n"
+                "                self._later = asyncio.create_task(later())\n",
+            ),
+        ),
+    ),
+    Bug(
         "dead letters outside the transaction",
         "failpoint-commit.after",
         (
@@ -231,8 +246,9 @@ def reported(bug: Bug, seed: int) -> str:
 
 
 def _found(output: str) -> str:
-    """What the checker has found. Being stuck alone is no report: anything that crashes is."""
-    return ", ".join(f"{n} {kind}" for kind in KINDS for n in re.findall(rf"(\d+) {kind}\b", output)[:1] if n != "0")
+    """What the checker has found, or how large a worker got. Being stuck is no report: anything that crashes is."""
+    found = [f"{n} {kind}" for kind in KINDS for n in re.findall(rf"(\d+) {kind}\b", output)[:1] if n != "0"]
+    return ", ".join([*found, *re.findall(r"a worker took \d+ MB", output)[:1]])
 
 
 def main() -> int:

@@ -16,13 +16,27 @@ from pathlib import Path
 import asyncpg
 
 from rollcall.embedded.servers import log_since, log_size
-from tests.faults.round import Round, during, feed, large_results, restart, start_again, until
+from tests.faults.round import (
+    BACKLOG_BATCHES,
+    LARGE_BYTES,
+    LARGE_RESULTS,
+    Round,
+    during,
+    feed,
+    large_results,
+    restart,
+    start_again,
+    until,
+)
 from tests.harness.waiting import eventually
 
 FULL_KB = 128
 """PostgreSQL lets tables grow by as much at once."""
 DISK_FULL = asyncpg.DiskFullError.__name__
 MET_DISK_FULL = f"the product logs {DISK_FULL} (53100)"
+BACKLOG_MB = BACKLOG_BATCHES * LARGE_RESULTS * LARGE_BYTES // 1_000_000
+MIN_WAITING_MB = 300
+AWAY_WITH_ALL_S = 20.0
 COPY_DELAY_S = 0.3
 UNREAD_BYTES = 1024 * 1024
 COPY_TIMEOUT_S = 180.0
@@ -57,20 +71,32 @@ async def away(each: Round) -> None:
 
 
 async def away_a_minute(each: Round) -> None:
-    """All results flow meanwhile: what a worker holds must stay bounded."""
-    before_mb = each.product.largest_mb
+    """All results and a large backlog flow meanwhile: what a worker holds must stay bounded."""
+    before_mb, begun = each.product.largest_mb, time.monotonic()
+    backlog = large_results(each, BACKLOG_BATCHES)
     await each.stage.postgres.stop()
+    each.running.interject(backlog)  # before the rest, without which the flow would end
     each.running.let_go()
-    await asyncio.sleep(10 if each.short else 60)
+    await each.running.await_interjected()
+    await each.running.acknowledged()
+    assert each.running.has_interjected, "the large results are in the log"
+    # Long enough for a worker to read all of that; on a busy machine it takes longer, as it did to write it.
+    written_s = time.monotonic() - begun
+    await asyncio.sleep(max(AWAY_WITH_ALL_S, written_s, 0 if each.short else 60 - written_s))
+    each.notes.append(f"away for {time.monotonic() - begun:.0f} s, {BACKLOG_MB} MB of large results in the log")
     each.notes.append(f"largest worker before {before_mb} MB, then {each.product.largest_mb} MB")
     await start_again(each.stage.postgres.start)
 
 
 async def outrun(each: Round) -> None:
-    """PostgreSQL so slow that it takes about a tenth of what is produced, until all is produced and a while longer."""
-    before_mb = each.product.largest_mb
+    """PostgreSQL so slow that it takes about a tenth of what is produced, until all is produced and a while longer.
+
+    Far more than a worker may hold waits then, in bytes, too.
+    """
+    before_mb, backlog = each.product.largest_mb, large_results(each, BACKLOG_BATCHES)
     each.stage.postgres_proxy.delay_s = 0.15
     begun, applied, sent = time.monotonic(), await each.product.applied(), each.running.sent
+    each.running.interject(backlog)
     each.running.let_go()
     while not each.running.done:  # noqa: ASYNC110 - a thread sends
         await asyncio.sleep(0.02)
@@ -80,8 +106,18 @@ async def outrun(each: Round) -> None:
     each.notes.append(f"produced {produced_a_second:.0f}/s, applied {applied_a_second:.0f}/s")
     if produced_a_second < 10 * applied_a_second:
         each.problems.append("PostgreSQL was not outrun ten times over")
+    waiting_mb = BACKLOG_MB - await _large_applied_mb(each)
+    each.notes.append(f"{waiting_mb} of {BACKLOG_MB} MB of large results not applied yet")
+    if waiting_mb < MIN_WAITING_MB:
+        each.problems.append(f"of large results less than {MIN_WAITING_MB} MB were waiting for PostgreSQL")
     each.notes.append(f"largest worker before {before_mb} MB, then {each.product.largest_mb} MB")
     each.stage.postgres_proxy.heal()
+
+
+async def _large_applied_mb(each: Round) -> int:
+    async with each.product.connection() as connection:
+        counted = "SELECT count(*) FROM item_results WHERE starts_with(batch_id, $1)"
+        return int(await connection.fetchval(counted, f"{each.prefix}-large-")) * LARGE_BYTES // 1_000_000
 
 
 async def slow_throughout(each: Round) -> None:

@@ -22,6 +22,8 @@ from tests.harness.waiting import eventually
 
 WORKERS = 2
 LARGE_BATCHES, LARGE_RESULTS, LARGE_BYTES = 16, 20, 60_000
+BACKLOG_BATCHES = 340
+"""Of 400 MB of large results: the half of it alone that a worker reads would be far more than it may take."""
 
 T = TypeVar("T")
 
@@ -129,10 +131,10 @@ def batch_of_one(batch_id: str, **fields: Any) -> list[Message]:
     return [Message(batch_id.encode(), json.dumps(said).encode()) for said in (opened, result)]
 
 
-def large_results(each: Round) -> list[Message]:
+def large_results(each: Round, batches: int = LARGE_BATCHES) -> list[Message]:
     """Batches whose results have large outputs, on all partitions: what a worker takes of them at once is megabytes."""
     messages = []
-    for number in range(LARGE_BATCHES):
+    for number in range(batches):
         batch_id = f"{each.prefix}-large-{number}"
         opened = {"type": "batch.opened", "batch_id": batch_id, "total_items": LARGE_RESULTS}
         messages.append(Message(batch_id.encode(), json.dumps(opened).encode()))
