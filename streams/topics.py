@@ -8,6 +8,7 @@ import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
+    BrokerNotAvailableError,
     ClusterAuthorizationFailedError,
     InvalidConfigurationError,
     InvalidPartitionsError,
@@ -163,8 +164,11 @@ def _not_created(name: str, error: type[KafkaError], detail: str | None) -> Exce
 
 async def _default_replication(admin: AIOKafkaAdminClient) -> int:
     """The cluster's ``default.replication.factor``: its operator has said how safe a topic should be."""
-    broker = (await admin.describe_cluster())["brokers"][0]["node_id"]
-    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, str(broker))]):
+    brokers = (await admin.describe_cluster())["brokers"]
+    if not brokers:
+        raise BrokerNotAvailableError("the cluster names no broker yet")
+    broker = str(brokers[0]["node_id"])
+    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.BROKER, broker)]):
         for code, _, _, _, entries in response.resources:
             for entry in entries if code == 0 else ():
                 if entry[0] == "default.replication.factor" and entry[1]:

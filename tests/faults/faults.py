@@ -29,7 +29,7 @@ FAULTS = [
     Fault("postgres-fast", "postgres-restarts", postgres.fast_restart),
     Fault("postgres-away", "postgres-restarts", postgres.away),
     Fault("postgres-away-a-minute", "bounds", postgres.away_a_minute),
-    Fault("postgres-outrun", "bounds", postgres.outrun, proxied=True, pace=2.0),
+    Fault("postgres-outrun", "bounds", postgres.outrun, proxied=True, only_long=True, pace=2.0),
     Fault("postgres-slow", "postgres-network", postgres.slow, proxied=True),
     Fault(
         "postgres-slow-throughout",
