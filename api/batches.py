@@ -1,7 +1,7 @@
 """Reading batches: one, the newest, and what is told of one."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -43,6 +43,10 @@ async def list_batches(
     """The newest batches first."""
     if opened_since is not None and opened_since.tzinfo is None:
         raise invalid("opened_since", "the zone is missing")
+    try:
+        opened_since = opened_since and opened_since.astimezone(UTC)
+    except OverflowError:
+        raise invalid("opened_since", "no year from 1 to 9999 has it, as UTC") from None
     async with here.snapshot() as connection:
         if batch_id is not None:
             one = await reads.batch(connection, here.topics.events, batch_id)

@@ -32,7 +32,7 @@ QUEUE_EVENTS = 1_000
 DECIDED_AT_ONCE = 200
 """Finalizations read at one time: well below what a queue holds."""
 MAX_CATCH_UP = 800
-"""Finalizations a listener is told of that it missed; of more, only that there are."""
+"""Finalizations a listener is told of that it missed, or that come between two looks; of more, only that there are."""
 NEWEST = 50
 """Whoever listens to all batches is told of progress in this many."""
 
@@ -164,8 +164,15 @@ class Feed:
         start = end if self._cursor is None else self._cursor
         decided = await self._decided(connection, start, end, DECIDED_AT_ONCE) if greeted else []
         more = len(decided) == DECIDED_AT_ONCE
+        told = greeted
+        if more and len(await self._decided(connection, start, end, MAX_CATCH_UP + 1)) > MAX_CATCH_UP:
+            # They come faster than they are told: whoever wants all loads it again, who wants some is told of those.
+            for listener in (each for each in greeted if each.wanted is None):
+                self._put(listener, _event("resync", "{}", end))
+            told = [listener for listener in greeted if listener.wanted is not None]
+            decided, more = _decided_since(start, now.values()), False
         reached = _behind(decided, start, end) if more else end
-        self._tell_decided(greeted, decided, start, end)
+        self._tell_decided(told, decided, start, end)
         self._tell_progress(greeted, now, {each.batch_id for each in decided}, reached)
         self._cursor, self._seen = reached, {batch_id: self._state(found) for batch_id, found in now.items()}
         if not more:
@@ -205,9 +212,7 @@ class Feed:
             return None
         if wanted is not None:
             # Few: whether one was decided since is seen on the batch itself.
-            found = await changes.some(connection, self._topic, sorted(wanted))
-            missed = [each for each in found if each.outcome and _offset(each) >= since.get(each.partition, 0)]
-            return sorted(missed, key=lambda each: (each.partition, _offset(each)))
+            return _decided_since(since, await changes.some(connection, self._topic, sorted(wanted)))
         decided = await self._decided(connection, since, end, MAX_CATCH_UP + 1)
         return None if len(decided) > MAX_CATCH_UP else decided
 
@@ -263,6 +268,12 @@ def _event(name: str, data: str, cursor: changes.Cursor) -> bytes:
 def _offset(decided: BatchStatus) -> int:
     assert decided.as_of is not None
     return decided.as_of.offset
+
+
+def _decided_since(since: changes.Cursor, found: Iterable[BatchStatus]) -> Sequence[BatchStatus]:
+    """Those of these batches that ended at or behind a cursor; by partition and offset."""
+    missed = [each for each in found if each.outcome and _offset(each) >= since.get(each.partition, 0)]
+    return sorted(missed, key=lambda each: (each.partition, _offset(each)))
 
 
 def _behind(decided: Sequence[BatchStatus], start: changes.Cursor, end: Mapping[int, int]) -> Cursor:

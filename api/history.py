@@ -1,6 +1,8 @@
 """What happened to a batch, its summary, and who did what."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -12,7 +14,7 @@ from api.access import VIEWER, Admin
 from api.batches import Limit, known
 from api.context import Context, Here
 from api.models import Summary, Text, Timeline, TimelineEvent
-from api.problems import documented, not_found
+from api.problems import documented, not_found, unavailable
 from store import access, details, diagnosis, reads
 from store.access import AuditEntry
 from store.details import HistoryEvent
@@ -25,6 +27,8 @@ from streams.why import why
 router = APIRouter(tags=["history"])
 
 WHY_TIMEOUT_S = 45.0
+WHY_TURN_TIMEOUT_S = 15.0
+"""How long one waits for those who ask already."""
 
 
 class Why(BaseModel):
@@ -108,13 +112,26 @@ async def get_why(batch_id: str, here: Here) -> Why:
     """Why it isn't done: who is missing, what was refused, misplaced or not read yet, and what to do."""
     if "\0" in batch_id:
         raise not_found(f'there is no batch "{batch_id}"')
-    # It reads the log, so only a few at a time.
-    async with asyncio.timeout(WHY_TIMEOUT_S), here.asking_why, reads.snapshot(here.engine) as connection:
+    async with _turn_to_ask(here), asyncio.timeout(WHY_TIMEOUT_S), reads.snapshot(here.engine) as connection:
         found = await why(connection, here.kafka, here.topics, batch_id, now=datetime.now(UTC), say=_kafka_away)
     if any(finding.code == "unknown" for finding in found.findings):
         raise not_found(f'there is no batch "{batch_id}"')
     facts = {field.name: getattr(found.facts, field.name) for field in fields(found.facts) if field.name != "batch"}
     return Why(findings=list(found.findings), **facts)
+
+
+@asynccontextmanager
+async def _turn_to_ask(here: Context) -> AsyncIterator[None]:
+    """Who asks why reads the log, so only a few may at a time. Raises 503."""
+    try:
+        async with asyncio.timeout(WHY_TURN_TIMEOUT_S):
+            await here.asking_why.acquire()
+    except TimeoutError:
+        raise unavailable("too many ask why at the moment, and the log may be slow to answer") from None
+    try:
+        yield
+    finally:
+        here.asking_why.release()
 
 
 @router.get("/audit", responses=documented(401, 403, 422, 429, 503))

@@ -155,6 +155,27 @@ async def test_who_missed_too_much_is_told_to_load_again(
             assert listener.status == 422, malformed
 
 
+async def test_where_more_ends_come_than_can_be_told_all_load_again_and_nobody_waits(
+    api: ServedApi, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "DECIDED_AT_ONCE", 2)
+    monkeypatch.setattr(feed, "MAX_CATCH_UP", 4)
+    names = [f"b{number}" for number in range(8)]
+    for name in names:
+        await log.opened(name)
+    async with listening(api.url, "/api/events") as all_of_them, listening(api.url, "/api/batches/b6/events") as one:
+        for listener in (all_of_them, one):
+            await listener.until("ready")
+        await log.finalized(*names[:4])
+        assert ids(await all_of_them.until("finalized", 4)) == names[:4]
+        await log.finalized(*names[3:])
+        assert await all_of_them.until("resync") == [{}]
+        assert ids(await one.until("finalized")) == ["b6"]
+        await log.finalized("b0")
+        assert ids(await all_of_them.until("finalized", 5)) == [*names[:4], "b0"]
+        assert one.named("resync") == []
+
+
 async def test_streams_say_that_they_live_and_end_in_time(
     api: ServedApi, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

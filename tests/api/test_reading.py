@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
+from api import history
 from tests.harness.api import ServedApi
 from tests.harness.stored import StoredRows
 
@@ -21,6 +22,23 @@ async def test_a_batch_is_shown_with_its_counts_and_its_place_in_the_log(api: Se
     assert (found["status"], found["total"], found["error_summary"]) == ("completed_with_errors", 10, "3 of 10 failed")
     assert found["as_of"] == {"topic": api.context.topics.events, "partition": 3, "offset": 41}
     assert found["finalized_at"] == "2026-11-22T10:00:05.123000Z"
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
+async def test_a_moment_beyond_the_calendar_is_refused(api: ServedApi, moment: str) -> None:
+    refused = await api.get("batches", 422, opened_since=moment)
+    assert refused["errors"][0]["field"] == "opened_since"
+
+
+async def test_who_waits_in_vain_for_others_that_ask_why_is_told_so(
+    api: ServedApi, rows: StoredRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "WHY_TURN_TIMEOUT_S", 0.01, raising=False)
+    monkeypatch.setattr(history, "WHY_TIMEOUT_S", 0.01)
+    await rows.batch("b")
+    async with api.context.asking_why, api.context.asking_why:
+        refused = await api.get("batches/b/why", 503)
+    assert refused["detail"].startswith("too many ask why")
 
 
 async def test_what_is_unknown_is_a_problem(api: ServedApi, rows: StoredRows) -> None:
