@@ -147,7 +147,7 @@ def redrive(
     from rollcall.rendering import note
 
     async def act(connection: Connection, settings: Settings) -> tuple[int, int, int]:
-        from rollcall.reaching import failure
+        from rollcall.reaching import failure, naming
         from schemas.topics import Topics
         from store import dead_letters
         from streams.redriving import can_be_redriven
@@ -156,7 +156,8 @@ def redrive(
 
         chosen = _chosen(positions, reason, batch, all_)
         total = await _confirmed(connection, settings, positions, chosen, yes, "Send {} to the log again?")
-        log_id = await log_identity(settings.kafka_connection(), Topics(settings.topic_prefix))
+        with naming(settings, "Kafka"):
+            log_id = await log_identity(settings.kafka_connection(), Topics(settings.topic_prefix))
         sent, refused = 0, 0
         async for letters in _pages(connection, settings, positions, chosen):
             sendable = [each for each in letters if can_be_redriven(each)]
@@ -165,7 +166,8 @@ def redrive(
                 async with connection.transaction():
                     keys = [each.key for each in sendable]
                     await dead_letters.hold(connection, keys)
-                    not_taken = await send(settings.kafka_connection(), sendable, log_id)
+                    with naming(settings, "Kafka"):
+                        not_taken = await send(settings.kafka_connection(), sendable, log_id)
                     await dead_letters.note_redriven(connection, [key for key in keys if key not in not_taken])
                 for key, error in not_taken.items():
                     note(f"{_place(key)} was not sent: {failure(error, settings)}")
@@ -221,7 +223,7 @@ def _asked(ask: Any) -> Any:
         finally:
             await connection.close()
 
-    with naming(settings):
+    with naming(settings, "PostgreSQL"):
         return asyncio.run(asked())
 
 

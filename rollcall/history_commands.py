@@ -57,7 +57,7 @@ def _run(work: Any) -> Any:
 
     settings = load_settings()
     configure_logging("warning", settings.log_format, role="batch")
-    with naming(settings), reader_may_leave():
+    with naming(settings, "PostgreSQL"), reader_may_leave():
         return asyncio.run(work(settings))
 
 

@@ -77,7 +77,7 @@ def promote(
         if not sys.stdin.isatty():
             raise typer.BadParameter("there is no terminal to ask on: say --yes")
         typer.confirm(f'Make "{schema}" the live schema "{settings.database_schema}"?', abort=True)
-    with naming(settings):
+    with naming(settings, "PostgreSQL"):
         promoted = asyncio.run(_promote(settings, schema, emit_changes, processes))
     _conclude(settings, schema, promoted, emit_changes)
 

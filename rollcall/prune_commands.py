@@ -50,7 +50,7 @@ def prune(
     finalized_before = _moment(older_than)
     settings = load_settings()
     configure_logging("warning", settings.log_format, role="prune")
-    with naming(settings):
+    with naming(settings, "PostgreSQL"):
         if not yes:
             _agree(*asyncio.run(_due(settings, finalized_before)), finalized_before)
         pruned = asyncio.run(_prune(settings, finalized_before))
@@ -101,6 +101,7 @@ async def _prune(settings: Settings, finalized_before: datetime) -> Pruned:
     from contextlib import aclosing
 
     from migrations.version import check
+    from rollcall.reaching import naming
     from schemas.topics import Topics
     from store.connection import BY_KEY, SERVING
     from streams.observing import home_partitions
@@ -112,7 +113,9 @@ async def _prune(settings: Settings, finalized_before: datetime) -> Pruned:
     connection = await settings.database().connect("prune", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY, **SERVING)
     try:
         await check(connection, settings.database_schema)
-        sender = Sender(kafka, topics, Homes(await home_partitions(connection, kafka, topics)))
+        with naming(settings, "Kafka"):
+            homes = Homes(await home_partitions(connection, kafka, topics))
+        sender = Sender(kafka, topics, homes)
         try:
             async with aclosing(pruning(connection, sender, topics, finalized_before)) as progress:
                 return await _shown(progress)

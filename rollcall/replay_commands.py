@@ -49,7 +49,7 @@ def replay(
 
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format, role="replay")
-    with naming(settings):
+    with naming(settings, "PostgreSQL"):
         asyncio.run(_replay(settings, into, from_, to, batch, processes))
 
 

@@ -19,7 +19,7 @@ def main() -> int:
     configure_logging("warning", settings.log_format, role="replay")
     collect_seldom()
     try:
-        with naming(settings):
+        with naming(settings, "PostgreSQL"):
             uvloop.run(fold_part(settings, Part.decoded(sys.argv[1])))
     except LostRaceError:
         sys.stderr.write("rollcall: another replay works on the same schema\n")

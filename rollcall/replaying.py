@@ -15,6 +15,7 @@ from datetime import datetime
 import structlog
 
 from rollcall.children import Child
+from rollcall.reaching import naming
 from rollcall.settings import ENV_PREFIX, Settings
 from schemas.topics import Topics
 from store import positions, shadows
@@ -100,14 +101,17 @@ def shadow_database(settings: Settings, schema: str) -> Database:
 
 
 async def look(settings: Settings, connection: Connection) -> Live:
-    """Where the live schema stands in the log. Raises ReplayError where it has none yet."""
+    """Where the live schema stands in the log. Raises ReplayError where it has none yet, and ServerError."""
     topics = Topics(settings.topic_prefix)
     count = await positions.partition_count(connection, topics.events)
     if count is None:
         raise ReplayError(f'the schema "{settings.database_schema}" has no log yet: start workers first')
-    log_id = await log_identity(settings.kafka_connection(), topics)
+    with naming(settings, "Kafka"):
+        log_id = await log_identity(settings.kafka_connection(), topics)
     stored = await positions.load_all(connection, settings.database_schema, topics.events)
-    return Live(topics, Homes(count, log_id), stored, await log_span(settings.kafka_connection(), topics.events))
+    with naming(settings, "Kafka"):
+        span = await log_span(settings.kafka_connection(), topics.events)
+    return Live(topics, Homes(count, log_id), stored, span)
 
 
 async def begins_midway(settings: Settings, live: Live, shadow: Connection) -> dict[int, datetime | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -59,7 +59,7 @@ def verify(
     settings = load_settings()
     configure_logging("warning", settings.log_format, role="verify")
     chosen = Chosen(batch, _time(since))
-    with naming(settings):
+    with naming(settings, "PostgreSQL"):
         differences, verified = asyncio.run(_verify(settings, chosen, processes, said=not as_json))
     if as_json:
         from rollcall.rendering import print_json
@@ -73,9 +73,11 @@ def verify(
 async def _verify(
     settings: Settings, chosen: Chosen, processes: int, *, said: bool
 ) -> tuple[list[Difference], Verified]:
-    from rollcall.rendering import print_line, showable
+    from contextlib import aclosing
+
+    from rollcall.rendering import print_line, reader_may_leave, showable
     from rollcall.replaying import look
-    from store import shadows
+    from store import promotion, shadows
     from streams.verifying import Verified
 
     connection = await settings.database().connect("verify")
@@ -86,10 +88,15 @@ async def _verify(
         try:
             await _fold(settings, await look(settings, connection), schema, chosen, processes)
             live = await look(settings, connection)
-            async for difference in _compare(settings, connection, live, schema, chosen, verified):
-                differences.append(difference)
-                if said:
-                    print_line(showable(difference.message))
+            identity = await promotion.identity(connection, settings.database_schema)
+            async with aclosing(_compare(settings, live, schema, chosen, verified)) as comparing:
+                async for difference in comparing:
+                    await _check_not_promoted(settings, connection, identity)
+                    differences.append(difference)
+                    if said:
+                        with reader_may_leave():
+                            print_line(showable(difference.message))
+            await _check_not_promoted(settings, connection, identity)
         finally:
             await shadows.drop(connection, schema)
     finally:
@@ -134,9 +141,18 @@ def _ends(live: Live) -> dict[int, int]:
     }
 
 
+async def _check_not_promoted(settings: Settings, connection: Connection, identity: int | None) -> None:
+    """Names mean what they mean now, rows are those of the comparison's snapshot: after a promotion they do not fit."""
+    from rollcall.replaying import ReplayError
+    from store import promotion
+
+    if await promotion.identity(connection, settings.database_schema) != identity:
+        raise ReplayError("there was a promotion meanwhile, so nothing can be said of the state: run it again")
+
+
 async def _compare(
-    settings: Settings, second: Connection, live: Live, schema: str, chosen: Chosen, verified: Verified
-) -> AsyncIterator[Difference]:
+    settings: Settings, live: Live, schema: str, chosen: Chosen, verified: Verified
+) -> AsyncGenerator[Difference, None]:
     from dataclasses import replace
 
     from rollcall.replaying import replaying, shadow_database

@@ -197,6 +197,15 @@ class Changed:
         return self.is_told and self.new_revision <= self.old_revision and not self.is_pruned
 
 
+async def identity(connection: Connection, live: str) -> int | None:
+    """Which schema has the live one's name now: another one after each promotion, also to a transaction begun before.
+
+    Its rows would be those of its snapshot, though, which a replay may have written since: half of both.
+    """
+    found: int | None = await connection.fetchval("SELECT to_regnamespace(quote_ident($1))::oid::int8", live)
+    return found
+
+
 class Promotion:
     """The statements, on a connection within a transaction, for these two schemas."""
 

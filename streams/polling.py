@@ -18,7 +18,7 @@ SILENCE_LIMIT_S = 60.0
 
 
 class SilentError(KafkaError):  # type: ignore[misc]  # aiokafka is untyped
-    """Kafka gives nothing of what it is known to hold; the message is one line and says for how long."""
+    """Kafka gives nothing of what it is known to hold, or takes nothing; the message is one line and says what."""
 
     def __str__(self) -> str:
         return str(self.args[0])  # without the name of the class, which aiokafka puts before it

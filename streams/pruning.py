@@ -14,6 +14,7 @@ from schemas.topics import Topics
 from store import positions, pruning
 from store.connection import Connection
 from store.pruning import Prunable
+from streams.polling import SilentError
 from streams.sending import Sender
 
 PAGE = 500
@@ -68,9 +69,12 @@ async def prune(
 
 async def _say(connection: Connection, sender: Sender, topics: Topics, page: Sequence[Prunable]) -> None:
     """Put it on the log and wait until workers have applied it."""
-    places = await sender.events(
-        [{"type": "batch.pruned", "batch_id": each.batch_id, "revision": each.revision} for each in page]
-    )
+    try:
+        places = await sender.events(
+            [{"type": "batch.pruned", "batch_id": each.batch_id, "revision": each.revision} for each in page]
+        )
+    except TimeoutError:
+        raise SilentError("not all was acknowledged in time") from None  # says whose time-out it was
     ends: dict[int, int] = {}
     for place in places:
         ends[place.partition] = max(ends.get(place.partition, 0), place.offset + 1)

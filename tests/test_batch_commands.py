@@ -212,7 +212,20 @@ async def test_a_schema_that_is_not_there_is_one_line_that_says_what_to_run(sett
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [("batch", "list"), ("migrate",)])
+REACHING = (
+    ("migrate",),
+    ("batch", "list"),
+    ("batch", "as-of", "b", "--offset", "0"),
+    ("batch", "explain", "b"),
+    ("verify",),
+    ("replay", "--into", "shadow"),
+    ("promote", "shadow", "--yes"),
+    ("prune", "--older-than", "1d", "--yes"),
+    ("dead-letters", "list"),
+)
+
+
+@pytest.mark.parametrize("command", REACHING, ids=" ".join)
 async def test_postgresql_out_of_reach_is_one_line_that_names_it_and_no_password(command: tuple[str, ...]) -> None:
     url = "postgresql+asyncpg://me:secret@127.0.0.1:1/db"
     done = await rollcall(Settings(bootstrap_servers="127.0.0.1:1", database_url=url), *command)

@@ -72,6 +72,37 @@ async def test_a_promotion_gives_way_to_a_dump_and_comes_when_that_is_done(setti
             assert promoting.returncode == 0, stderr.decode()
 
 
+async def test_a_verification_that_meets_a_promotion_says_so_and_finds_no_differences(settings: Settings) -> None:
+    topics, live, shadow = Topics(settings.topic_prefix), settings.database_schema, f"{settings.database_schema}_s"
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    event = {"type": "batch.opened", "batch_id": "b", "total_items": 0}
+    async with running(settings, workers=1) as product:
+        await produce(settings.bootstrap_servers, topics.events, [Message(b"b", json.dumps(event).encode(), "b")])
+        await product.settled()
+    promoting = await settings.database().connect("test")
+    looking = await settings.database().connect("test")
+    try:
+        async with promoting.transaction():
+            await promoting.execute(f"LOCK TABLE {live}.batches IN ACCESS EXCLUSIVE MODE")
+            verifying = await commands.start(settings, "verify", "--processes", "1")
+
+            async def waits() -> bool:
+                assert await waiting_for_a_lock(looking, live, "verify")
+                return True
+
+            await eventually(waits, 60)
+            # Its snapshot is older than the shadow's rows.
+            done = await commands.rollcall(settings, "replay", "--into", shadow)
+            assert done.exit_code == 0, done.stderr
+            await Promotion(promoting, live, shadow).rename(datetime.now(UTC))
+        stdout, stderr = await asyncio.wait_for(verifying.communicate(), 60)
+    finally:
+        for connection in (promoting, looking):
+            await connection.close()
+    assert (verifying.returncode, stdout.decode()) == (1, "")
+    assert "there was a promotion meanwhile" in stderr.decode()
+
+
 async def items(connection: Connection, schema: str, batch_id: str, many: int) -> None:
     await connection.execute(
         f"INSERT INTO {schema}.item_results (version, received_at, attempt, generation, batch_id, item_id, status)"

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import pytest
 
+from migrations.run import migrate
+from rollcall.reaching import ServerError
 from rollcall.replaying import Part, fold_part, look, prepare_shadow
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store import positions
 from store.shadows import Shadow
 from streams import applying
+from streams import topics as kafka_topics
 from streams.portion import Portion
+from streams.reading import Homes
 from tests.harness import commands
 from tests.harness.histories import Message, Shape, make_history, mixed_sizes
 from tests.harness.librdkafka import produce_with_librdkafka
@@ -103,6 +109,37 @@ async def _applied(shadow: Settings) -> int:
         return int(await connection.fetchval("SELECT coalesce(sum(next_offset), 0) FROM positions") or 0)
     finally:
         await connection.close()
+
+
+async def test_a_process_of_a_replay_that_cannot_reach_postgresql_says_so_in_one_line() -> None:
+    unreachable = Settings(
+        bootstrap_servers="127.0.0.1:1", database_url="postgresql+asyncpg://me:secret@127.0.0.1:1/db"
+    )
+    part = Part("shadow", {0: 1}, Homes(1, "log")).encoded()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "rollcall.replay_part", part),
+        stderr=asyncio.subprocess.PIPE,
+        env=commands.environment(unreachable),
+    )
+    _, stderr = await asyncio.wait_for(process.communicate(), 60)
+    said = "rollcall: PostgreSQL at 127.0.0.1:1 (ROLLCALL_DATABASE_URL) cannot be reached: connection refused\n"
+    assert (process.returncode, stderr.decode()) == (1, said)
+
+
+async def test_a_kafka_that_does_not_say_which_log_it_is_in_time_is_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(settings.database_url, settings.database_schema)
+    connection = await settings.database().connect("test")
+    try:
+        await positions.fix_partition_count(connection, Topics(settings.topic_prefix).events, 1)
+        monkeypatch.setattr(kafka_topics, "ADMIN_TIMEOUT_S", 0.0)
+        with pytest.raises(ServerError) as failed:
+            await look(settings, connection)
+    finally:
+        await connection.close()
+    where = f"Kafka at {settings.bootstrap_servers} (ROLLCALL_BOOTSTRAP_SERVERS)"
+    assert str(failed.value) == f"{where} cannot be reached: no answer in time"
 
 
 async def test_a_replay_that_takes_too_long_over_a_micro_batch_reads_less_at_once(
