@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from schemas.dead_letters import Refused
 from store import tables
+from streams.decoding import decode
+from tests.faults import queues
 from tests.faults.checker import check
 from tests.faults.observed import Finding, LogRecord, Observed, RegisterRow, Row, SentRecord
 from tests.faults.producing import digest, home
+from tests.harness import broken_records
 
 KEY = b"batch-1"
 HOME = home(KEY, 2)
@@ -854,6 +858,16 @@ def test_what_goes_out_at_its_own_time_may_be_on_its_way() -> None:
         for name, channel in (("batch.summarized", "summaries"), ("batch.slow_detected", "alerts"))
     ]
     assert check(with_table(all_right(), "outbox", EVENT_ROW, REQUEST_ROW, *others)).findings == []
+
+
+def test_every_broken_record_has_a_batch_id_that_the_checker_takes() -> None:
+    for each in broken_records.BROKEN:
+        if each.value is None:
+            continue
+        with pytest.raises(Refused) as refused:
+            decode(each.value, 0, datetime.now(UTC))
+        broken = LogRecord(0, 0, 0, each.key, each.value, {})
+        assert refused.value.batch_id in queues._batch_ids(refused.value.reason, broken), each.name
 
 
 def test_the_checker_shares_no_code_with_the_product() -> None:

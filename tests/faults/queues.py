@@ -173,7 +173,8 @@ def _batch_ids(reason: str, record: LogRecord) -> Sequence[Any]:
     if reason == "invalid_json":
         return (None,)
     try:
-        said = json.loads(record.value or b"null")["batch_id"]
+        # As text: Python takes no integer of more than 4,300 digits.
+        said = json.loads(record.value or b"null", parse_int=str, parse_float=str)["batch_id"]
     except (ValueError, TypeError, LookupError, RecursionError):
         return (None,)
     return (said,) if reason == "not_applicable" else (None, said)
