@@ -28,7 +28,7 @@ FAULTS = [
     Fault("postgres-immediate", "postgres-restarts", postgres.immediate_restart),
     Fault("postgres-fast", "postgres-restarts", postgres.fast_restart),
     Fault("postgres-away", "postgres-restarts", postgres.away),
-    Fault("postgres-away-a-minute", "bounds", postgres.away_a_minute),
+    Fault("postgres-away-a-minute", "bounds", postgres.away_a_minute, only_long=True),
     Fault("postgres-outrun", "bounds", postgres.outrun, proxied=True, only_long=True, pace=2.0),
     Fault("postgres-slow", "postgres-network", postgres.slow, proxied=True),
     Fault(
