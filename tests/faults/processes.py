@@ -25,6 +25,7 @@ SESSION_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 15.0
 LONG_STOP_TIMEOUT_S = 40.0
 KILLED_TIMEOUT_S = 10.0
+SUPERVISED = ("worker", "relay", "clock", "api")
 STORM_EVERY_S = 3.0
 STORM_TIMEOUT_S = 120.0
 MAX_ADDED = 4
@@ -102,7 +103,14 @@ async def terminate_twice(each: Round) -> None:
 async def terminate_silent(each: Round) -> None:
     """One SIGTERM while PostgreSQL says nothing, and one while Kafka does, in the order that the seed gives."""
     both = [("PostgreSQL", each.stage.postgres_proxy), ("Kafka", each.stage.kafka_proxy)]
+
+    async def all_listen() -> bool:
+        pids = [process.pid for role in SUPERVISED for process in each.product.processes(role)]
+        return len(pids) == WORKERS + len(SUPERVISED) - 1 and all(map(_listening_ports, pids))
+
     for name, proxy in each.random.sample(both, 2):
+        # The group may still have those ended just now for its members: the new ones may not be up, nor heed a signal.
+        await until(all_listen, "all processes are up")
         await each.product.ready(WORKERS)
         await _terminate_amid_silence(each, name, proxy)
 
@@ -120,9 +128,7 @@ async def _terminate_amid_silence(each: Round, name: str, proxy: Proxy) -> None:
         proxy.black_hole()
         await asyncio.sleep(each.some(0.2, 3.0))
         roles = {
-            process.pid: f"{role} ({process.pid})"
-            for role in ("worker", "relay", "clock", "api")
-            for process in each.product.processes(role)
+            process.pid: f"{role} ({process.pid})" for role in SUPERVISED for process in each.product.processes(role)
         }
         async with during(*(_keep_probing(port) for pid in roles for port in _listening_ports(pid))):
             await asyncio.sleep(each.some(0.5, 1.5))
