@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from store.connection import Connection
 from streams import sending
 from tests.harness import commands
 from tests.harness.histories import Message
-from tests.harness.product import running
+from tests.harness.product import Product, running
 from tests.harness.tables import finalized_events, table_rows
 from tests.harness.topics import create_topic, drain, produce
 
@@ -142,14 +144,8 @@ async def test_whoever_cannot_send_corrections_is_told_that_some_may_be_on_the_l
 
 
 async def test_a_promotion_that_has_happened_is_told_whatever_fails_behind_it(settings: Settings) -> None:
-    topics = Topics(settings.topic_prefix)
-    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
-    shadow = f"{settings.database_schema}_s"
-    async with running(settings, workers=1, relay=False) as product:
-        await produce(settings.bootstrap_servers, topics.events, batch("b"))
-        await product.await_applied(ITEMS + 1)
-        done = await commands.rollcall(settings, "replay", "--into", shadow)
-        assert done.exit_code == 0, done.stderr
+    async with replayed(settings) as (_, shadow):
+        pass
     connection = await settings.database().connect("test")
     try:
         live = settings.database_schema
@@ -166,6 +162,18 @@ async def test_a_promotion_that_has_happened_is_told_whatever_fails_behind_it(se
 
 
 async def test_whoever_gets_no_answer_to_the_commit_is_told_how_to_look(settings: Settings) -> None:
+    async with replayed(settings) as (product, shadow):
+        async with product.connection() as connection:
+            await do_at_commit(connection, shadow, "PERFORM pg_terminate_backend(pg_backend_pid())")
+        done = await commands.rollcall(settings, "promote", shadow, "--yes")
+        assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.stderr
+        assert "no answer to the COMMIT" in done.stderr
+        assert f'"{settings.database_schema}_until_' in done.stderr
+
+
+@asynccontextmanager
+async def replayed(settings: Settings) -> AsyncIterator[tuple[Product, str]]:
+    """A worker that has applied a batch, and the name of a shadow of that."""
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
     shadow = f"{settings.database_schema}_s"
@@ -174,12 +182,7 @@ async def test_whoever_gets_no_answer_to_the_commit_is_told_how_to_look(settings
         await product.await_applied(ITEMS + 1)
         done = await commands.rollcall(settings, "replay", "--into", shadow)
         assert done.exit_code == 0, done.stderr
-        async with product.connection() as connection:
-            await do_at_commit(connection, shadow, "PERFORM pg_terminate_backend(pg_backend_pid())")
-        done = await commands.rollcall(settings, "promote", shadow, "--yes")
-        assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.stderr
-        assert "no answer to the COMMIT" in done.stderr
-        assert f'"{settings.database_schema}_until_' in done.stderr
+        yield product, shadow
 
 
 async def do_at_commit(connection: Connection, shadow: str, statement: str) -> None:
