@@ -35,6 +35,7 @@ class Lag(BaseModel):
 
     records: int | None = Field(description="Records there that are not applied yet; null: Kafka does not say.")
     lagging: bool | None = Field(description="Whether there are any: what is shown may then change by itself.")
+    next_offset: int | None = Field(description="Everything there before it is applied; null: nothing is.")
 
 
 class Batch(BaseModel):

@@ -17,4 +17,5 @@ def shown(found: BatchStatus, log_ends: LogEnds) -> Batch:
     as_of = None if place is None else LogPlace(topic=place.topic, partition=place.partition, offset=place.offset)
     end = log_ends.of(found.partition)
     records = None if end is None else max(0, end - (found.next_offset or 0))
-    return Batch(**fields, as_of=as_of, lag=Lag(records=records, lagging=None if records is None else records > 0))
+    lag = Lag(records=records, lagging=None if records is None else records > 0, next_offset=found.next_offset)
+    return Batch(**fields, as_of=as_of, lag=lag)

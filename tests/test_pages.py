@@ -163,6 +163,9 @@ async def test_whoever_is_not_signed_in_is_asked_to_and_led_back_here_only(setti
         assert "not known" in refused.text
 
 
+LAGGING = Lag(records=7, lagging=True, next_offset=1)
+
+
 def _batch(**changes: Any) -> Batch:
     fields: dict[str, Any] = dict.fromkeys(Batch.model_fields)
     counts = ("revision generation answered succeeded partial failed skipped retrying missing unexpected created"
@@ -172,7 +175,7 @@ def _batch(**changes: Any) -> Batch:
     fields |= {
         "first_result_at": NOW - timedelta(seconds=50),
         "last_result_at": NOW,
-        "lag": Lag(records=0, lagging=False),
+        "lag": Lag(records=0, lagging=False, next_offset=1),
     }
     return Batch(**{**fields, **changes})
 
@@ -181,13 +184,13 @@ def _batch(**changes: Any) -> Batch:
     ("changes", "said"),
     [
         ({"answered": 50, "missing": 50}, "about 50 s"),
-        ({"answered": 50, "missing": 50, "lag": Lag(records=7, lagging=True)}, "about 50 s"),  # it keeps up
+        ({"answered": 50, "missing": 50, "lag": LAGGING}, "about 50 s"),  # it keeps up
         (
-            {"answered": 50, "last_result_at": NOW - timedelta(seconds=9), "lag": Lag(records=7, lagging=True)},
+            {"answered": 50, "last_result_at": NOW - timedelta(seconds=9), "lag": LAGGING},
             "lagging: 7 records",
         ),
         (
-            {"first_result_at": None, "last_result_at": None, "lag": Lag(records=7, lagging=True)},
+            {"first_result_at": None, "last_result_at": None, "lag": LAGGING},
             "lagging: 7 records",
         ),
         ({"answered": 50, "missing": 50, "last_result_at": NOW - timedelta(minutes=5)}, "stalled: no result for 5 min"),

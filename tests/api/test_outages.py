@@ -53,7 +53,7 @@ async def test_while_the_broker_is_away_reading_works_and_submitting_is_503(
 ) -> None:
     await rows.batch("b", total_items=1)
     async with serving(migrated.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})) as api:
-        assert (await api.get("batches/b"))["lag"] == {"records": None, "lagging": None}
+        assert (await api.get("batches/b"))["lag"] == {"records": None, "lagging": None, "next_offset": None}
         why = await api.get("batches/b/why")
         assert why["log_problem"]
         await assert_unavailable(api, "POST", "batches")

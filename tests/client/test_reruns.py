@@ -129,6 +129,20 @@ async def known(asking: Rollcall, batch_id: str) -> Mapping[str, Any] | None:
     return await asking.api.batch(batch_id)
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The batches that the API has been asked about, question by question."""
+    questions: list[str] = []
+    ask = Api.batch
+
+    async def noted(self: Api, batch_id: str) -> Mapping[str, Any] | None:
+        questions.append(batch_id)
+        return await ask(self, batch_id)
+
+    monkeypatch.setattr(Api, "batch", noted)
+    return questions
+
+
 @contextmanager
 def paused(child: Child) -> Iterator[None]:
     child.send_signal(signal.SIGSTOP)
@@ -164,30 +178,37 @@ async def test_a_run_of_a_reopened_batch_reports_the_new_revision(
 
 
 async def test_a_run_by_the_same_client_does_not_do_again_what_a_lagging_worker_has_yet_to_read(
-    asking: Rollcall, product: Product, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asking: Rollcall, product: Product, tmp_path: Path, asked: list[str]
 ) -> None:
     batch_id, log = f"lagging-{uuid.uuid4().hex[:8]}", tmp_path / "log"
     batch = await asking.open(batch_id=batch_id)
     await asking.flush()
     await eventually(lambda: known(asking, batch_id))
-    asked = 0
-    ask = Api.batch
-
-    async def counted(self: Api, batch_id: str) -> Mapping[str, Any] | None:
-        nonlocal asked
-        asked += 1
-        return await ask(self, batch_id)
-
-    monkeypatch.setattr(Api, "batch", counted)
+    asked.clear()
     with paused(product.children["worker-0"]):
         await batch.succeeded("0000")
         await batch.succeeded("0001")
         await asking.flush()
         running = asyncio.create_task(again(asking, batch_id, log, count="3"))
-        await eventually(lambda: asked >= 3 or log.exists())
+        await eventually(lambda: len(asked) >= 3 or log.exists())
     result = await running
     assert (result.status, result.processed) == ("COMPLETED", 3)
     assert done_items(log) == {"0002": 1}
+
+
+async def test_a_run_by_the_same_client_sees_the_reopening_that_a_lagging_worker_has_yet_to_read(
+    asking: Rollcall, product: Product, tmp_path: Path, asked: list[str]
+) -> None:
+    batch_id, log = f"reopened-{uuid.uuid4().hex[:8]}", tmp_path / "log"
+    first = await again(asking, batch_id, log, count="3", fail="0001")
+    assert (first.status, first.revision) == ("PARTIAL", 1)
+    asked.clear()
+    with paused(product.children["worker-0"]):
+        await asking.publish({"type": "batch.reopened", "batch_id": batch_id, "revision": 1})
+        running = asyncio.create_task(again(asking, batch_id, log, count="3"))
+        await eventually(lambda: len(asked) >= 3 or running.done())
+    second = await running
+    assert (second.ran, second.status, second.revision) == (True, "COMPLETED", 2)
 
 
 async def test_a_run_again_needs_an_api_that_answers(product: Product) -> None:

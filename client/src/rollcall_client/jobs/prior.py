@@ -49,7 +49,7 @@ async def _caught_up(api: Api, batch_id: str, appended: Appended | None) -> Mapp
         async with asyncio.timeout(CAUGHT_UP_S):
             while True:
                 found = await api.batch(batch_id)
-                if found is not None and (found["outcome"] is not None or _has_read(found, appended)):
+                if found is not None and _has_read(found, appended):
                     return found
                 await asyncio.sleep(ASK_EVERY_S)
     except TimeoutError:
@@ -59,7 +59,11 @@ async def _caught_up(api: Api, batch_id: str, appended: Appended | None) -> Mapp
 
 
 def _has_read(found: Mapping[str, Any], appended: Appended | None) -> bool:
-    if appended is None:
-        return bool(found["lag"]["records"] == 0)
-    as_of = found["as_of"]
-    return as_of is not None and as_of["partition"] == appended.partition and as_of["offset"] >= appended.offset
+    """Whether the answer tells of all that this client has published of the batch.
+
+    That a batch has ended does not say so: it may have been reopened since.
+    """
+    decided, lag = found["as_of"], found["lag"]
+    if appended is None or (decided is not None and decided["partition"] != appended.partition):
+        return found["outcome"] is not None or lag["records"] == 0  # there is nothing to wait for, or it is forwarded
+    return lag["next_offset"] is not None and lag["next_offset"] > appended.offset
