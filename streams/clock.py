@@ -38,7 +38,6 @@ REPEAT_AFTER_S = 600.0
 MAX_OUTSTANDING = 100_000
 SEND_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 15.0
-DRAIN_S = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +79,7 @@ async def run(
             ).run(stop),
         ]
 
-    await lead("clock", database, topics, stop, ready, duties, drain_s=DRAIN_S)
+    await lead("clock", database, topics, stop, ready, duties)
 
 
 class Deadlines:

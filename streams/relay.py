@@ -67,7 +67,7 @@ async def run(
         channels: list[Channel[Any]] = [Events(topics), DeadLetters(topics)]
         return [Publisher(kafka, database, channel).run(stop) for channel in channels]
 
-    await lead("relay", database, topics, stop, ready, duties, drain_s=TRANSACTION_TIMEOUT_S)
+    await lead("relay", database, topics, stop, ready, duties)
 
 
 class Publisher(Generic[Row]):

@@ -316,7 +316,13 @@ class Installation:
         }
 
     async def _ends_of(self, topic: str) -> dict[int, int]:
-        found = await end_offsets(self.direct.bootstrap_servers, topic)
+        async def asked() -> dict[Any, int]:
+            try:
+                return await end_offsets(self.direct.bootstrap_servers, topic)
+            except KafkaError as error:  # a busy broker may break a connection off, and the round is not about this one
+                raise AssertionError(f"where {topic} ends: {error!r}") from error
+
+        found = await eventually(asked, 60)
         return {tp.partition: end for tp, end in found.items()}
 
     async def caught_up(self, ends: Mapping[int, int], timeout_s: float) -> None:
