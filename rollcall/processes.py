@@ -36,7 +36,7 @@ from streams.topics import UnusableTopicError, ensure_topics, log_identity
 log = structlog.get_logger(__name__)
 
 STOP_TIMEOUT_S = 11.0
-"""From the first signal to the end of what can be cancelled; a supervisor kills after 15 s, and is to have ended then."""
+"""From the first signal to the end of what can be cancelled; a supervisor kills after 15 s, its own limit."""
 EXIT_TIMEOUT_S = 13.0
 """From the first signal to the end of what cannot: a thread that still folds would be waited for."""
 
