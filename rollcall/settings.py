@@ -10,7 +10,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from rollcall.readiness import READY_FILE
@@ -161,6 +161,13 @@ class Settings(BaseSettings):
     log_format: Annotated[
         Literal["console", "json"], Field(description="Log lines for people or for machines, on stderr.")
     ] = "console"
+
+    @field_validator("api_port", "metrics_port", mode="before")
+    @classmethod
+    def _but_for_kubernetes(cls, value: object, field: ValidationInfo) -> object:
+        """A service called rollcall-api gives each pod a `ROLLCALL_API_PORT`: an address, and nobody's setting."""
+        name = str(field.field_name)
+        return cls.model_fields[name].default if _SERVICE_LINK.search(f"{_variable(name)}={value}") else value
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:

@@ -130,6 +130,15 @@ def test_variables_that_others_read_are_no_misspelt_settings() -> None:
     assert unknown_variables(of_kubernetes | of_others | of_tests | every_setting) == []
 
 
+def test_addresses_that_kubernetes_gives_for_a_service_are_no_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLLCALL_API_PORT", "tcp://10.0.0.1:80")
+    monkeypatch.setenv("ROLLCALL_METRICS_PORT", "tcp://10.0.0.2:9000")
+    assert (load_settings().api_port, load_settings().metrics_port) == (8080, 0)
+    monkeypatch.setenv("ROLLCALL_API_PORT", "8o8o")
+    with pytest.raises(SettingsError, match=r"ROLLCALL_API_PORT: .*it is '8o8o'"):
+        load_settings()
+
+
 def test_a_process_says_at_its_start_which_settings_it_does_not_know() -> None:
     away = {"ROLLCALL_DATABASE_URL": "postgresql+asyncpg://127.0.0.1:1/db", "ROLLCALL_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
     done = subprocess.run(
