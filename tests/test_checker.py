@@ -95,6 +95,7 @@ EVENT = {
     "missing_item_ids": [],
     "name": "first",
     "metadata": {"of": [1, True]},
+    "supersedes": None,
     "retry_of": None,
     "opened_at": "1970-01-01T00:00:01Z",
     "first_result_at": "1970-01-01T00:00:02Z",
@@ -247,6 +248,10 @@ def with_headers(record: LogRecord, **headers: bytes) -> LogRecord:
     return record._replace(headers={**record.headers, **headers})
 
 
+def lacking(value: dict[str, Any], field: str) -> bytes:
+    return json.dumps({name: said for name, said in value.items() if name != field}).encode()
+
+
 def outbox_row(channel: str, record: LogRecord, **columns: Any) -> dict[str, Any]:
     headers = {name: text.decode() for name, text in record.headers.items()}
     return {
@@ -264,6 +269,14 @@ def outbox_row(channel: str, record: LogRecord, **columns: Any) -> dict[str, Any
     }
 
 
+ALERT = LogRecord(
+    0,
+    0,
+    12_000,
+    KEY,
+    json.dumps({"batch_id": "batch-1", "alert": "batch.slow", "message": "slow", "details": {}}).encode(),
+    EVENT_HEADERS | {"ce_id": b"batch.slow/batch-1/0", "ce_type": b"rollcall.batch.slow.v1"},
+)
 EVENT_ROW = outbox_row("finalized", event(), revision=1)
 REQUEST_ROW = outbox_row("requests", REQUEST)
 LETTER_ROW = {
@@ -450,6 +463,31 @@ WRONG: dict[str, tuple[str, Callable[[Observed], Observed]]] = {
         "contradicting",
         lambda o: replace(o, finalized=[event(as_of=AS_OF | {"topic": "events"})]),
     ),
+    "an event on another partition than its batch's": (
+        "contradicting",
+        lambda o: replace(o, finalized=[event()._replace(partition=1)]),
+    ),
+    "an event that says false where it means 0": (
+        "contradicting",
+        lambda o: replace(o, finalized=[event(item_counts=EVENT["item_counts"] | {"failed": False})]),  # type: ignore[operator]
+    ),
+    "an event that lacks what is null": (
+        "contradicting",
+        lambda o: replace(o, finalized=[event()._replace(value=lacking(EVENT, "retry_of"))]),
+    ),
+    "an event without a duration": (
+        "contradicting",
+        lambda o: replace(o, finalized=[event()._replace(value=lacking(EVENT, "duration_ms"))]),
+    ),
+    "an alert sent twice": ("doubled", lambda o: replace(o, alerts=[ALERT, ALERT._replace(offset=1)])),
+    "an alert that nothing calls for": (
+        "contradicting",
+        lambda o: replace(o, alerts=[with_headers(ALERT, ce_id=b"batch.first_failure/batch-1")]),
+    ),
+    "a dead letter without the headers of its record": (
+        "contradicting",
+        lambda o: replace(o, log=[*without(BROKEN), with_headers(BROKEN, traceparent=b"00-1")]),
+    ),
     "a request that was never sent": ("lost", lambda o: replace(o, requests=[])),
     "a request sent twice": ("doubled", lambda o: replace(o, requests=[REQUEST, REQUEST._replace(offset=1)])),
     "a request for other items": (
@@ -499,6 +537,30 @@ WRONG: dict[str, tuple[str, Callable[[Observed], Observed]]] = {
 def test_what_is_wrong_is_reported(what: str) -> None:
     kind, spoil = WRONG[what]
     assert kind in found(spoil(all_right()))
+
+
+def test_an_older_revision_behind_a_newer_one_is_reported() -> None:
+    observed = all_right()
+    observed.finalized = [event(revision=2), event()._replace(offset=1)]
+    assert any("revision 1: behind revision 2, 0@0" in finding.what for finding in check(observed).findings)
+
+
+def test_a_batch_that_ends_with_most_of_its_items_failed_is_worth_an_alert() -> None:
+    observed = all_right()
+    failed = [each._replace(value=(each.value or b"").replace(b"succeeded", b"failed")) for each in observed.log]
+    identity = "batch.failure_rate_exceeded/batch-1/1"
+    said = {"failed": 2, "answered": 2, "failure_rate": 1.0, "limit": 0.5}
+
+    def findings(**details: Any) -> list[str]:
+        value = {"batch_id": "batch-1", "alert": "batch.failure_rate_exceeded", "details": said | details}
+        headers = EVENT_HEADERS | {"ce_id": identity.encode(), "ce_type": b"rollcall.batch.failure_rate_exceeded.v1"}
+        alert = ALERT._replace(value=json.dumps(value).encode(), headers=headers)
+        checked = check(replace(observed, log=failed, alerts=[alert] if details else []))
+        return [finding.what for finding in checked.findings if f"alert {identity}" in finding.what]
+
+    assert findings() == [f"no alert {identity}, due at {HOME}@3"]
+    assert findings(failed=2) == []
+    assert findings(failed=1) == [f"alert {identity}, 0@0: details are {said | {'failed': 1}}, expected {said}"]
 
 
 def test_an_event_that_its_topic_refuses_must_be_set_aside() -> None:

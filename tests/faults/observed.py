@@ -93,6 +93,7 @@ class Observed:
     alerts: Sequence[LogRecord] = ()
     requests: Sequence[LogRecord] = ()
     prefix: str = "rollcall."
+    finalized_partitions: int = 1
     refused: frozenset[str] = frozenset()
     refused_above: int | None = None
 
@@ -139,7 +140,9 @@ async def observe(
     bootstrap: str, prefix: str, database: str, schema: str, sent: Sequence[SentRecord], stretch: Stretch
 ) -> Observed:
     """Read topics, as a read_committed consumer, and tables."""
-    partitions = len(await end_offsets(bootstrap, f"{prefix}events"))
+    partitions, finalized_partitions = [
+        len(await end_offsets(bootstrap, f"{prefix}{topic}")) for topic in ("events", "finalized")
+    ]
     log, finalized, letters, alerts, requests = [
         [
             LogRecord(
@@ -189,6 +192,7 @@ async def observe(
         alerts=alerts,
         requests=requests,
         prefix=prefix,
+        finalized_partitions=finalized_partitions,
     )
 
 

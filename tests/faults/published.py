@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.faults.history import History
 from tests.faults.observed import Finding, LogRecord, Observed, Place, at, at_place, moment
 from tests.faults.producing import home as home_of
-from tests.harness.model import ExpectedFinalized
+from tests.harness.model import ABSENT, ExpectedFinalized, canonical
 
-FAILURE_ALERTS = ("batch.first_failure", "batch.failure_threshold_exceeded")
+FAILURE_ALERTS = ("batch.first_failure", "batch.failure_threshold_exceeded", "batch.failure_rate_exceeded")
+FAILURE_RATE_LIMIT = 0.5
+"""The default of ROLLCALL_FAILURE_RATE_LIMIT."""
 
 
 def event_findings(history: History, observed: Observed) -> Iterable[Finding]:
@@ -39,6 +41,7 @@ def event_findings(history: History, observed: Observed) -> Iterable[Finding]:
             wrong = [*final.contradictions(said), *_further_contradictions(final, said, observed)]
             wrong += _header_contradictions(event, headers)
             yield from (Finding("contradicting", f"{where}: {line}") for line in wrong)
+    yield from _order_findings(observed)
     for (batch_id, revision), events in seen.items():
         if len(events) > 1:
             places = ", ".join(map(at, events))
@@ -55,12 +58,28 @@ def event_findings(history: History, observed: Observed) -> Iterable[Finding]:
             yield Finding("never-finalized", f"batch {batch_id}, revision {final.revision}, complete at {completed_by}")
 
 
+def _order_findings(observed: Observed) -> Iterable[Finding]:
+    """Where whoever reads the one partition of a batch, from front to back, would not end with its newest revision."""
+    newest: dict[str, tuple[int, LogRecord]] = {}
+    for event in sorted(observed.finalized, key=lambda each: (each.partition, each.offset)):
+        batch_id, said = said_by(event)
+        where = f"event {at(event)} of batch {batch_id}, revision {said.get('revision')}"
+        home = home_of(event.key or b"", observed.finalized_partitions)
+        if event.partition != home:
+            yield Finding("contradicting", f"{where}: its partition is {home}")
+        revision, before = newest.setdefault(batch_id, (said.get("revision", 0), event))
+        if said.get("revision", 0) < revision:
+            yield Finding("contradicting", f"{where}: behind revision {revision}, {at(before)}")
+        else:
+            newest[batch_id] = said.get("revision", 0), event
+
+
 def _further_contradictions(final: ExpectedFinalized, said: Mapping[str, Any], observed: Observed) -> Iterable[str]:
     """What the model leaves to whoever knows the topics."""
     begun_ms = final.first_result_at_ms if final.opened_at_ms is None else final.opened_at_ms
     duration_ms = None if begun_ms is None else final.finalized_at_ms - begun_ms
-    if said.get("duration_ms") != duration_ms:
-        yield f"duration_ms is {said.get('duration_ms')!r}, expected {duration_ms!r}"
+    if canonical(said.get("duration_ms", ABSENT)) != canonical(duration_ms):
+        yield f"duration_ms is {said.get('duration_ms', ABSENT)!r}, expected {duration_ms!r}"
     if (topic := (said.get("as_of") or {}).get("topic")) != f"{observed.prefix}events":
         yield f"as_of.topic is {topic!r}, expected '{observed.prefix}events'"
 
@@ -102,30 +121,65 @@ def revision_of(
 
 
 def alert_findings(history: History, observed: Observed) -> Iterable[Finding]:
-    """What failures call for is raised once a batch; alerts about time, or about the end, are not modelled."""
-    raised: defaultdict[tuple[Any, Any], list[LogRecord]] = defaultdict(list)
+    """What failures call for is raised, and each alert once. When alerts about time are due is not modelled."""
+    raised: defaultdict[str, list[LogRecord]] = defaultdict(list)
     for each in observed.alerts:
-        said = json.loads(each.value or b"{}")
-        raised[said.get("batch_id"), said.get("alert")].append(each)
-    expected = {
-        (batch.batch_id, alert): (home_of(batch.batch_id.encode(), observed.partitions), offset)
-        for batch in history.model.batches.values()
-        for alert, offset in batch.alerts
-    }
-    for batch_id, alert in sorted(expected.keys() - raised.keys()):
-        yield Finding("lost", f"no alert {alert} of batch {batch_id}, due at {at_place(expected[batch_id, alert])}")
-    for (batch_id, alert), records in raised.items():
-        if alert not in FAILURE_ALERTS:
-            continue
-        where = ", ".join(map(at, records))
-        if (batch_id, alert) not in expected:
-            yield Finding("contradicting", f"alert {alert} of batch {batch_id}, {where}: nothing calls for it")
-            continue
+        raised[each.headers.get("ce_id", b"").decode()].append(each)
+    expected = {each.identity: each for each in _alerts_due(history, observed)}
+    for identity in sorted(expected.keys() - raised.keys()):
+        yield Finding("lost", f"no alert {identity}, due at {at_place(expected[identity].due)}")
+    for identity, records in raised.items():
+        where = f"alert {identity}, {', '.join(map(at, records))}"
         if len(records) > 1:
-            yield Finding("doubled", f"{len(records)} alerts {alert} of batch {batch_id}: {where}")
-        headers = _cloud_event(alert, "", batch_id, history.appended_at[expected[batch_id, alert]], observed)
+            yield Finding("doubled", f"{len(records)} times {where}")
+        if identity.partition("/")[0] not in FAILURE_ALERTS:
+            continue
+        if identity not in expected:
+            yield Finding("contradicting", f"{where}: nothing calls for it")
+            continue
+        due = expected[identity]
+        said = json.loads(records[0].value or b"{}")
+        about = {"alert": said.get("alert"), "batch_id": said.get("batch_id"), "key": (records[0].key or b"").decode()}
+        if about != {"alert": due.alert, "batch_id": due.batch_id, "key": due.batch_id}:
+            yield Finding("contradicting", f"{where}: it is about {about}")
+        if due.details is not None and canonical(said.get("details")) != canonical(due.details):
+            yield Finding("contradicting", f"{where}: details are {said.get('details')}, expected {due.details}")
+        headers = _cloud_event(due.alert, due.of_which, due.batch_id, history.appended_at[due.due], observed)
         for line in _header_contradictions(records[0], headers):
-            yield Finding("contradicting", f"alert {alert} of batch {batch_id}, {where}: {line}")
+            yield Finding("contradicting", f"{where}: {line}")
+
+
+class _Alert(NamedTuple):
+    """One that is due, where, and what it must say if that is modelled."""
+
+    alert: str
+    batch_id: str
+    of_which: str
+    due: Place
+    details: Mapping[str, Any] | None
+
+    @property
+    def identity(self) -> str:
+        return "/".join(filter(None, (self.alert, self.batch_id, self.of_which)))
+
+
+def _alerts_due(history: History, observed: Observed) -> Iterable[_Alert]:
+    for batch in history.model.batches.values():
+        home = home_of(batch.batch_id.encode(), observed.partitions)
+        for alert, offset in batch.alerts:
+            yield _Alert(alert, batch.batch_id, "", (home, offset), None)
+    for final in (final for revisions in history.model.all_revisions().values() for final in revisions):
+        failed = final.item_counts["failed"]
+        answered = failed + sum(final.item_counts[status] for status in ("succeeded", "partial", "skipped"))
+        if answered and failed / answered > FAILURE_RATE_LIMIT:
+            place = home_of(final.batch_id.encode(), observed.partitions), final.as_of_offset
+            details = {
+                "failed": failed,
+                "answered": answered,
+                "failure_rate": failed / answered,
+                "limit": FAILURE_RATE_LIMIT,
+            }
+            yield _Alert("batch.failure_rate_exceeded", final.batch_id, str(final.revision), place, details)
 
 
 def request_findings(history: History, observed: Observed) -> Iterable[Finding]:
@@ -188,6 +242,10 @@ def dead_letter_findings(
         letter = seen[place][0]
         if (letter.key, letter.value) != (record.key, record.value):
             yield Finding("contradicting", f"dead letter {at(letter)} of {at_place(place)} has other bytes")
+        carried = {name: text for name, text in letter.headers.items() if not name.startswith("rollcall_dlt_")}
+        if carried != record.headers:
+            where = f"dead letter {at(letter)} of {at_place(place)}"
+            yield Finding("contradicting", f"{where}: carries headers {carried}, expected {dict(record.headers)}")
         about = {"original_topic": f"{observed.prefix}events", "original_timestamp": record.timestamp, "reason": reason}
         for name, meant in about.items():
             if (said := letter.headers.get(f"rollcall_dlt_{name}", b"").decode()) != str(meant):

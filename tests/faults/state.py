@@ -12,7 +12,7 @@ from typing import Any
 from tests.faults.history import History
 from tests.faults.observed import Finding, LogRecord, Observed, RegisterRow, Row, at, at_place, moment
 from tests.faults.producing import home as home_of
-from tests.harness.model import Batch, Model, Register
+from tests.harness.model import Batch, Model, Register, canonical
 
 _VALUES = RegisterRow._fields[2:]
 """All but the key."""
@@ -83,7 +83,7 @@ def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
         "duplicates": len(batch.duplicate_offsets),
         "late": len(batch.late),
         "name": batch.name,
-        "metadata": _canonical(batch.metadata),
+        "metadata": canonical(batch.metadata),
         "policy": _policy(batch.policy),
         "deadline_at": None if batch.deadline_at is None else datetime.fromisoformat(batch.deadline_at),
         "retry_of": batch.retry_of,
@@ -98,7 +98,7 @@ def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
         "decided_offset": final.as_of_offset if final else None,
         "reopened_at": _moment_or_none(batch.reopened_at_ms),
         "reason": batch.reason,
-        "error": _canonical(batch.error),
+        "error": canonical(batch.error),
         "failure_seen": "batch.first_failure" in alerts,
         "threshold_exceeded": "batch.failure_threshold_exceeded" in alerts,
         "pruned_at": _moment_or_none(batch.pruned_at_ms),
@@ -108,22 +108,17 @@ def _expected_row(batch: Batch, model: Model, home: int) -> dict[str, Any]:
 def _said(column: str, value: Any) -> Any:
     if column == "policy":
         return _policy(json.loads(value or "{}"))
-    return _canonical(json.loads(value or "null")) if column in ("metadata", "error") else value
+    return canonical(json.loads(value or "null")) if column in ("metadata", "error") else value
 
 
 def _policy(said: Mapping[str, Any]) -> str | None:
     """What limits there are; as many may be written as 3 or as 3.0."""
     limits = {name: float(value) if isinstance(value, int) else value for name, value in said.items()}
-    return _canonical({name: value for name, value in limits.items() if value is not None} or None)
+    return canonical({name: value for name, value in limits.items() if value is not None} or None)
 
 
 def _moment_or_none(milliseconds: int | None) -> datetime | None:
     return None if milliseconds is None else moment(milliseconds)
-
-
-def _canonical(value: Any) -> str | None:
-    """JSON as text, so that `true` is not 1."""
-    return None if value is None else json.dumps(value, sort_keys=True)
 
 
 def _differences(said: Mapping[str, Any], meant: Mapping[str, Any]) -> str:
@@ -192,8 +187,8 @@ def _expected_values(register: Register, received_at: datetime) -> tuple[Any, ..
         error.get("code"),
         error.get("message"),
         error.get("stack_trace"),
-        _canonical(said["output"]),
-        _canonical(said["metrics"]),
+        canonical(said["output"]),
+        canonical(said["metrics"]),
         said["worker"],
         said["occurred_at"],
     )
@@ -202,7 +197,7 @@ def _expected_values(register: Register, received_at: datetime) -> tuple[Any, ..
 def _with_canonical_json(values: tuple[Any, ...]) -> tuple[Any, ...]:
     changed = list(values)
     for column in _JSON:
-        changed[column] = _canonical(json.loads(values[column] or "null"))
+        changed[column] = canonical(json.loads(values[column] or "null"))
     return tuple(changed)
 
 

@@ -18,6 +18,14 @@ Effect = Literal["accepted", "duplicate", "late", "ignored", "pruned", "not_appl
 ANSWERS = ("succeeded", "partial", "failed", "skipped")
 WRITES = ("created", "updated", "unchanged")
 LISTED_IDS = 100
+ABSENT = "(absent)"
+"""What an event says where it lacks a field, which is not null."""
+
+_AS_IT_IS = (
+    *("batch_id", "revision", "supersedes", "outcome", "finalized_by", "item_counts", "write_counts", "error_summary"),
+    *("failed_item_ids", "missing_item_ids", "name", "metadata", "retry_of"),
+)
+_TIMES = ("opened_at", "first_result_at", "finalized_at")
 
 
 @dataclass(slots=True)
@@ -95,22 +103,8 @@ class ExpectedFinalized:
     def contradictions(self, event: Mapping[str, Any]) -> list[str]:
         """One line for each field in which a finalized event (decoded JSON) says something else."""
         said = {
-            "batch_id": event.get("batch_id"),
-            "revision": event.get("revision"),
-            "supersedes": event.get("supersedes"),
-            "outcome": event.get("outcome"),
-            "finalized_by": event.get("finalized_by"),
-            "item_counts": event.get("item_counts"),
-            "write_counts": event.get("write_counts"),
-            "error_summary": event.get("error_summary"),
-            "failed_item_ids": list(event.get("failed_item_ids") or ()),
-            "missing_item_ids": list(event.get("missing_item_ids") or ()),
-            "name": event.get("name"),
-            "metadata": event.get("metadata") or None,
-            "retry_of": event.get("retry_of"),
-            "opened_at": _milliseconds(event.get("opened_at")),
-            "first_result_at": _milliseconds(event.get("first_result_at")),
-            "finalized_at": _milliseconds(event.get("finalized_at")),
+            **{name: event.get(name, ABSENT) for name in _AS_IT_IS},
+            **{name: _milliseconds(event[name]) if name in event else ABSENT for name in _TIMES},
             "as_of.offset": (event.get("as_of") or {}).get("offset"),
         }
         expected = {
@@ -125,7 +119,7 @@ class ExpectedFinalized:
             "failed_item_ids": list(self.failed_item_ids),
             "missing_item_ids": list(self.missing_item_ids),
             "name": self.name,
-            "metadata": self.metadata or None,
+            "metadata": self.metadata,
             "retry_of": self.retry_of,
             "opened_at": self.opened_at_ms,
             "first_result_at": self.first_result_at_ms,
@@ -135,7 +129,7 @@ class ExpectedFinalized:
         return [
             f"{self.batch_id}: {name} is {said[name]!r}, expected {expected[name]!r}"
             for name in expected
-            if said[name] != expected[name]
+            if canonical(said[name]) != canonical(expected[name])
         ]
 
 
@@ -639,6 +633,11 @@ def _instant(text: str | None) -> datetime | str | None:
         return datetime.fromisoformat(text)
     except ValueError:
         return text
+
+
+def canonical(value: Any) -> str:
+    """JSON as text, so that `true` is not 1."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _milliseconds(text: str | None) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rollcall.settings import Settings
 from schemas.topics import Topics, home_partition
-from tests.harness.model import Batch, Model, Register, fold
+from tests.harness.model import Batch, Model, Register, canonical, fold
 from tests.harness.topics import Record, drain
 
 Row = dict[str, Any]
@@ -171,7 +171,7 @@ _STATUS_COLUMNS = ("status", "total", "answered", "missing", "unexpected", "erro
 
 def _batch_said(row: Row) -> Row:
     said = {name: row[name] for name in row if name not in _NOT_MODELLED}
-    said["metadata"] = _canonical(json.loads(row["metadata"] or "null"))
+    said["metadata"] = canonical(json.loads(row["metadata"] or "null"))
     said["policy"] = json.loads(row["policy"] or "null")
     said["error"] = json.loads(row["error"] or "null")
     return said | {"is_published": row["published_at"] is not None}
@@ -197,7 +197,7 @@ def _batch_expected(batch: Batch, model: Model, partitions: int) -> Row:
         "duplicates": model.duplicates(batch.batch_id),
         "late": len(batch.late),
         "name": batch.name,
-        "metadata": _canonical(batch.metadata),
+        "metadata": canonical(batch.metadata),
         "policy": batch.policy or None,
         "deadline_at": None if batch.deadline_at is None else datetime.fromisoformat(batch.deadline_at),
         "retry_of": batch.retry_of,
@@ -251,13 +251,13 @@ def _register_differences(table: str, rows: Iterable[Row], expected: Mapping[str
     for key in wanted.keys() & held.keys():
         content = dict(wanted[key].content)
         for name in ("output", "metrics"):
-            content[name] = _canonical(content[name])
+            content[name] = canonical(content[name])
         row = held[key]
         parts = {"message": row["error_message"], "code": row["error_code"], "stack_trace": row["stack_trace"]}
         said = {name: row[name] for name in content if name not in ("error", "output", "metrics")} | {
             "error": {name: part for name, part in parts.items() if part is not None} or None,
-            "output": _canonical(json.loads(row["output"] or "null")),
-            "metrics": _canonical(json.loads(row["metrics"] or "null")),
+            "output": canonical(json.loads(row["output"] or "null")),
+            "metrics": canonical(json.loads(row["metrics"] or "null")),
         }
         wrong += _differences(
             f"{table} {key}",
@@ -273,11 +273,6 @@ def _differences(where: str, said: Mapping[str, Any], expected: Mapping[str, Any
         for name in sorted(said.keys() | expected.keys())
         if said.get(name) != expected.get(name)
     ]
-
-
-def _canonical(value: Any) -> str:
-    """JSON as text, so that `true` is not 1."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _moment(milliseconds: int | None) -> datetime | None:
