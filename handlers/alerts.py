@@ -72,7 +72,7 @@ def retry_event(topics: Topics, batch: Batch, raised: RaisedRetry, traceparent: 
 
     One for each record that named items, so that it is no larger than that record.
     """
-    event = RetryRequested(batch_id=batch.batch_id, retry_of=batch.retry_of or "", item_ids=raised.item_ids)
+    event = RetryRequested(batch_id=batch.batch_id, retry_of=raised.retry_of, item_ids=raised.item_ids)
     event_id = f"batch.retry_requested/{batch.batch_id}/{raised.offset}"
     headers = cloud_event(
         event_id=event_id,

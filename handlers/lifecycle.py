@@ -289,4 +289,4 @@ def _add_to_manifest(batch: Batch, registers: Registers, ids: Sequence[str]) -> 
 def _ask_for(batch: Batch, registers: Registers, record: LifecycleRecord, item_ids: list[str]) -> None:
     """Ask the upstream service for these items, where the batch was opened to retry another's."""
     if batch.request_retry and batch.retry_of is not None:
-        registers.retries.append(RaisedRetry(record.offset, record.received_at, item_ids))
+        registers.retries.append(RaisedRetry(record.offset, record.received_at, batch.retry_of, item_ids))

@@ -80,10 +80,14 @@ class RaisedAlert(NamedTuple):
 
 
 class RaisedRetry(NamedTuple):
-    """Items that a retry batch asks the upstream service for: those that one record put on its manifest."""
+    """Items that a retry batch asks the upstream service for: those that one record put on its manifest.
+
+    ``retry_of`` is what that record knew: a repeated opening may name another batch.
+    """
 
     offset: int
     received_at: datetime
+    retry_of: str
     item_ids: list[str]
 
 

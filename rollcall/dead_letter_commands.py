@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 
 PAGE = 200
+IDLE_IN_TRANSACTION_TIMEOUT_MS = "30000"
 
 Position = Annotated[
     list[str] | None,
@@ -155,12 +156,13 @@ def redrive(
         from streams.topics import log_identity
 
         chosen = _chosen(positions, reason, batch, all_)
-        total = await _confirmed(connection, settings, positions, chosen, yes, "Send {} to the log again?")
+        await _confirmed(connection, settings, positions, chosen, yes, "Send {} to the log again?")
         with naming(settings, "Kafka"):
             log_id = await log_identity(settings.kafka_connection(), Topics(settings.topic_prefix))
-        sent, refused = 0, 0
+        sent, refused, left = 0, 0, 0
         async for letters in _pages(connection, settings, positions, chosen):
             sendable = [each for each in letters if can_be_redriven(each)]
+            left += len(letters) - len(sendable)
             if sendable:
                 # Held until it is noted that the log has them: a worker that refuses one again waits to say so.
                 async with connection.transaction():
@@ -172,7 +174,7 @@ def redrive(
                 for key, error in not_taken.items():
                     note(f"{_place(key)} was not sent: {failure(error, settings)}")
                 sent, refused = sent + len(sendable) - len(not_taken), refused + len(not_taken)
-        return sent, refused, total - sent - refused
+        return sent, refused, left
 
     sent, refused, left = _asked(act)
     passed_over = f"; {left:,} have no value and can only be discarded" if left > 0 else ""
@@ -216,7 +218,10 @@ def _asked(ask: Any) -> Any:
     async def asked() -> Any:
         from migrations.version import check
 
-        connection = await settings.database().connect("dead-letters")
+        # Were we cut off or stopped while records are sent, workers that refuse one again would wait for as long.
+        connection = await settings.database().connect(
+            "dead-letters", idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS
+        )
         try:
             await check(connection, settings.database_schema)
             return await ask(connection, settings)
@@ -238,20 +243,19 @@ def _chosen(positions: Sequence[str] | None, reason: Reason | None, batch_id: st
 
 async def _confirmed(
     connection: Connection, settings: Settings, positions: Sequence[str] | None, chosen: Chosen, yes: bool, asks: str
-) -> int:
-    """How many are meant; asks first, unless told not to."""
+) -> None:
+    """Ask whether so many are meant, unless told not to."""
     from store import dead_letters
 
-    count = len(positions) if positions else await dead_letters.count(connection, chosen)
+    count = len(set(positions)) if positions else await dead_letters.count(connection, chosen)
     for position in positions or ():
         await _found(connection, settings, position)
     if yes or not count:
-        return count
+        return
     if not sys.stdin.isatty():
         raise typer.BadParameter("there is no terminal to ask on: say --yes")
     what = "1 dead letter" if count == 1 else f"{count:,} dead letters"
     typer.confirm(asks.format(what), abort=True)
-    return count
 
 
 async def _pages(

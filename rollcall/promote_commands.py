@@ -219,7 +219,9 @@ async def _take_over(
             changed, dropped, carried = await promotion.take_over(
                 topic, begins, letters_kept_since=kept_since, emit_changes=emit_changes
             )
-            corrections = [each for each in changed if emit_changes and each.needs_correction]
+            if not emit_changes:
+                _refuse_repeated_numbers(changed)
+            corrections = [each for each in changed if each.needs_correction and (emit_changes or each.is_open)]
             old = await promotion.rename(datetime.now(UTC))
     except TimeoutError:
         raise ReplayError(
@@ -229,11 +231,25 @@ async def _take_over(
     # Before the commit: sent for nothing they change little, lost nobody would send them again. Whoever reads them
     # waits for us.
     await _correct(settings, live, corrections, deadline)
-    await _commit(settings, connection, promotion.shadow, old)
+    await _commit(settings, connection, promotion.shadow, old, len(corrections))
     return Promoted(old, time.monotonic() - started, changed, dropped, carried, len(corrections))
 
 
-async def _commit(settings: Settings, connection: Connection, shadow: str, old: str) -> None:
+def _refuse_repeated_numbers(changed: list[Changed]) -> None:
+    """Raise ReplayError where a later end of a batch would go out to nobody, unless it is corrected now."""
+    from rollcall.replaying import ReplayError
+
+    found = [each.batch_id for each in changed if each.would_repeat_a_number and not each.is_open]
+    if found:
+        some = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
+        raise ReplayError(
+            f"{len(found):,} batches have ended fewer times than was published ({some}): reopened, their next end"
+            " would go by a number that was published, and so out to nobody. Nothing has changed; with --emit-changes"
+            " they are published once more, as they are"
+        )
+
+
+async def _commit(settings: Settings, connection: Connection, shadow: str, old: str, corrections: int) -> None:
     """Outside the time for the rest: what gives no answer to this may have happened."""
     from rollcall.reaching import failure
     from rollcall.replaying import ReplayError
@@ -244,10 +260,11 @@ async def _commit(settings: Settings, connection: Connection, shadow: str, old: 
     except Exception as error:
         if not is_transient(error):
             raise
+        but_for = f" but that {corrections:,} corrections are on the log" if corrections else ""
         raise ReplayError(
             f"{failure(error, settings, 'PostgreSQL') or error}; it gave no answer to the COMMIT, so look whether there"
-            f' is a schema "{old}" now: if so, "{shadow}" is "{settings.database_schema}"; if not, nothing has changed,'
-            " and you can try again"
+            f' is a schema "{old}" now: if so, "{shadow}" is "{settings.database_schema}"; if not, nothing has changed'
+            f"{but_for}, and you can try again"
         ) from error
 
 
@@ -341,7 +358,11 @@ def _conclude(settings: Settings, schema: str, promoted: Promoted, emit_changes:
             f" {each.new_outcome or 'open'} (revision {each.new_revision})\n"
         )
     if promoted.changed:
-        told = f"{promoted.corrected:,} corrections were sent" if emit_changes else "nothing of it was published"
+        told = f"{promoted.corrected:,} corrections were sent"
+        if not emit_changes:
+            told = "nothing of it was published"
+            if promoted.corrected:
+                told += f"; the log says of {promoted.corrected:,} that are open by which number they are to end"
         say(f"{len(promoted.changed):,} batches have another outcome or revision than before; {told}\n")
         if pruned := sum(each.is_pruned for each in promoted.changed):
             say(f"{pruned:,} of them are pruned: what was published of these stays\n")

@@ -24,8 +24,9 @@ FORWARDED = frozenset({FORWARDED_PARTITION, FORWARDED_OFFSET, FORWARDED_TIMESTAM
 # On a dead letter that an operator has sent to the log again: where it was first read.
 REDRIVEN_PARTITION = "rollcall_redriven_partition"
 REDRIVEN_OFFSET = "rollcall_redriven_offset"
+REDRIVEN_TIMESTAMP = "rollcall_redriven_timestamp"
 REDRIVEN_LOG = "rollcall_redriven_log"
-REDRIVEN = frozenset({REDRIVEN_PARTITION, REDRIVEN_OFFSET, REDRIVEN_LOG})
+REDRIVEN = frozenset({REDRIVEN_PARTITION, REDRIVEN_OFFSET, REDRIVEN_TIMESTAMP, REDRIVEN_LOG})
 
 MAX_EVENT_ID_BYTES = 2_000
 """More than any of ours, and less than an index of PostgreSQL takes."""

@@ -40,6 +40,10 @@ _DRIVER = "postgresql+asyncpg://"
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
+class LostSettingsError(asyncpg.InterfaceError):
+    """The connection does not look into our schema: whoever is between us and the server has dropped what was asked."""
+
+
 class _Closing(Connection):
     """A connection that is closed within a time, also where the server has stopped to answer."""
 
@@ -83,8 +87,12 @@ class Database:
             raise ValueError(f"the database URL must begin with {_DRIVER}")
         try:
             urlsplit(self.url).port  # noqa: B018 (it raises where it is no number)
-        except ValueError as error:
-            raise ValueError(f"the database URL is malformed: {error}") from None
+        except ValueError:
+            # Its message may quote the password, of which an unescaped "/" makes a port.
+            raise ValueError(
+                "the database URL is malformed: it is postgresql+asyncpg://user:password@host:port/database, with user"
+                " and password percent-encoded"
+            ) from None
         if not _SCHEMA_NAME.fullmatch(self.schema):
             raise ValueError(f"not a schema name (a-z, 0-9, _; at most 63 characters): {self.schema!r}")
 
@@ -96,15 +104,24 @@ class Database:
     async def connect(self, role: str, *, command_timeout: float = COMMAND_TIMEOUT_S, **settings: str) -> Connection:
         """A connection whose unqualified names are those of our schema; ``role`` shows in pg_stat_activity.
 
-        Raises OSError, asyncpg.PostgresError or TimeoutError.
+        Raises OSError, asyncpg.PostgresError, LostSettingsError or TimeoutError.
         """
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             self.dsn,
             connection_class=_Closing,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=command_timeout,
             server_settings=self._settings(role, settings),
         )
+        # The server says so by itself (PostgreSQL 18). Else a replay beside the live tables would be one into them.
+        found = getattr(connection.get_settings(), "search_path", self.schema)
+        if found != self.schema:
+            connection.terminate()
+            raise LostSettingsError(
+                f"the connection's search_path is {found!r}, not {self.schema!r}: a pooler that drops what is asked"
+                " cannot be used; go past it, or let it pass them on"
+            )
+        return connection
 
     def engine(self, role: str, connections: int = 4, *, command_timeout: float = COMMAND_TIMEOUT_S) -> "AsyncEngine":
         """A SQLAlchemy engine over the same connections, for migrations and composed reads.
@@ -127,5 +144,7 @@ class Database:
             "timezone": "UTC",
             # Short keyed statements: compiling them costs more than running them.
             "jit": "off",
+            # A verification idles here for hours, while it folds.
+            "idle_session_timeout": "0",
             **settings,
         }

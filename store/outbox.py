@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 
@@ -133,10 +133,14 @@ async def insert(connection: Connection, events: Sequence[OutboxRow]) -> list[tu
 
 
 async def insert_dead_letters(connection: Connection, letters: Sequence[DeadLetterRow]) -> None:
-    """Put records that can't be taken aside, in the order given."""
+    """Put records that can't be taken aside, in the order given; one repeated is as if it had come by itself."""
+    distinct: dict[Any, DeadLetterRow] = {}
+    for each in letters:
+        first = distinct.setdefault(each[:3], each)
+        if each is not first:
+            distinct[each[:3]] = first._replace(reason=each.reason, message=each.message, batch_id=each.batch_id)
     if letters:
-        distinct = {letter[:3]: letter for letter in letters}.values()
-        await connection.execute(_INSERT_DEAD_LETTERS, *transposed(distinct, len(DeadLetterRow._fields)))
+        await connection.execute(_INSERT_DEAD_LETTERS, *transposed(distinct.values(), len(DeadLetterRow._fields)))
 
 
 async def unpublished(connection: Connection, limit: int, max_bytes: int) -> list[tuple[OutboxRow, bool]]:

@@ -196,6 +196,16 @@ class Changed:
         """
         return self.is_told and self.new_revision <= self.old_revision and not self.is_pruned
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not ended after all: correcting its number then tells nobody anything."""
+        return self.new_outcome is None
+
+    @property
+    def would_repeat_a_number(self) -> bool:
+        """Whether what it ends as next would go by a number that was published, and so be taken for published."""
+        return self.is_told and self.new_revision < self.old_revision and not self.is_pruned
+
 
 async def identity(connection: Connection, live: str) -> int | None:
     """Which schema has the live one's name now: another one after each promotion, also to a transaction begun before.

@@ -30,8 +30,9 @@ from streams.watching import Watcher
 
 POLL_S = 0.5
 PAGE = 1_000
-# Looking takes this share of the time at most.
+# Looking takes this share of the time at most, but where servers are slow it is not put off for longer than this.
 SHARE = 0.1
+MAX_PAUSE_S = 10.0
 # What was said stays in the log; once more is for a leader's worst day, not for a worker that lags.
 REPEAT_AFTER_S = 600.0
 # So many batches past their deadline are waited for at once; the next are told when workers have read these.
@@ -99,10 +100,10 @@ class Deadlines:
                 try:
                     async with started(self._kafka.producer()) as producer:
                         while not stop.is_set():
-                            health.beat("deadlines")
                             began = time.monotonic()
                             await self._tell_all(connection, producer)
-                            await sleep(stop, max(POLL_S, (time.monotonic() - began) / SHARE))
+                            pause_s = (time.monotonic() - began) / SHARE
+                            await sleep(stop, min(max(POLL_S, pause_s), MAX_PAUSE_S))
                 finally:
                     health.end("deadlines")
                     connection.terminate()
@@ -110,6 +111,7 @@ class Deadlines:
     async def _tell_all(self, connection: Connection, producer: AIOKafkaProducer) -> None:
         now = datetime.now(UTC)
         told_at: dict[PassedDeadline, float] = {}
+        health.beat("deadlines")
         page = await deadlines.passed(connection, now, None, PAGE)
         while page:
             untold = [each for each in page if not self._was_told(each)]
@@ -118,6 +120,7 @@ class Deadlines:
             told_at.update((each, self._told_at[each]) for each in page)
             if len(page) < PAGE or len(told_at) >= MAX_OUTSTANDING:
                 break
+            health.beat("deadlines")
             page = await deadlines.passed(connection, now, page[-1], PAGE)
         # Whoever is not past its deadline any more, or not open, is forgotten.
         self._told_at = told_at

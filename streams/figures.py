@@ -4,6 +4,7 @@ Lag is asked of Kafka and PostgreSQL, not of the workers: it grows visibly where
 """
 
 import asyncio
+import math
 from datetime import UTC, datetime
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -41,6 +42,8 @@ async def run(kafka: KafkaConnection, database: Database, topics: Topics, partit
                     attempt.retry_state.attempt_number = 1
                     await sleep(stop, EVERY_S)
             finally:
+                # Somebody else's are newer now: an alert takes the greatest of what the relays say.
+                _forget(metrics)
                 health.end("figures")
                 connection.terminate()
                 await stop_client(consumer)
@@ -69,3 +72,10 @@ def _show(metrics: InstallationMetrics, figures: Figures, lags: dict[TopicPartit
         metrics.outbox.labels(channel).set(figures.outbox.get(channel, 0))
     metrics.dead_letters.set(figures.unpublished_dead_letters)
     metrics.observed.set(now.timestamp())
+
+
+def _forget(metrics: InstallationMetrics) -> None:
+    for labelled in (metrics.lag, metrics.open_batches, metrics.outbox):
+        labelled.clear()
+    for single in (metrics.oldest, metrics.dead_letters):
+        single.set(math.nan)

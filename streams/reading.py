@@ -18,6 +18,7 @@ from schemas.headers import (
     FORWARDED,
     FORWARDED_TIMESTAMP,
     REDRIVEN,
+    REDRIVEN_TIMESTAMP,
     forwarded_from,
     number_of,
     redriven_from,
@@ -98,7 +99,8 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
     slices, traceparents = micro_batch.slices, micro_batch.traceparents
     taken = dict(expected.taken)
     at_home: dict[str, Callable[[Record], None]] = {}
-    received_ms, received_at = -1, datetime.min
+    received_ms: int | None = None  # a record may well have -1: no time
+    received_at = datetime.min
     for begin in range(0, len(records), GIVE_WAY_EVERY):
         if begin:
             await asyncio.sleep(0)
@@ -154,6 +156,7 @@ def dead_letter_of(record: FetchedRecord, refusal: Refused, log_id: str) -> Dead
         headers = [header for header in headers if header[0] not in FORWARDED]
     if (origin := redriven_from(headers, log_id)) is not None:
         partition, offset = origin
+        timestamp = number_of(headers, REDRIVEN_TIMESTAMP) or timestamp
         headers = [header for header in headers if header[0] not in REDRIVEN]
     return DeadLetterRow(
         record.topic,

@@ -11,7 +11,14 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError, RecordTooLargeError
 
-from schemas.headers import FORWARDED, REDRIVEN, REDRIVEN_LOG, REDRIVEN_OFFSET, REDRIVEN_PARTITION
+from schemas.headers import (
+    FORWARDED,
+    REDRIVEN,
+    REDRIVEN_LOG,
+    REDRIVEN_OFFSET,
+    REDRIVEN_PARTITION,
+    REDRIVEN_TIMESTAMP,
+)
 from store.dead_letters import DeadLetter, Key
 from streams.kafka import KafkaConnection, started
 from streams.reading import decoded_headers
@@ -75,6 +82,7 @@ async def _send(producer: AIOKafkaProducer, letter: DeadLetter, log_id: str) -> 
     place = [
         (REDRIVEN_PARTITION, b"%d" % partition),
         (REDRIVEN_OFFSET, b"%d" % offset),
+        (REDRIVEN_TIMESTAMP, b"%d" % round(letter.appended_at.timestamp() * 1000)),
         (REDRIVEN_LOG, log_id.encode()),
     ]
     sent: asyncio.Future[Any] = await producer.send(

@@ -80,7 +80,17 @@ opened = merged(
     st.one_of(st.just({}), policies.map(lambda policy: {"policy": policy}), st.just(REVISE)),
     optional("name", st.sampled_from(["n", "m"])),
     optional("deadline_at", st.sampled_from([DEADLINE, "2026-02-01T01:00:00+01:00", "2027-01-01T00:00:00Z"])),
-    st.sampled_from([{}, {}, {}, {"retry_of": "a", "request_retry": True}, {"retry_of": "a"}]),
+    st.sampled_from(
+        [
+            {},
+            {},
+            {},
+            {},
+            {"retry_of": "a", "request_retry": True},
+            {"retry_of": "b", "request_retry": True},
+            {"retry_of": "a"},
+        ]
+    ),
 )
 expected = ids.map(lambda chunk: {"type": "batch.items_expected", "item_ids": chunk})
 sealed = merged(st.just({"type": "batch.sealed"}), optional("total_items", st.integers(0, 10)))
@@ -183,7 +193,7 @@ def assert_as_modelled(batch: Batch, registers: Registers, refused: list[int], l
     }
     assert registers.late.keys() == wanted.late.keys()
     assert [(alert.alert, alert.offset) for alert in registers.alerts] == wanted.alerts
-    assert [(asked.offset, tuple(asked.item_ids)) for asked in registers.retries] == wanted.requests
+    assert [(asked.offset, asked.retry_of, tuple(asked.item_ids)) for asked in registers.retries] == wanted.requests
     assert (batch.revision, batch.generation) == (wanted.revision, wanted.generation)
     assert batch.reason == wanted.reason
     completed_at_ms = None if wanted.finalized is None else wanted.finalized.completed_at_ms

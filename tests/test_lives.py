@@ -111,7 +111,7 @@ def assert_as_modelled(picture: Picture, model: Model) -> None:
     assert alerts == {f"{alert}/{batch.batch_id}" for batch in batches for alert, _ in batch.alerts}
     requests = {identity for identity, kind, *_ in outbox if kind == "requests"}
     assert requests == {
-        f"batch.retry_requested/{batch.batch_id}/{offset}" for batch in batches for offset, _ in batch.requests
+        f"batch.retry_requested/{batch.batch_id}/{offset}" for batch in batches for offset, *_ in batch.requests
     }
     assert sorted(row[2] for row in picture["dead letters"]) == sorted(refusal.offset for refusal in model.refusals)
     seen = {final.finalized_by for final in wanted.values()}

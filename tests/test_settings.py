@@ -50,6 +50,7 @@ def test_all_missing_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch)
         ("LOG_LEVEL", "loud", "ROLLCALL_LOG_LEVEL: input should be 'debug', 'info', 'warning' or 'error'"),
         ("DATABASE_SCHEMA", "No-Schema", "not a schema name"),
         ("DATABASE_URL", "postgres://me:secret@db/x", "must begin with postgresql+asyncpg://"),
+        ("DATABASE_URL", "postgresql+asyncpg://me:secret/word@db/x", "with user and password percent-encoded"),
         ("SASL_USERNAME", "me", "ROLLCALL_SECURITY_PROTOCOL is PLAINTEXT"),
         ("SECURITY_PROTOCOL", "SASL_SSL", "needs ROLLCALL_SASL_USERNAME and ROLLCALL_SASL_PASSWORD"),
         ("SSL_CAFILE", "/ca.pem", "ROLLCALL_SECURITY_PROTOCOL is PLAINTEXT"),

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from struct import pack, unpack
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -16,7 +19,7 @@ from asyncpg.exceptions import InterfaceError
 from migrations.run import migrate
 from rollcall.settings import Settings
 from store import batches, copying, items, outbox, positions
-from store.connection import BY_KEY, Connection
+from store.connection import BY_KEY, Connection, Database, LostSettingsError
 from store.failures import is_transient
 from store.positions import LostRaceError
 from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position
@@ -153,6 +156,49 @@ async def test_item_rows_come_back_as_they_went_in_by_copy_and_by_upsert(connect
     await items.upsert_late(connection, rows)
     late = await items.load_late(connection, keys)
     assert {(batch, name): row for batch, part in late.items() for name, row in part.items()} == written
+
+
+async def test_a_dead_letter_refused_again_is_the_same_in_one_statement_and_in_two(connection: Connection) -> None:
+    first = DeadLetterRow(TOPIC, 0, 3, NOW, "invalid_json", "no", None, b"k", b"v", '[["own", "MQ=="]]')
+    again = first._replace(appended_at=NOW + timedelta(days=9), reason="too_large", batch_id="b", headers="[]")
+    rows = []
+    for letters in ([[first, again]], [[first], [again]]):
+        await connection.execute("TRUNCATE dead_letters RESTART IDENTITY")
+        for each in letters:
+            await outbox.insert_dead_letters(connection, each)
+        rows.append([dict(row) for row in await connection.fetch("SELECT * FROM dead_letters")])
+    assert rows[0] == rows[1]
+    assert rows[0][0]["appended_at"] == NOW
+
+
+async def test_a_pooler_that_drops_the_search_path_is_noticed(settings: Settings) -> None:
+    """PgBouncer with `ignore_startup_parameters = search_path`: every name would be another schema's."""
+    target = urlsplit(settings.database().dsn)
+
+    async def drop(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        length, version = unpack("!ii", await reader.readexactly(8))
+        if version == 80877103:  # asks for TLS
+            writer.write(b"N")
+            length, version = unpack("!ii", await reader.readexactly(8))
+        words = (await reader.readexactly(length - 8)).split(b"\0")
+        at = words.index(b"search_path")
+        kept = b"\0".join(words[:at] + words[at + 2 :])
+        server_reader, server_writer = await asyncio.open_connection(target.hostname, target.port)
+        server_writer.write(pack("!ii", len(kept) + 8, version) + kept)
+        with suppress(OSError):
+            await asyncio.gather(_pump(reader, server_writer), _pump(server_reader, writer))
+
+    async with await asyncio.start_server(drop, "127.0.0.1", 0) as pooler:
+        port = pooler.sockets[0].getsockname()[1]
+        url = settings.database_url.replace(f":{target.port}/", f":{port}/")
+        with pytest.raises(LostSettingsError, match=f"search_path is .*public', not '{settings.database_schema}'"):
+            await Database(url, settings.database_schema).connect("test")
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+    writer.close()
 
 
 async def test_copying_an_item_that_is_there_already_fails(connection: Connection) -> None:

@@ -94,7 +94,7 @@ async def outrun(each: Round) -> None:
     Far more than a worker may hold waits then, in bytes, too.
     """
     before_mb, backlog = each.product.largest_mb, large_results(each, BACKLOG_BATCHES)
-    each.stage.postgres_proxy.delay_s = 0.15
+    each.stage.postgres_proxy.delay_s = 0.5
     begun, applied, sent = time.monotonic(), await each.product.applied(), each.running.sent
     each.running.interject(backlog)
     each.running.let_go()

@@ -189,9 +189,9 @@ def request_findings(history: History, observed: Observed) -> Iterable[Finding]:
         said = json.loads(each.value or b"{}")
         asked[said.get("batch_id"), tuple(said.get("item_ids") or ())].append(each)
     expected = {
-        (batch.batch_id, item_ids): (batch, (home_of(batch.batch_id.encode(), observed.partitions), offset))
+        (batch.batch_id, item_ids): (of, (home_of(batch.batch_id.encode(), observed.partitions), offset))
         for batch in history.model.batches.values()
-        for offset, item_ids in batch.requests
+        for offset, of, item_ids in batch.requests
     }
     for (batch_id, item_ids), (_, place) in expected.items():
         if (batch_id, item_ids) not in asked:
@@ -203,9 +203,9 @@ def request_findings(history: History, observed: Observed) -> Iterable[Finding]:
             continue
         if len(records) > 1:
             yield Finding("doubled", f"{len(records)} times {where}")
-        batch, place = expected[batch_id, item_ids]
+        of, place = expected[batch_id, item_ids]
         retry_of = json.loads(records[0].value or b"{}").get("retry_of")
-        if (records[0].key or b"").decode() != batch_id or retry_of != batch.retry_of:
+        if (records[0].key or b"").decode() != batch_id or retry_of != of:
             yield Finding("contradicting", f"{where}: key {records[0].key!r}, a retry of {retry_of!r}")
         headers = _cloud_event("batch.retry_requested", str(place[1]), batch_id, history.appended_at[place], observed)
         for line in _header_contradictions(records[0], headers):

@@ -66,7 +66,7 @@ def _causes(history: History, observed: Observed) -> tuple[dict[str, Cause], dic
             open_to_doubt[f"{FAILURE_RATE}/{batch_id}/{final.revision}"] = Cause("alerts", batch_id, None, decided)
         for alert, offset in batch.alerts:
             due[f"{alert}/{batch_id}"] = Cause("alerts", batch_id, None, (home, offset))
-        for offset, _ in batch.requests:
+        for offset, *_ in batch.requests:
             due[f"batch.retry_requested/{batch_id}/{offset}"] = Cause("requests", batch_id, None, (home, offset))
     return due, open_to_doubt
 

@@ -171,7 +171,7 @@ class Batch:
     pruned_at_ms: int | None = None
     revisions: list[ExpectedFinalized] = field(default_factory=list)
     alerts: list[tuple[str, int]] = field(default_factory=list)
-    requests: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    requests: list[tuple[int, str, tuple[str, ...]]] = field(default_factory=list)
 
     @property
     def finalized(self) -> ExpectedFinalized | None:
@@ -398,7 +398,7 @@ def _open(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]
     if item_ids is not None:
         _expect(batch, offset, item_ids)
     elif batch.request_retry and not was_asked and batch.retry_of:
-        batch.requests.append((offset, ()))
+        batch.requests.append((offset, batch.retry_of, ()))
     if sealed is None:
         sealed = value.get("total_items") is not None or item_ids is not None
     batch.sealed = batch.sealed or sealed
@@ -421,7 +421,7 @@ def _expect(batch: Batch, offset: int, item_ids: Iterable[str]) -> None:
     batch.manifest = known | set(new)
     batch.chunks.append((offset, new))
     if new and batch.request_retry and batch.retry_of:
-        batch.requests.append((offset, new))
+        batch.requests.append((offset, batch.retry_of, new))
 
 
 def _take_result(batch: Batch, offset: int, timestamp_ms: int, value: Mapping[str, Any]) -> Effect:

@@ -85,24 +85,57 @@ async def test_promoted_under_load_twice_nothing_is_lost_or_published_twice(sett
     assert done.exit_code == 0, done.stdout + done.stderr
 
 
+async def open_batches(settings: Settings, **results: str) -> None:
+    """Batches of two items, each with these results."""
+    topics = Topics(settings.topic_prefix)
+    opened = [message({"type": "batch.opened", "batch_id": name, "total_items": 2}) for name in results]
+    done = [
+        message({"batch_id": name, "item_id": item, "status": "succeeded"})
+        for name, items in results.items()
+        for item in items
+    ]
+    await produce(settings.bootstrap_servers, topics.events, [*opened, *done])
+
+
+async def end_too_early(connection: Connection, batch_id: str, *, revision: int = 1) -> None:
+    """As a bug might."""
+    await connection.execute(
+        "UPDATE batches SET state = 'finalized', outcome = 'completed', finalized_by = 'all_items_in', revision = $2,"
+        " finalized_at = now(), decided_offset = 4 WHERE batch_id = $1",
+        batch_id,
+        revision,
+    )
+
+
+async def publish_too_early(connection: Connection, batch_id: str, *, revision: int = 1) -> None:
+    await end_too_early(connection, batch_id, revision=revision)
+    identity = f"batch.finalized/{batch_id}/{revision}"
+    await connection.execute(
+        "INSERT INTO outbox (id, channel, batch_id, revision, value, headers, published_at, published_partition,"
+        " published_offset) VALUES ($1, 'finalized', $2, $3, '{}', '{}', now(), 0, 0) ON CONFLICT DO NOTHING",
+        identity,
+        batch_id,
+        revision,
+    )
+
+
+async def said(settings: Settings) -> dict[str, list[tuple[int, str]]]:
+    events = await finalized_events(settings)
+    return {
+        name: [(json.loads(each.value)["revision"], json.loads(each.value)["outcome"]) for each in found]
+        for name, found in events.items()
+    }
+
+
 async def test_what_was_published_wrongly_goes_out_corrected_where_asked_for(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
-    opened = [message({"type": "batch.opened", "batch_id": name, "total_items": 2}) for name in ("wrong", "early")]
-    results = [
-        message({"batch_id": name, "item_id": item, "status": "succeeded"})
-        for name, item in (("wrong", "1"), ("wrong", "2"), ("early", "1"))
-    ]
     async with running(settings, workers=1) as product:
-        await produce(settings.bootstrap_servers, topics.events, [*opened, *results])
+        await open_batches(settings, wrong="12", early="1")
         await product.settled()
         async with product.connection() as connection:
-            # What a bug might have made of them.
             await connection.execute("UPDATE batches SET outcome = 'failed' WHERE batch_id = 'wrong'")
-            await connection.execute(
-                "UPDATE batches SET state = 'finalized', outcome = 'completed', finalized_by = 'all_items_in',"
-                " revision = 1, finalized_at = now(), decided_offset = 4 WHERE batch_id = 'early'"
-            )
+            await end_too_early(connection, "early")
         shadow = f"{settings.database_schema}_s"
         for arguments in (("replay", "--into", shadow), ("promote", shadow, "--emit-changes", "--yes")):
             done = await commands.rollcall(settings, *arguments, timeout_s=180)
@@ -111,14 +144,37 @@ async def test_what_was_published_wrongly_goes_out_corrected_where_asked_for(set
         last = message({"batch_id": "early", "item_id": "2", "status": "succeeded"})
         await produce(settings.bootstrap_servers, topics.events, [last])
         await product.settled()
-    events = await finalized_events(settings)
-    said = {
-        name: [(json.loads(each.value)["revision"], json.loads(each.value)["outcome"]) for each in found]
-        for name, found in events.items()
-    }
-    assert said == {"wrong": [(1, "completed"), (2, "completed")], "early": [(2, "completed")]}
+    assert await said(settings) == {"wrong": [(1, "completed"), (2, "completed")], "early": [(2, "completed")]}
     done = await commands.rollcall(settings, "verify", timeout_s=180)
     assert done.exit_code == 0, done.stdout + done.stderr
+
+
+async def test_a_batch_that_is_open_after_all_ends_by_a_new_number_though_no_changes_are_emitted(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    async with running(settings, workers=1) as product:
+        await open_batches(settings, early="1", twice="12")
+        await product.settled()
+        shadow = f"{settings.database_schema}_s"
+        async with product.connection() as connection:
+            await publish_too_early(connection, "early")
+            await publish_too_early(connection, "twice", revision=2)
+        done = await commands.rollcall(settings, "replay", "--into", shadow, timeout_s=180)
+        assert done.exit_code == 0, done.stderr
+        refused = await commands.rollcall(settings, "promote", shadow, "--yes", timeout_s=180)
+        assert refused.exit_code == 1
+        assert "1 batches have ended fewer times than was published (twice)" in refused.stderr
+        async with product.connection() as connection:
+            await connection.execute("UPDATE batches SET revision = 1 WHERE batch_id = 'twice'")
+        done = await commands.rollcall(settings, "promote", shadow, "--yes", timeout_s=180)
+        assert done.exit_code == 0, done.stderr
+        assert "nothing of it was published; the log says of 1 that are open by which number" in done.stdout
+        last = message({"batch_id": "early", "item_id": "2", "status": "succeeded"})
+        await produce(settings.bootstrap_servers, topics.events, [last])
+        await product.settled()
+    assert await said(settings) == {"twice": [(1, "completed")], "early": [(2, "completed")]}
 
 
 async def test_whoever_cannot_send_corrections_is_told_that_some_may_be_on_the_log(
