@@ -34,8 +34,8 @@ def switch_on_tracing(role: str) -> None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise SettingsError(
-            "tracing is asked for by OTEL_* variables but not installed: install rollcall[otel],"
-            " or set OTEL_SDK_DISABLED=true"
+            "tracing is asked for by OTEL_* variables but not installed: install the wheel with its extra (pip install"
+            " 'dist/rollcall-VERSION-py3-none-any.whl[otel]'), or set OTEL_SDK_DISABLED=true"
         ) from None
     from streams.tracing import switch_on
 

@@ -143,5 +143,5 @@ def test_what_cannot_be_had_is_said(variables: dict[str, str], said: str, monkey
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(SettingsError, match=r"install rollcall\[otel\]"):
+    with pytest.raises(SettingsError, match=r"install 'dist/rollcall-VERSION-py3-none-any\.whl\[otel\]'"):
         switch_on_tracing("worker")
