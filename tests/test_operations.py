@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
 import signal
@@ -18,6 +19,7 @@ import yaml
 
 from handlers.records import Disposition
 from rollcall import operations
+from rollcall.cli import run
 from rollcall.settings import Settings
 from schemas.topics import Topics, home_partition
 from streams import health as healths
@@ -164,6 +166,15 @@ async def test_every_alert_is_tested_both_ways_and_explained() -> None:
     assert {name for name, fires in tested if not fires} == names
     handbook = (PROMETHEUS.parents[1] / "docs" / "operations.md").read_text()
     assert [name for name in names if f"`{name}`" not in handbook] == []
+
+
+async def test_prometheus_is_told_of_every_port_of_a_run_with_as_many_workers_as_by_default() -> None:
+    workers = inspect.signature(run).parameters["workers"].default
+    ports = [str(9464 + number) for number in range(1 + len(("relay", "clock", "api")) + workers)]
+    root = PROMETHEUS.parents[1]
+    assert re.findall(r"rollcall-1:(\d+)", (root / "docs" / "operations.md").read_text()) == ports
+    published = yaml.safe_load((root / "compose.yaml").read_text())["services"]["rollcall"]["ports"]
+    assert f"127.0.0.1:{ports[0]}-{ports[-1]}:{ports[0]}-{ports[-1]}" in published
 
 
 async def test_a_worker_is_ready_once_it_may_work_on_what_it_was_assigned(settings: Settings) -> None:
