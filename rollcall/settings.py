@@ -165,9 +165,19 @@ class Settings(BaseSettings):
     @field_validator("api_port", "metrics_port", mode="before")
     @classmethod
     def _but_for_kubernetes(cls, value: object, field: ValidationInfo) -> object:
-        """A service called rollcall-api gives each pod a `ROLLCALL_API_PORT`: an address, and nobody's setting."""
+        """A service called rollcall-api gives each pod a `ROLLCALL_API_PORT`: an address, and nobody's setting.
+
+        It takes the place of what the image says, so only a port that the image leaves at its default is known.
+        """
         name = str(field.field_name)
-        return cls.model_fields[name].default if _SERVICE_LINK.search(f"{_variable(name)}={value}") else value
+        if not _SERVICE_LINK.search(f"{_variable(name)}={value}"):
+            return value
+        if name == "api_port":
+            return cls.model_fields[name].default
+        raise ValueError(
+            "this is the address that Kubernetes gives each pod for a service called rollcall-metrics, in place of a"
+            " port: set `enableServiceLinks: false` in the pod's spec, or the port in its `env`"
+        )
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:

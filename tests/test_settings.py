@@ -131,13 +131,25 @@ def test_variables_that_others_read_are_no_misspelt_settings() -> None:
     assert unknown_variables(of_kubernetes | of_others | of_tests | every_setting) == []
 
 
-def test_addresses_that_kubernetes_gives_for_a_service_are_no_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_that_kubernetes_gives_for_a_service_is_not_the_apis_port(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROLLCALL_API_PORT", "tcp://10.0.0.1:80")
-    monkeypatch.setenv("ROLLCALL_METRICS_PORT", "tcp://10.0.0.2:9000")
-    assert (load_settings().api_port, load_settings().metrics_port) == (8080, 0)
+    assert load_settings().api_port == 8080
     monkeypatch.setenv("ROLLCALL_API_PORT", "8o8o")
     with pytest.raises(SettingsError, match=r"ROLLCALL_API_PORT: .*it is '8o8o'"):
         load_settings()
+
+
+def test_such_an_address_does_not_silently_replace_the_metrics_port_of_the_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ROLLCALL_METRICS_PORT", "tcp://10.0.0.2:9000")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value) == (
+        "ROLLCALL_METRICS_PORT: this is the address that Kubernetes gives each pod for a service called"
+        " rollcall-metrics, in place of a port: set `enableServiceLinks: false` in the pod's spec, or the port in its"
+        " `env` (it is 'tcp://10.0.0.2:9000')"
+    )
 
 
 def test_a_process_says_at_its_start_which_settings_it_does_not_know() -> None:
