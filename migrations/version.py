@@ -28,6 +28,12 @@ async def check(connection: Connection, schema: str) -> None:
     if current == SCHEMA_VERSION:
         return
     if current is None:
+        # To whom may not use a schema its tables are not there.
+        usable = await connection.fetchval(
+            "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = $1", schema
+        )
+        if usable is False:
+            raise WrongSchemaError(f'this user lacks USAGE on the schema "{schema}": GRANT it (README, what to grant)')
         raise WrongSchemaError(f'the schema "{schema}" is empty or missing: run `rollcall migrate`')
     if current < SCHEMA_VERSION:
         raise WrongSchemaError(

@@ -179,6 +179,31 @@ async def test_a_wrong_schema_is_refused_with_what_to_do(database: Database) -> 
         await connection.close()
 
 
+async def test_a_forgotten_grant_is_not_taken_for_a_missing_schema(database: Database) -> None:
+    await migrate(database.url, database.schema)
+    schema, role = database.schema, f"{database.schema}_app"
+    connection = await database.connect("test")
+    try:
+        await connection.execute(f"CREATE ROLE {role}")
+        await connection.execute(f"SET ROLE {role}")
+        with pytest.raises(WrongSchemaError) as refused:
+            await check(connection, schema)
+        assert str(refused.value) == f'this user lacks USAGE on the schema "{schema}": GRANT it (README, what to grant)'
+        await connection.execute("RESET ROLE")
+        await connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+        await connection.execute(f"SET ROLE {role}")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="alembic_version"):
+            await check(connection, schema)
+        await connection.execute("RESET ROLE")
+        await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {role}")
+        await connection.execute(f"SET ROLE {role}")
+        await check(connection, schema)
+    finally:
+        await connection.execute("RESET ROLE")
+        await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        await connection.close()
+
+
 async def test_an_old_server_is_refused_by_name_of_its_version() -> None:
     check_server_version(MINIMUM_SERVER_VERSION)
     with pytest.raises(WrongSchemaError, match=r"PostgreSQL 18 or newer is required, this server is 17\.6: upgrade"):
