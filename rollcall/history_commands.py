@@ -44,8 +44,9 @@ def as_of(
 def explain(batch_id: BatchId, as_json: AsJson = False) -> None:
     """Every record that touched a batch, in order, and what each did; the ones that finalized it are marked.
 
-    As JSON: {"batch_id", "topic", "partition", "replayable_from", "records": [{"offset", "received_at", "type",
-    "item_id", "said", "did", "why", "revision", "outcome", "place"}]}.
+    So are those that no worker has applied yet: what they will do. As JSON: {"batch_id", "topic", "partition",
+    "replayable_from", "next_offset", "records": [{"offset", "received_at", "type", "item_id", "said", "did", "why",
+    "revision", "outcome", "place", "applied"}]}.
     """
     _run(lambda settings: _explain(settings, batch_id, as_json))
 
@@ -109,23 +110,25 @@ async def _explain(settings: Settings, batch_id: str, as_json: bool) -> None:
         await connection.close()
     home = live.homes.of(batch_id)
     start, end = live.span.starts[home], live.span.ends[home]
+    next_offset = live.positions[home].next_offset if home in live.positions else start
     story = Story(live.topics, live.homes, batch_id)
-    told: list[Told] = []
+    told: list[dict[str, Any]] = []
     count = 0
     async with aclosing(story.tell(settings.kafka_connection(), start, end)) as telling:
         async for each in telling:
             count += 1
+            applied = each.offset < next_offset
             if as_json:
-                told.append(each)
+                told.append(asdict(each) | {"applied": applied})
             else:
                 if count == 1:
                     note(f"{live.topics.events}, partition {home}")
-                print_line(_line(each))
+                print_line(_line(each, applied=applied))
     if not count:
         raise NoHistoryError(f"the log has no record of that batch in partition {home}, its home")
     if as_json:
         place = {"batch_id": batch_id, "topic": live.topics.events, "partition": home}
-        print_json(place | {"replayable_from": start, "records": [asdict(each) for each in told]})
+        print_json(place | {"replayable_from": start, "next_offset": next_offset, "records": told})
     elif start > 0:
         note(f"replayable_from {beginning(start, None)}: what came before is gone")
 
@@ -138,11 +141,12 @@ async def _live(settings: Settings, connection: Any) -> Live:
     return await look(settings, connection)
 
 
-def _line(told: Told) -> str:
+def _line(told: Told, *, applied: bool) -> str:
     from rollcall.rendering import at, showable
 
     about = f'{told.type} "{told.item_id}" {told.said}' if told.item_id is not None else told.type
     place = f" (first read at partition {told.place[0]}, offset {told.place[1]})" if told.place else ""
     why = f": {told.why}" if told.why else ""
     decided = f"  <- finalized: {told.outcome}, revision {told.revision}" if told.revision else ""
-    return showable(f"{told.offset:>10}  {at(told.received_at)}  {told.did:<15}  {about}{place}{why}{decided}")
+    to_come = "" if applied else "  (not applied yet)"
+    return showable(f"{told.offset:>10}  {at(told.received_at)}  {told.did:<15}  {about}{place}{why}{decided}{to_come}")

@@ -86,6 +86,24 @@ async def test_every_record_is_told_with_what_it_did_and_the_batch_as_of_any_of_
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
 
 
+async def test_what_no_worker_has_applied_yet_is_not_told_as_done(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    opened = message({"type": "batch.opened", "batch_id": "b", "total_items": 2})
+    async with running(settings, workers=1, relay=False) as product:
+        await produce(settings.bootstrap_servers, topics.events, [opened, result("1", "succeeded")])
+        await product.await_applied(2)
+    await produce(settings.bootstrap_servers, topics.events, [result("2", "succeeded")])
+    done = await commands.rollcall(settings, "batch", "explain", "b", "--json")
+    story = json.loads(done.stdout)
+    assert story["next_offset"] == 2
+    assert [(each["offset"], each["applied"]) for each in story["records"]] == [(0, True), (1, True), (2, False)]
+    done = await commands.rollcall(settings, "batch", "explain", "b")
+    first, second, third = done.stdout.splitlines()
+    assert "not applied yet" not in first + second
+    assert third.endswith("<- finalized: completed, revision 1  (not applied yet)")
+
+
 async def test_a_correction_of_an_open_batch_is_told_as_no_end(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
