@@ -5,9 +5,9 @@ A worker takes records of a partition only after it has sought the stored positi
 """
 
 import asyncio
-import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -20,6 +20,7 @@ from store.connection import Connection
 from store.rows import Position
 from streams.fetched import FetchedRecord
 from streams.kafka import KafkaConnection, started
+from streams.polling import SilentError
 
 ANCHOR_TIMEOUT_S = 90.0
 VERIFY_TIMEOUT_S = 10.0
@@ -54,23 +55,38 @@ async def stored_positions(
 ) -> dict[int, Position]:
     """The positions to seek, missing ones created at the log's start, each checked against the log.
 
-    Raises LogChangedError where going on would skip or repeat records; KafkaError and asyncpg's errors.
+    Raises LogChangedError where going on would skip or repeat records; KafkaError, asyncpg's errors and TimeoutError.
     """
     wanted = sorted(partitions)
     consumer = kafka.consumer(
         enable_auto_commit=False, isolation_level="read_uncommitted", auto_offset_reset="earliest"
     )
-    async with asyncio.timeout(ANCHOR_TIMEOUT_S), started(consumer):
+    deadline = asyncio.get_running_loop().time() + ANCHOR_TIMEOUT_S
+    unsaid = f"{topics.events}: it did not say in time where the log begins and ends"
+    async with started(consumer):
         tps = [TopicPartition(topics.events, partition) for partition in wanted]
-        starts = {tp.partition: offset for tp, offset in (await consumer.beginning_offsets(tps)).items()}
-        await positions.create(connection, topics.events, starts)
-        stored = await positions.load(connection, topics.events, wanted)
-        # Behind the positions: another worker may be moving them on, and what it has read must be seen to be there.
-        ends = {tp.partition: offset for tp, offset in (await consumer.end_offsets(tps)).items()}
-        for partition, position in stored.items():
-            check_within(topics.events, position, starts[partition], ends[partition])
-        await check_last_records(consumer, topics.events, stored.values(), starts)
+        async with _answering(deadline, unsaid):
+            starts = {tp.partition: offset for tp, offset in (await consumer.beginning_offsets(tps)).items()}
+        async with asyncio.timeout_at(deadline):
+            await positions.create(connection, topics.events, starts)
+            stored = await positions.load(connection, topics.events, wanted)
+        async with _answering(deadline, unsaid):
+            # Behind the positions: another worker may be moving them on, and what it has read must be seen to be there.
+            ends = {tp.partition: offset for tp, offset in (await consumer.end_offsets(tps)).items()}
+            for partition, position in stored.items():
+                check_within(topics.events, position, starts[partition], ends[partition])
+            await check_last_records(consumer, topics.events, stored.values(), starts)
     return stored
+
+
+@asynccontextmanager
+async def _answering(deadline: float, otherwise: str) -> AsyncIterator[None]:
+    """Where Kafka alone is asked, up to that time of the loop. Raises SilentError: it says whose time-out it was."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        raise SilentError(otherwise) from None
 
 
 def check_within(topic: str, position: Position, start: int, end: int) -> None:
@@ -93,7 +109,7 @@ async def check_last_records(
 ) -> None:
     """The last record applied must still be what it was; where retention has deleted it, that can't be known.
 
-    Raises LogChangedError, KafkaError and TimeoutError.
+    Raises LogChangedError and KafkaError; SilentError where it can't be read in time.
     """
     pending: dict[TopicPartition, Position] = {}
     for position in stored:
@@ -109,20 +125,19 @@ async def check_last_records(
     for tp, position in pending.items():
         assert position.last_offset is not None
         consumer.seek(tp, position.last_offset)
-    deadline = time.monotonic() + VERIFY_TIMEOUT_S
-    while pending:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{topic}: the last records of {len(pending)} partitions could not be read in time")
-        for tp, records in (await consumer.getmany(*pending, timeout_ms=200, max_records=len(pending))).items():
-            position = pending.pop(tp)
-            if records[0].offset == position.last_offset or not await _is_gone(consumer, tp, position):
-                _check_same(tp, position, records[0])
-            consumer.pause(tp)
-        for tp, position in list(pending.items()):
-            if await consumer.position(tp) > cast(int, position.last_offset):
-                if not await _is_gone(consumer, tp, position):
-                    raise _other_log(tp, position)  # a marker now stands where a record was
-                del pending[tp]
+    deadline = asyncio.get_running_loop().time() + VERIFY_TIMEOUT_S
+    async with _answering(deadline, f"{topic}: the last records applied could not be read in time"):
+        while pending:
+            for tp, records in (await consumer.getmany(*pending, timeout_ms=200, max_records=len(pending))).items():
+                position = pending.pop(tp)
+                if records[0].offset == position.last_offset or not await _is_gone(consumer, tp, position):
+                    _check_same(tp, position, records[0])
+                consumer.pause(tp)
+            for tp, position in list(pending.items()):
+                if await consumer.position(tp) > cast(int, position.last_offset):
+                    if not await _is_gone(consumer, tp, position):
+                        raise _other_log(tp, position)  # a marker now stands where a record was
+                    del pending[tp]
 
 
 async def _is_gone(consumer: AIOKafkaConsumer, tp: TopicPartition, position: Position) -> bool:

@@ -10,11 +10,13 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from migrations.run import migrate
+from rollcall.reaching import ServerError, naming
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from store import positions
 from store.connection import Connection
 from store.rows import Position
+from streams import anchoring
 from streams.anchoring import LogChangedError, checksum, stored_positions
 from tests.harness.histories import Message
 from tests.harness.topics import create_topic, drain, produce
@@ -154,6 +156,20 @@ async def test_where_retention_took_only_what_was_read_reading_goes_on(log: Log)
     await log.delete_before(4)
     with pytest.raises(LogChangedError):
         await log.anchor()
+
+
+async def test_a_kafka_that_does_not_show_the_last_record_in_time_is_named_not_postgresql(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.create()
+    await log.append("a")
+    await log.anchor()
+    await log.read_up_to(1)
+    for limit in ("VERIFY_TIMEOUT_S", "ANCHOR_TIMEOUT_S"):
+        with monkeypatch.context() as patched:
+            patched.setattr(anchoring, limit, 0.0)
+            with pytest.raises(ServerError, match=r"^Kafka at .* does not answer:"), naming(log.settings, "PostgreSQL"):
+                await log.anchor()
 
 
 async def test_what_another_worker_reads_meanwhile_is_no_other_log(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
