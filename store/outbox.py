@@ -30,15 +30,26 @@ ON CONFLICT (topic, partition, record_offset)
 DO UPDATE SET reason = EXCLUDED.reason, message = EXCLUDED.message, batch_id = EXCLUDED.batch_id, redriven_at = NULL
 """
 
+_SUMMARIES = "'batch.summarized/' || o.batch_id"
+_SUMMARY_OF = (
+    "(SELECT (asked[1]::int4, coalesce(asked[2]::int8, 0))"
+    " FROM string_to_array(substr({0}.id, length('batch.summarized/' || {0}.batch_id || '/') + 1), '/') AS asked)"
+)
+
 # What is to be published, in order. Not "seq above the last one": rows commit out of order.
 # Of the first $1, those before which there are fewer than $2 bytes (of what is not bounded by itself).
-# A revision not above the highest published one of its batch has been said already (its topic is compacted).
+# A revision not above the highest published one of its batch has been said already (its topic is compacted); so has a
+# summary of one, or one asked for earlier: its id names the revision and, where asked for again, by which record.
 _UNPUBLISHED = f"""
-SELECT {column_list(OutboxRow._fields, "o.")}, EXISTS (
+SELECT {column_list(OutboxRow._fields, "o.")}, CASE o.channel WHEN 'finalized' THEN EXISTS (
     SELECT FROM outbox p
-    WHERE o.channel = 'finalized' AND p.channel = 'finalized' AND p.batch_id = o.batch_id AND p.revision >= o.revision
+    WHERE p.channel = 'finalized' AND p.batch_id = o.batch_id AND p.revision >= o.revision
       AND p.published_at IS NOT NULL
-) AS said
+) WHEN 'summaries' THEN EXISTS (
+    SELECT FROM outbox p
+    WHERE p.id >= {_SUMMARIES} || '/' AND p.id < {_SUMMARIES} || '0' AND p.batch_id = o.batch_id
+      AND p.published_at IS NOT NULL AND {_SUMMARY_OF.format("p")} >= {_SUMMARY_OF.format("o")}
+) ELSE false END AS said
 FROM (
     SELECT *, sum(octet_length(value)) OVER (ORDER BY seq) - octet_length(value) AS bytes_before
     FROM (SELECT * FROM outbox WHERE published_at IS NULL AND refused IS NULL ORDER BY seq LIMIT $1) next

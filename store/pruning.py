@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from store import promotion
 from store.connection import Connection
 
 # Its rows are still needed: a summary of how it ended is to be computed from them.
@@ -53,11 +54,6 @@ WITH pruned AS MATERIALIZED (
 SELECT count(*), max(item_id) FROM gone
 """
 
-# First, as all who write: a promotion then comes wholly before or wholly behind. A statement whose first table is only
-# read does not wait for it, and would look for the places of one schema's rows in the other's. Were we cut off then, a
-# promotion would wait for us: asyncpg may be in the midst of preparing a statement, which counts as no idleness.
-_BEGIN = "LOCK TABLE positions IN ROW SHARE MODE; SET LOCAL transaction_timeout TO '30s'"
-
 
 class Prunable(NamedTuple):
     """A batch, how many rows of items it has, in all and of one table at most."""
@@ -93,7 +89,7 @@ async def delete_some(
     Of several batches all rows have to be within the limit: there is no going on behind an item then.
     """
     async with connection.transaction():
-        await connection.execute(_BEGIN)
+        await promotion.keep_off(connection)
         row = await connection.fetchrow(_DELETE.format(table=table), batch_ids, after, limit)
     assert row is not None
     return int(row[0]), row[1]

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Generic, TypeAlias
@@ -17,6 +18,7 @@ import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import (
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     RecordListTooLargeError,
     RecordTooLargeError,
@@ -42,6 +44,8 @@ ROUND_BYTES = 4 * 1024 * 1024
 """A round of about so many bytes of values, whatever its rows are: it bounds the relay's memory."""
 SINGLY = 20
 TRANSACTION_TIMEOUT_S = 10.0
+MAX_PATIENCE = 4
+"""Times the usual; for longer aiokafka waits for no answer, and a connection that is dead is to be given up."""
 COMMAND_TIMEOUT_S = 15.0
 POSITION_TIMEOUT_S = 10.0
 PRODUCE_BATCH_BYTES = 64 * 1024
@@ -87,7 +91,10 @@ class Publisher(Generic[Row]):
             with attempt:
                 health.beat(self._loop)
                 connection = await self._database.connect(
-                    f"relay {self._channel.name}", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY, **SERVING
+                    f"relay {self._channel.name}",
+                    command_timeout=COMMAND_TIMEOUT_S * self._patience,
+                    **BY_KEY,
+                    **SERVING,
                 )
                 producer: AIOKafkaProducer | None = None
                 reach("relay.start")
@@ -109,12 +116,20 @@ class Publisher(Generic[Row]):
                     if producer is not None:
                         await stop_client(producer)
 
+    @property
+    def _patience(self) -> int:
+        return min(self._portion.patience, MAX_PATIENCE)
+
+    @property
+    def _transaction_timeout_s(self) -> float:
+        return TRANSACTION_TIMEOUT_S * self._patience
+
     async def _fencing_producer(self, connection: Connection) -> AIOKafkaProducer:
         """The first step: from here on no predecessor can commit a transaction; an open one of its is aborted."""
         database_name = await leadership.database_name(connection)
         producer = self._kafka.producer(
             transactional_id=self._channel.topics.relay_transactional_id(self._channel.name, database_name),
-            transaction_timeout_ms=int(TRANSACTION_TIMEOUT_S * 1000),
+            transaction_timeout_ms=int(self._transaction_timeout_s * 1000),
             max_batch_size=PRODUCE_BATCH_BYTES,
         )
         try:
@@ -138,8 +153,12 @@ class Publisher(Generic[Row]):
             reported = time.monotonic()
             while pending:
                 health.beat(self._loop)
-                found = await consumer.getmany(*pending, timeout_ms=200, max_records=READ_BACK_RECORDS)
-                await self._channel.mark_found(connection, [record for part in found.values() for record in part])
+                at_once = min(READ_BACK_RECORDS, self._portion.count)
+                found = await consumer.getmany(*pending, timeout_ms=200, max_records=at_once)
+                records = [record for part in found.values() for record in part]
+                if records:
+                    with self._noting_too_much(len(records)):
+                        await self._channel.mark_found(connection, records)
                 for tp in list(pending):
                     # The position, not a record's offset: logs end with markers, and hold aborted records.
                     async with asyncio.timeout(POSITION_TIMEOUT_S):
@@ -196,13 +215,9 @@ class Publisher(Generic[Row]):
         return len(rows)
 
     async def _publish_rows(self, connection: Connection, producer: AIOKafkaProducer, rows: Sequence[Row]) -> None:
-        try:
+        began = time.monotonic()
+        with self._noting_too_much(len(rows)):
             sent, refused = await self._send(producer, rows)
-        except (TimeoutError, KafkaError):
-            # What a slow broker does not take in the time of a transaction it will not take the next time either.
-            self._portion.too_much(len(rows))
-            raise
-        self._portion.fitted()
         if refused:
             await self._set_aside(connection, rows, refused)
             raise next(iter(refused.values()))
@@ -213,11 +228,22 @@ class Publisher(Generic[Row]):
         ends: dict[TopicPartition, int] = {}
         for tp, offset in sent:
             ends[tp] = max(ends.get(tp, 0), offset + 1)
-        async with connection.transaction():
-            # Positions first, as workers do: a promotion locks the tables in that order.
-            await self._note_known(connection, ends)
-            await self._channel.mark_published(connection, published)
+        with self._noting_too_much(len(rows)):
+            async with connection.transaction():
+                # Positions first, as workers do: a promotion locks the tables in that order.
+                await self._note_known(connection, ends)
+                await self._channel.mark_published(connection, published)
+        self._portion.fitted((time.monotonic() - began) / self._transaction_timeout_s)
         reach("mark.after")
+
+    @contextmanager
+    def _noting_too_much(self, count: int) -> Iterator[None]:
+        """What a slow server does not take in its time it will not take the next time either."""
+        try:
+            yield
+        except (TimeoutError, KafkaTimeoutError):
+            self._portion.too_much(count)
+            raise
 
     async def _send(
         self, producer: AIOKafkaProducer, rows: Sequence[Row]
@@ -226,7 +252,7 @@ class Publisher(Generic[Row]):
 
         Whatever it raises or refuses, the producer is to be thrown away.
         """
-        async with asyncio.timeout(TRANSACTION_TIMEOUT_S):
+        async with asyncio.timeout(self._transaction_timeout_s):
             await producer.begin_transaction()
             reach("send.before")
             places: dict[int, _Place] = {}

@@ -15,7 +15,7 @@ import structlog
 
 from handlers import summary
 from schemas.topics import Topics
-from store import batches, outbox, statistics, summaries
+from store import batches, outbox, promotion, statistics, summaries
 from store.connection import BY_KEY, SERVING, Connection, Database
 from store.rows import OutboxRow
 from store.summaries import PendingSummary
@@ -77,6 +77,7 @@ class Summarizer:
 
     async def _summarize(self, connection: Connection, asked: Sequence[PendingSummary]) -> None:
         """Compute and store these summaries; where that fails, half of them each, down to those that are to blame."""
+        schema = await promotion.identity(connection, self._database.schema)
         try:
             computed = await self._computed(connection, asked)
         except Exception as error:
@@ -90,6 +91,9 @@ class Summarizer:
             await self._summarize(connection, asked[middle:])
             return
         async with connection.transaction():
+            await promotion.keep_off(connection)
+            if await promotion.identity(connection, self._database.schema) != schema:
+                return  # half of what was read may be of the one, half of the other
             stored = await summaries.ready(connection, [(each, event.value) for each, event in computed])
             await outbox.insert(connection, [event for each, event in computed if each.batch_id in stored])
 

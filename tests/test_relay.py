@@ -3,6 +3,8 @@
 import asyncio
 import json
 import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store.connection import Connection
 from streams import relay
 from streams.topics import ensure_topics
 from tests.harness.histories import Message, make_history
@@ -224,6 +227,33 @@ async def test_foreign_records_on_the_output_topics_stop_no_relay(settings: Sett
     assert found == [b"{}"] * len(letters) + [broken.value]
 
 
+@asynccontextmanager
+async def relaying(settings: Settings, *, events: int) -> AsyncIterator[Connection]:
+    """A relay that publishes so many events once the body is done, until it has."""
+    topics, stop = Topics(settings.topic_prefix), asyncio.Event()
+    await migrate(settings.database_url, settings.database_schema)
+    await ensure_topics(settings.kafka_connection(), topics)
+    connection = await settings.database().connect("test")
+    await connection.execute(
+        "INSERT INTO outbox (id, channel, batch_id, revision, value, headers)"
+        " SELECT id, 'finalized', n, 1, '{}', json_build_object('ce_id', id, 'ce_time', '2026-01-01T00:00:00Z')"
+        " FROM (SELECT n, 'batch.finalized/' || n || '/1' AS id FROM generate_series(1, $1::int4) n) ids",
+        events,
+    )
+    yield connection
+    running = asyncio.create_task(
+        relay.run(settings.kafka_connection(), settings.database(), topics, stop, ready=lambda: None)
+    )
+
+    async def published() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) = 0 FROM outbox WHERE published_at IS NULL"))
+
+    await eventually(published, 60)
+    stop.set()
+    await running
+    await connection.close()
+
+
 async def test_a_round_that_is_not_taken_in_time_is_tried_with_less_of_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,28 +268,22 @@ async def test_a_round_that_is_not_taken_in_time_is_tried_with_less_of_it(
         return await send(self, producer, rows)
 
     monkeypatch.setattr(relay.Publisher, "_send", send_some)
-    topics, stop = Topics(settings.topic_prefix), asyncio.Event()
-    await migrate(settings.database_url, settings.database_schema)
-    await ensure_topics(settings.kafka_connection(), topics)
-    connection = await settings.database().connect("test")
-    await connection.execute(
-        "INSERT INTO outbox (id, channel, batch_id, revision, value, headers)"
-        " SELECT 'batch.finalized/' || n || '/1', 'finalized', n, 1, '{}', $1 FROM generate_series(1, 900) n",
-        json.dumps({"ce_time": "2026-01-01T00:00:00Z"}),
-    )
-    running = asyncio.create_task(
-        relay.run(settings.kafka_connection(), settings.database(), topics, stop, ready=lambda: None)
-    )
-
-    async def published() -> bool:
-        left = await connection.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NULL")
-        assert left == 0, f"{left} left, tried {tried}"
-        return True
-
-    await eventually(published)
-    stop.set()
-    await running
-    await connection.close()
-    assert tried[:3] == [900, 450, 225]
-    assert tried[3] == 254, "and slowly more again"
+    topics = Topics(settings.topic_prefix)
+    async with relaying(settings, events=900):
+        pass
+    assert tried[:4] == [900, 450, 225, 450], "and more again, since that took little of its time"
     assert len(await drain(settings.bootstrap_servers, topics.finalized)) == 900
+
+
+async def test_marks_that_are_not_taken_in_time_are_made_with_less_of_them_and_more_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "COMMAND_TIMEOUT_S", 1.0)
+    topics = Topics(settings.topic_prefix)
+    async with relaying(settings, events=300) as connection:
+        await connection.execute(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END $$;"
+            "CREATE TRIGGER slow BEFORE UPDATE ON outbox FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+    assert len(await drain(settings.bootstrap_servers, topics.finalized)) == 300

@@ -25,6 +25,7 @@ from rollcall.settings import Settings
 from schemas.published import BatchSummarized
 from schemas.topics import Topics
 from store import batches, items, outbox, summaries
+from store import statistics as stored_statistics
 from store.connection import Connection, Database
 from store.rows import Batch, ItemRow, SummaryRequest
 from streams import summarizing
@@ -377,6 +378,35 @@ async def test_of_a_batch_that_is_open_again_the_next_revision_is_summarized(
         found = await settled(connection)
     assert json.loads(found["b"]["summary"])["revision"] == 2
     assert set(await events(connection, "summaries")) == {"batch.summarized/other/1", "batch.summarized/b/2"}
+
+
+async def test_a_summary_computed_over_a_promotion_is_of_one_schema(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, shadow = settings.database_schema, f"{settings.database_schema}_s"
+    await migrate(settings.database_url, shadow)
+    for schema, took in ((live, 1.0), (shadow, 2.0)):
+        rows = [row("b", "a", duration_ms=took)]
+        filling = await Database(settings.database_url, schema).connect("test")
+        await store(filling, ended("b", rows), rows)
+        await filling.close()
+    load = stored_statistics.load
+    promoted = False
+
+    async def load_before_it(*given: Any) -> Any:
+        nonlocal promoted
+        found = await load(*given)
+        if not promoted:
+            await connection.execute(
+                f"ALTER SCHEMA {live} RENAME TO {live}_old; ALTER SCHEMA {shadow} RENAME TO {live}"
+            )
+        promoted = True
+        return found
+
+    monkeypatch.setattr(stored_statistics, "load", load_before_it)
+    async with summarizing_in(settings.database()):
+        found = await settled(connection)
+    assert json.loads(found["b"]["summary"])["item_duration_ms"]["max"] == 2.0
 
 
 async def test_many_batches_take_few_rounds(connection: Connection, settings: Settings) -> None:
