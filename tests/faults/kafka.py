@@ -107,20 +107,26 @@ async def id_expired(each: Round) -> None:
     try:
         each.running.paused.set()
         await asyncio.sleep(8 + each.some(5, 7))
-        if not await _is_forgotten(each):
-            each.problems.append("the broker still knows the relay's transactional id")
+        for name in ("events", "dead-letters"):
+            if not await _is_forgotten(each, name):
+                each.problems.append(f"the broker still knows the relay's transactional id for {name}")
+        written = await each.product.written()
         each.running.paused.clear()
-        await asyncio.sleep(each.some(2, 4))
+        async with during(feed(each)):
+            await until(
+                lambda: each.product.publishes_behind(written), "the relay publishes, by ids that were forgotten"
+            )
+            await asyncio.sleep(each.some(0, 2))
     finally:
         each.stage.kafka.id_expiration_ms = ID_EXPIRATION_MS
         await restart_kafka(each)
 
 
-async def _is_forgotten(each: Round) -> bool:
-    """Whether the broker has replaced what it kept of the relay's transactional id by a tombstone."""
+async def _is_forgotten(each: Round, name: str) -> bool:
+    """Whether the broker has replaced what it kept of one of the relay's transactional ids by a tombstone."""
     async with each.product.connection() as connection:
         database = await database_name(connection)
-    known = each.product.topics.relay_transactional_id("events", database).encode()
+    known = each.product.topics.relay_transactional_id(name, database).encode()
     kept = await drain(each.product.direct.bootstrap_servers, "__transaction_state")
     values = [record.value for record in kept if record.key is not None and known in record.key]
     return bool(values) and values[-1] is None

@@ -246,8 +246,13 @@ def reported(bug: Bug, seed: int) -> str:
 
 
 def _found(output: str) -> str:
-    """What the checker has found, or how large a worker got. Being stuck is no report: anything that crashes is."""
-    found = [f"{n} {kind}" for kind in KINDS for n in re.findall(rf"(\d+) {kind}\b", output)[:1] if n != "0"]
+    """What the checker has found, or how large a worker got.
+
+    Being stuck is no report, nor is what is missing then: anything that crashes is so.
+    """
+    is_stuck = "stuck:" in output or "not recovered within" in output
+    kinds = [kind for kind in KINDS if not (is_stuck and kind in ("lost", "never-finalized"))]
+    found = [f"{n} {kind}" for kind in kinds for n in re.findall(rf"(\d+) {kind}\b", output)[:1] if n != "0"]
     return ", ".join([*found, *re.findall(r"a worker took \d+ MB", output)[:1]])
 
 

@@ -32,6 +32,8 @@ MAX_WORKER_MB = 250
 FEWEST_EVENTS, SLOWER_BY, SLOW_MS, SLOWEST_MS = 50, 4, 500, 10_000
 """A flood of broken records may make events wait so many times as long as right before it, or so long (the median, and
 the 99th percentile: what lies in the log right behind it waits for its turn). The machine is shared by all."""
+FEWEST_ACKNOWLEDGED = 0.9
+"""Of the results of a round; there are openings besides."""
 MAX_EVENTS_BYTES = 1024 * 1024
 FLOW_S = 6.0
 """How long the results flow where nothing holds them up."""
@@ -104,8 +106,10 @@ class Player:
         if product is None:
             return None
         await self.stage.restore()
+        leaked = await product.leaked()
         stopped_s = await product.stop()
-        problems = [f"stopping took {stopped_s:.1f} s"] if stopped_s > STOP_TIMEOUT_S else []
+        problems = [f"leaked: {each}" for each in leaked]
+        problems += [f"stopping took {stopped_s:.1f} s"] if stopped_s > STOP_TIMEOUT_S else []
         problems += [f"left behind: {each}" for each in await product.left_behind()]
         verified = await commands.rollcall(product.direct, "verify", "--all", timeout_s=VERIFY_TIMEOUT_S)
         said = (verified.stdout or verified.stderr).splitlines() or ["it said nothing"]
@@ -137,6 +141,7 @@ class Player:
         sent_file = self.stage.directory / f"{this.prefix}.sent"
         watching: asyncio.Task[None] | None = None
         begin: dict[str, dict[int, int]] = {}
+        unharmed = self._harmed_on_the_way()
         try:
             await product.start_all(WORKERS)
             await product.ready(WORKERS)
@@ -162,6 +167,10 @@ class Player:
                 watching.cancel()
         report = await _checked(this, sent_file, begin)
         problems += this.problems
+        if fault.proxied and self._harmed_on_the_way() == unharmed:
+            problems.append("there was no harm: nothing on the way to Kafka or PostgreSQL was cut, held or late")
+        if sent - unknown < FEWEST_ACKNOWLEDGED * results:
+            problems.append(f"{sent - unknown} records were acknowledged, of {results} results")
         problems += [f"{kind}: {what}" for kind, what in report["findings"]]
         if product.largest_mb > MAX_WORKER_MB:
             problems.append(f"a worker took {product.largest_mb} MB, at most {MAX_WORKER_MB} are bounded memory")
@@ -183,6 +192,9 @@ class Player:
         elif not self.keep:
             await asyncio.to_thread(sent_file.unlink)
         return Result(fault.name, seed, recovery_s, problems, said)
+
+    def _harmed_on_the_way(self) -> int:
+        return self.stage.kafka_proxy.harmed + self.stage.postgres_proxy.harmed
 
     async def _installed(self, fault: Fault) -> Installation:
         """A topic prefix and a schema of its own; nothing runs yet."""

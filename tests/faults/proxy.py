@@ -46,6 +46,8 @@ class Proxy:
         self._refusing = False
         self.delay_s = 0.0
         self.port = 0
+        self.harmed = 0
+        """Connections cut, refused or silenced, and pieces held back, so far."""
 
     async def start(self) -> None:
         listening = socket.socket()
@@ -69,6 +71,7 @@ class Proxy:
         """Reset all connections."""
         for connection in list(self._connections):
             connection.abort()
+            self.harmed += 1
 
     def refuse(self, refusing: bool = True) -> None:
         """Reset new connections at once, or let them pass again."""
@@ -83,6 +86,7 @@ class Proxy:
         """Deliver nothing on the connections that there are; new ones work."""
         for connection in self._connections:
             connection.passing.clear()
+            self.harmed += 1
 
     def heal(self) -> None:
         """Deliver everything that was held, and be a good network from here on."""
@@ -93,6 +97,7 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
+            self.harmed += 1
             writer.transport.abort()
             return
         try:
@@ -140,7 +145,9 @@ class Proxy:
                     data = await reader.read(CHUNK)
                 except OSError:
                     data = b""
-                pieces.put_nowait((loop.time() + (self.delay_s if slow else 0.0), data))
+                delay_s = self.delay_s if slow else 0.0
+                self.harmed += bool(data and delay_s)
+                pieces.put_nowait((loop.time() + delay_s, data))
                 held += len(data)
                 if held >= MAX_HELD_BYTES:
                     has_room.clear()

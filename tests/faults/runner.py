@@ -30,6 +30,7 @@ PATIENCE_S = 120.0
 """After which what has not recovered, or settled, is stuck."""
 SHORT_RESULTS = 40_000
 SHORT_BUDGET_S = 330.0
+FEWEST_SHORT = 8
 RESULTS = 200_000
 
 Planned = tuple[Fault, int]
@@ -208,4 +209,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("stopped")
     _summary(record)
+    if given.short and not given.faults and record.codes.total() < FEWEST_SHORT:
+        print(f"fewer than {FEWEST_SHORT} rounds say nothing")
+        return 1
     return 1 if record.wrong else 0

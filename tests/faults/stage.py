@@ -48,6 +48,9 @@ _AT_WORK = {
 """The ports from which they are connected."""
 _PUBLISHED = ("outbox", "dead_letters")
 
+OTHER_SESSIONS = 10
+"""Of the API's pool, and of those who ask for health, at most."""
+LEAKED_TIMEOUT_S = 30.0
 _UNREACHABLE = (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
@@ -382,6 +385,25 @@ class Installation:
         self.supervisor = None
         self.roles.clear()
         return time.monotonic() - begun
+
+    async def leaked(self) -> list[str]:
+        """Database sessions beyond what the processes that run need: of a connection given up, and not let go."""
+
+        async def beyond() -> list[str]:
+            allowed = {role: len(self.processes(role)) for role in ("worker", "relay", "clock")}
+            allowed["figures"] = allowed["relay"]
+            async with self.connection() as connection:
+                rows = await connection.fetch(
+                    "SELECT application_name, count(*) FROM pg_stat_activity"
+                    " WHERE application_name LIKE 'rollcall %' AND application_name <> 'rollcall fault run' GROUP BY 1"
+                )
+            found = {name: (count, allowed.get(name.split()[1], OTHER_SESSIONS)) for name, count in rows}
+            return [f"{count} sessions of {name!r}" for name, (count, most) in found.items() if count > max(most, 1)]
+
+        deadline = time.monotonic() + LEAKED_TIMEOUT_S
+        while (left := await beyond()) and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+        return left
 
     async def left_behind(self) -> list[str]:
         """Database sessions, and advisory locks and temporary tables of theirs, that have outlived the processes."""
