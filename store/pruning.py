@@ -28,6 +28,9 @@ FROM batches b WHERE {_IS_DUE} AND b.batch_id > $2 ORDER BY b.batch_id LIMIT $3
 
 _COUNT_DUE = f"SELECT count(*), coalesce(sum({_IN_ALL}), 0)::int8 FROM batches b WHERE {_IS_DUE}"
 
+# How many of these are pruned: one that was reopened meanwhile is not. (batch ids)
+_COUNT_PRUNED = "SELECT count(*) FROM batches WHERE batch_id = ANY($1::text[]) AND pruned_at IS NOT NULL"
+
 TABLES = ("item_results", "late_results", "expected_items")
 _HAS_ROWS = " OR ".join(f"EXISTS (SELECT FROM {table} i WHERE i.batch_id = b.batch_id)" for table in TABLES)
 
@@ -74,6 +77,11 @@ async def count_due(connection: Connection, finalized_before: datetime) -> tuple
     row = await connection.fetchrow(_COUNT_DUE, finalized_before)
     assert row is not None
     return int(row[0]), int(row[1])
+
+
+async def count_pruned(connection: Connection, batch_ids: Sequence[str]) -> int:
+    """How many of these batches are pruned by now."""
+    return int(await connection.fetchval(_COUNT_PRUNED, batch_ids))
 
 
 async def left(connection: Connection, after: str, limit: int) -> list[Prunable]:

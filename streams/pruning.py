@@ -63,7 +63,8 @@ async def prune(
         async for deleted in _delete(connection, page):
             done = replace(done, rows=done.rows + deleted)
             yield done
-        done = replace(done, batches=done.batches + len(page))
+        pruned = await pruning.count_pruned(connection, [each.batch_id for each in page])
+        done = replace(done, batches=done.batches + pruned)
         yield done
 
 
