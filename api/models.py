@@ -69,7 +69,7 @@ class Batch(BaseModel):
     progress_percent: float | None
     error_summary: str | None
     reason: str | None
-    error: dict[str, Any] | None
+    error: dict[str, Any] | None = Field(description="What aborted it: `message`, and `code` where there is one.")
     summary_state: str | None
     deadline_at: datetime | None
     retry_of: str | None

@@ -1,6 +1,7 @@
 """A batch as the API shows it, in answers and in event streams alike."""
 
 from dataclasses import fields as fields_of
+from typing import Any
 
 from api.models import Batch, Lag, LogPlace
 from store.reads import BatchStatus
@@ -18,4 +19,9 @@ def shown(found: BatchStatus, log_ends: LogEnds) -> Batch:
     end = log_ends.of(found.partition)
     records = None if end is None else max(0, end - (found.next_offset or 0))
     lag = Lag(records=records, lagging=None if records is None else records > 0, next_offset=found.next_offset)
-    return Batch(**fields, as_of=as_of, lag=lag)
+    return Batch(**fields | {"error": _without_stack_trace(found.error)}, as_of=as_of, lag=lag)
+
+
+def _without_stack_trace(error: dict[str, Any] | None) -> dict[str, Any] | None:
+    # For nobody: an event is encoded once for all who listen, viewers among them.
+    return None if error is None else {name: value for name, value in error.items() if name != "stack_trace"}

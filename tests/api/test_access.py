@@ -1,5 +1,6 @@
 """Who may do what: every route with every role, from the route table itself; sessions, other sites, rates."""
 
+import json
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -104,6 +105,15 @@ async def test_only_operators_see_stack_traces(keyed: Keyed, rows: StoredRows) -
             download = await client.get("/api/batches/b/results", params={"format": form}, headers=headers)
             assert "broken" in download.text
             assert ("secret" in download.text) == (shown is not None and form == "ndjson")
+
+
+async def test_the_error_that_aborted_a_batch_is_shown_without_its_stack_trace(keyed: Keyed, rows: StoredRows) -> None:
+    error = json.dumps({"code": "E1", "message": "broken", "stack_trace": "secret path"})
+    await rows.finalized("b", outcome="failed", finalized_by="aborted", error=error)
+    client, headers = keyed.api.client, keyed.of(Role.VIEWER)
+    for path in ("/api/batches/b", "/api/batches", "/api/batches?batch_id=b", "/batches/b", "/api/batches/b/timeline"):
+        assert "secret" not in (await client.get(path, headers=headers)).text
+    assert (await client.get("/api/batches/b", headers=headers)).json()["error"] == {"code": "E1", "message": "broken"}
 
 
 async def test_a_browser_signs_in_acts_with_its_token_and_signs_out(keyed: Keyed) -> None:
