@@ -77,8 +77,8 @@ async def get_timeline(batch_id: str, here: Here) -> Timeline:
     """What happened to a batch, with the places in the log, as far as the database holds it."""
     async with here.snapshot() as connection:
         found = await known(connection, here, batch_id)
-        went_out = await details.outbox_events(connection, batch_id)
         _, refused = await diagnosis.dead_letters_of(connection, batch_id, limit=details.MAX_HISTORY)
+        went_out = await details.outbox_events(connection, batch_id, refused)
         actions = await access.actions(connection, batch_id=batch_id)
     events = [
         *_own(found),
@@ -208,7 +208,7 @@ def _gone_out(event: HistoryEvent, here: Context) -> TimelineEvent:
     if event.kind == "alerts":
         return _event("alert", event.at, f"{value['alert']}: {value['message']}", **place)
     if event.kind == "requests":
-        return _event("retry_requested", event.at, f"{len(value['item_ids'])} items asked for", **place)
+        return _event("retry_requested", event.at, f"{event.items} items asked for", **place)
     return _event("summarized", event.at, f"revision {value['revision']}", **place)
 
 

@@ -42,18 +42,32 @@ SELECT i, b.opened_at, 1, 0, b.batch_id, 'item-' || to_char(i, 'FM0000000'),
 FROM batches b, generate_series(1, b.matched) i
 """
 
+# What went out about the ended ones.
+_OUTBOX = """
+INSERT INTO outbox (id, channel, batch_id, revision, value, headers, published_at, published_partition,
+                    published_offset)
+SELECT kind.id || '/' || b.batch_id || '/1', kind.channel, b.batch_id, CASE WHEN kind.channel = 'finalized' THEN 1 END,
+       json_build_object('batch_id', b.batch_id, 'revision', 1, 'outcome', b.outcome, 'finalized_by', b.finalized_by,
+                         'finalized_at', b.finalized_at, 'as_of', json_build_object(
+                             'topic', 'rollcall.events', 'partition', b.partition, 'offset', b.decided_offset)),
+       '{}', b.finalized_at, b.partition, b.decided_offset
+FROM batches b, (VALUES ('batch.finalized', 'finalized'), ('batch.summarized', 'summaries')) kind (id, channel)
+WHERE b.outcome IS NOT NULL
+"""
+
 
 async def fill(connection: Connection, batches: int, timeout_s: float = 1800) -> int:
     """That many batches of 100 items, one of them a tenth of all; returns how many items. Analyzed."""
     big = batches * ITEMS_PER_BATCH // 10
-    for statement, arguments in ((_BATCHES, (batches, big, ITEMS_PER_BATCH)), (_EXPECTED, ()), (_ITEMS, ())):
+    filled = ((_BATCHES, (batches, big, ITEMS_PER_BATCH)), (_EXPECTED, ()), (_ITEMS, ()), (_OUTBOX, ()))
+    for statement, arguments in filled:
         await connection.execute(statement, *arguments, timeout=timeout_s)
     await connection.execute(
         "INSERT INTO positions (topic, partition, next_offset)"
         " SELECT topic, n, $1 FROM logs, generate_series(0, partition_count - 1) n",
         batches,
     )
-    for table in ("batches", "item_results", "expected_items"):
+    for table in ("batches", "item_results", "expected_items", "outbox"):
         await connection.execute(f"VACUUM (ANALYZE) {table}", timeout=timeout_s)
     count: int = await connection.fetchval("SELECT count(*) FROM item_results", timeout=timeout_s)
     return count

@@ -4,18 +4,26 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
-from sqlalchemy import and_, select
+from sqlalchemy import Select, Text, and_, any_, bindparam, case, cast, column, func, select, true, values
+from sqlalchemy.dialects.postgresql import ARRAY, JSON
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from schemas.published import AlertType
 from store import diagnosis
+from store.diagnosis import DeadLetter
 from store.reads import ItemStatus
 from store.tables import batches, expected_items, item_results, late_results, outbox, positions, summaries
 
 RESULTS_PAGE = 2_000
 MAX_HISTORY = 200
 """Events of each kind in a history, at most."""
+
+# What the ids of events about a batch begin with, before its own (see who makes them, in handlers and the relay).
+_REFUSED = "relay.record_refused/"
+_EVENTS = ("batch.finalized", "batch.summarized", "batch.retry_requested", *get_args(AlertType))
+_KINDS = (*_EVENTS, *(_REFUSED + kind for kind in _EVENTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +58,15 @@ class ItemDetail:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEvent:
-    """Something that went out about a batch; ``kind`` is the outbox's channel."""
+    """Something that went out about a batch; ``kind`` is the outbox's channel.
+
+    Of a request ``value`` is left out, and ``items`` says how many it asks for.
+    """
 
     at: datetime | None
     kind: str
     value: dict[str, Any]
+    items: int
     partition: int | None
     offset: int | None
 
@@ -149,16 +161,49 @@ async def job_metrics(connection: AsyncConnection, batch_ids: Sequence[str]) -> 
     return {row[0]: row[1] or {} for row in found}
 
 
-async def outbox_events(connection: AsyncConnection, batch_id: str) -> Sequence[HistoryEvent]:
-    """What went out about a batch, as far as the outbox still has it; partition and offset are those on its topic."""
+async def outbox_events(
+    connection: AsyncConnection, batch_id: str, letters: Sequence[DeadLetter]
+) -> Sequence[HistoryEvent]:
+    """What went out about a batch and these dead letters of its, as far as the outbox still has it, in order.
+
+    ``partition`` and ``offset`` are those on its topic.
+    """
+    known = await connection.scalars(_of_batch(batch_id))
+    places = [f"{_REFUSED}{each.topic}-{each.partition}@{each.offset}" for each in letters]
+    ids = [*known, *(f"{kind}/{batch_id}" for kind in _KINDS), *places]
     event = outbox.c
+    is_request = event.channel == "requests"
     found = await connection.execute(
-        select(event.published_at, event.channel, event.value, event.published_partition, event.published_offset)
-        .where(event.batch_id == batch_id, event.value.is_not(None))
+        select(
+            event.published_at,
+            event.channel,
+            # Of a request, which may be as large as a record, only how many items it asks for.
+            case((is_request, None), else_=event.value),
+            case((is_request, func.json_array_length(cast(event.value, JSON)["item_ids"])), else_=0),
+            event.published_partition,
+            event.published_offset,
+        )
+        .where(event.id == any_(bindparam("ids", ids, ARRAY(event.id.type))), event.value.is_not(None))
         .order_by(event.seq)
         .limit(MAX_HISTORY)
     )
-    return [HistoryEvent(row[0], row[1], json.loads(row[2]), row[3], row[4]) for row in found]
+    return [
+        HistoryEvent(at, kind, json.loads(value) if value else {}, items, partition, offset)
+        for at, kind, value, items, partition, offset in found
+    ]
+
+
+def _of_batch(batch_id: str) -> Select[Any]:
+    """The ids that begin with a kind and a batch's id, the first ones of each kind: a stretch of the key each.
+
+    There is no index by batch, and none is needed: batch ids hold no ``/``, and ``0`` is what comes behind it.
+    """
+    spans = values(column("first", Text), column("behind", Text), name="spans").data(
+        [(f"{kind}/{batch_id}/", f"{kind}/{batch_id}0") for kind in _KINDS]
+    )
+    of_kind = select(outbox.c.id).where(outbox.c.id >= spans.c.first, outbox.c.id < spans.c.behind)
+    stretch = of_kind.order_by(outbox.c.id).limit(MAX_HISTORY).lateral("stretch")
+    return select(stretch.c.id).select_from(spans.join(stretch, true()))
 
 
 async def next_offset(connection: AsyncConnection, topic: str, partition: int) -> int:

@@ -20,7 +20,7 @@ from tests.harness.servers import Servers
 from tests.harness.stored import StoredRows, stored_rows
 
 BATCHES = 10_000
-LARGE = frozenset({"batches", "item_results", "expected_items"})
+LARGE = frozenset({"batches", "item_results", "expected_items", "outbox"})
 
 Statement = tuple[str, Any]
 

@@ -1,6 +1,7 @@
 """What the API says of batches and items, from rows put there by hand."""
 
 import csv
+import dataclasses
 import io
 import json
 from typing import Any
@@ -9,6 +10,16 @@ from urllib.parse import quote
 import pytest
 
 from api import history
+from handlers.alerts import failure_rate_event, raised_event, retry_event
+from handlers.finalization import finalized_event
+from handlers.overdue import overdue_event
+from handlers.records import RaisedAlert, RaisedRetry
+from handlers.summary import summarized_event
+from store import outbox
+from store.overdue import Overdue
+from store.rows import Batch, DeadLetterRow, OutboxRow
+from store.summaries import PendingSummary
+from streams.channels import DeadLetters, Events
 from tests.harness.api import ServedApi
 from tests.harness.stored import StoredRows
 
@@ -192,6 +203,48 @@ async def test_the_timeline_tells_what_happened_and_where_it_says_so(api: Served
         41,
     )
     assert (events[3]["detail"], events[3]["offset"]) == ("not_applicable: too late", 12)
+
+
+async def test_the_timeline_has_all_that_went_out_about_a_batch_and_nothing_else(
+    api: ServedApi, rows: StoredRows
+) -> None:
+    topics, batch = api.context.topics, Batch("b-1", 3, state="finalized", outcome="failed", finalized_by="forced")
+    batch.revision, batch.finalized_at, batch.decided_offset, batch.failed = 2, rows.start, 41, 1
+
+    def about(batch: Batch) -> list[OutboxRow]:
+        raised = RaisedAlert("batch.first_failure", 7, rows.start, "one failed", {})
+        late = Overdue(batch.batch_id, 0, "batch.slow_detected", rows.start, 1.0, 0, None, None)
+        found = [
+            finalized_event(batch, topics, failed_item_ids=[], missing_item_ids=[], traceparent=None),
+            raised_event(topics, batch, raised, None),
+            overdue_event(topics, late),
+            failure_rate_event(topics, batch, 0.5, None),
+            retry_event(topics, batch, RaisedRetry(7, rows.start, ["i1", "i2"]), None),
+            summarized_event(topics, PendingSummary(batch.batch_id, 2, rows.start, 41, 0, 1), batch, '{"revision":2}'),
+        ]
+        return [event for event in found if event is not None]
+
+    await rows.finalized("b-1", revision=2, outcome="failed", failed=1)
+    for other in ("b", "b-", "b-1!", "b-10", "b-1.", "b-1:", "b-2", "ä"):
+        await outbox.insert(rows.connection, about(dataclasses.replace(batch, batch_id=other)))
+    await outbox.insert(rows.connection, about(batch))
+    await Events(topics).quarantine(rows.connection, about(batch)[0], "too large")
+    letter = DeadLetterRow(topics.events, 3, 12, rows.start, "unstorable", "no", "b-1", b"b-1", b"{", "[]")
+    await outbox.insert_dead_letters(rows.connection, [letter])
+    await DeadLetters(topics).quarantine(rows.connection, letter, "too large")
+
+    events = (await api.get("batches/b-1/timeline"))["events"]
+    known = {"opened", "first_result", "dead_letter"}
+    assert sorted((each["what"], each["detail"].partition(":")[0]) for each in events if each["what"] not in known) == [
+        ("alert", "batch.failure_rate_exceeded"),
+        ("alert", "batch.first_failure"),
+        ("alert", "batch.slow_detected"),
+        ("alert", "relay.record_refused"),
+        ("alert", "relay.record_refused"),
+        ("finalized", "revision 2"),
+        ("retry_requested", "2 items asked for"),
+        ("summarized", "revision 2"),
+    ]
 
 
 async def test_why_a_batch_is_not_done_is_said_in_sentences(api: ServedApi, rows: StoredRows) -> None:
