@@ -1,5 +1,6 @@
 """Event streams: what is told, what a listener that was away is told, and what one that does not read costs others."""
 
+import asyncio
 import json
 from contextlib import AsyncExitStack
 from typing import Any
@@ -250,6 +251,15 @@ def looks(statements: list[str]) -> int:
 
 async def last_is(listener: EventListener, batch_id: str) -> None:
     await eventually(lambda: ids(listener.named("finalized"))[-1:] == [batch_id], 60)
+
+
+async def test_more_batches_can_be_watched_than_a_statement_has_parameters(api: ServedApi, log: Log) -> None:
+    await log.opened("b")
+    async with AsyncExitStack() as stack:
+        wanted = frozenset(["b", *(f"other-{number}" for number in range(40_000))])
+        listener = stack.enter_context(api.context.feed.listening(wanted, None))
+        told = [await asyncio.wait_for(listener.queue.get(), 60) for _ in range(2)]
+    assert [(each or b"").split(b"\n")[0] for each in told] == [b"event: batch", b"event: ready"]
 
 
 async def test_streams_end_when_the_api_does(migrated: Settings) -> None:
