@@ -46,6 +46,11 @@ class Reopen(RequestBody):
     """Ask for items anew: these, or the failed and the missing."""
 
     item_ids: list[ItemId] | None = Field(default=None, min_length=1, max_length=MAX_MANIFEST_CHUNK)
+    revision: Count | None = Field(
+        default=None,
+        description="The revision it acts on: of a batch that is at another one nothing is reopened. So a repetition is"
+        " harmless.",
+    )
     deadline_at: Time | None = None
     reason: str | None = None
 
@@ -134,8 +139,16 @@ async def reopen(batch_id: str, here: Here, caller: Operator, body: Reopen | Non
     async with here.reading() as connection:
         found = await known(connection, here, batch_id)
         strange = await reads.strange_items(connection, found, ids)
-    command = commanding.reopen(found, item_ids=ids, strange=strange, deadline_at=body.deadline_at, reason=body.reason)
-    return await _act(here, caller, "reopen", command)
+    command = commanding.reopen(
+        found,
+        item_ids=ids,
+        strange=strange,
+        revision=body.revision,
+        deadline_at=body.deadline_at,
+        reason=body.reason,
+    )
+    again_with = f'"revision": {found.revision}' if body.revision is None else None
+    return await _act(here, caller, "reopen", command, again_with)
 
 
 @router.post(
@@ -176,8 +189,8 @@ async def retry(
         if not this.may_be_sent:
             async with here.reading() as connection:
                 await commanding.check_free(connection, here.topics, new_batch_id)
-        made_up = this.makes_up(body.batch_id)
-        done = await applied(here, await _sent(here, caller, "retry", command, this, made_up=made_up))
+        again_with = this.again_with(body.batch_id, new_batch_id)
+        done = await applied(here, await _sent(here, caller, "retry", command, this, again_with))
         answer = Retried(batch_id=new_batch_id, retry_of=batch_id, items=len(ids), applied=done)
         return Answer(201 if done else 202, answer.model_dump(), location_of(new_batch_id))
 
@@ -185,8 +198,8 @@ async def retry(
     return (await once(here, caller, idempotency_key, request, act)).response()
 
 
-async def _act(here: Context, caller: Caller, action: str, command: Command) -> Response:
-    places = await _sent(here, caller, action, command)
+async def _act(here: Context, caller: Caller, action: str, command: Command, again_with: str | None = None) -> Response:
+    places = await _sent(here, caller, action, command, again_with=again_with)
     done = await applied(here, places)
     async with here.reading() as connection:
         found = await reads.batch(connection, here.topics.events, command.batch_id)
@@ -203,7 +216,7 @@ async def _act(here: Context, caller: Caller, action: str, command: Command) -> 
 
 
 async def _sent(
-    here: Context, caller: Caller, action: str, command: Command, this: Try = NO_KEY, *, made_up: bool = False
+    here: Context, caller: Caller, action: str, command: Command, this: Try = NO_KEY, again_with: str | None = None
 ) -> list[Place]:
     events = [checked(event) for event in command.events]
-    return await submit(here, caller, action, command.batch_id, command.items, events, this=this, made_up=made_up)
+    return await submit(here, caller, action, command.batch_id, command.items, events, this=this, again_with=again_with)

@@ -55,9 +55,9 @@ class Try:
     key: str | None = None
     seed: str | None = None
 
-    def makes_up(self, given: str | None) -> bool:
-        """Whether another request would be for another id than this one, of which one was given or not."""
-        return given is None and self.seed is None
+    def again_with(self, given: str | None, batch_id: str) -> str | None:
+        """What the same request would have to say to be for the same batch; None: nothing that it does not say."""
+        return f'"batch_id": "{batch_id}"' if given is None and self.seed is None else None
 
     def new_id(self, prefix: str = "") -> str:
         """An id for what is created: any, or the same in every try under a key."""

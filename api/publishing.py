@@ -145,8 +145,8 @@ async def open_batch(
             is_known = known is not None and (known.opened_at is not None or known.outcome is not None)
         if is_known and not this.may_be_sent:
             raise Problem(409, f'there is a batch "{batch_id}" already')
-        made_up = this.makes_up(body.batch_id)
-        places = await submit(here, caller, "open", batch_id, total, events, traceparent, this, made_up=made_up)
+        again_with = this.again_with(body.batch_id, batch_id)
+        places = await submit(here, caller, "open", batch_id, total, events, traceparent, this, again_with)
         status = 201 if await applied(here, places) else 202
         answer = OpenedBatch(batch_id=batch_id, status="pending", state="pending", total_items=total)
         return Answer(status, answer.model_dump(), location_of(batch_id))

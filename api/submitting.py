@@ -81,12 +81,11 @@ async def submit(
     events: Sequence[Mapping[str, Any]],
     traceparent: str | None = None,
     this: Try = NO_KEY,
-    *,
-    made_up: bool = False,
+    again_with: str | None = None,
 ) -> list[Place]:
     """Write down who does what, and send it. Raises 413 and 503.
 
-    ``made_up``: the batch's id was, and another request would make up another one.
+    ``again_with``: what the same request has to say in addition to be harmless.
     """
     async with here.writing() as connection:
         await this.sends(connection)
@@ -98,7 +97,7 @@ async def submit(
     except MessageSizeTooLargeError:
         raise Problem(413, "the event is larger than the topic takes") from None
     except (KafkaError, OSError, TimeoutError) as error:
-        again = f'send it again with "batch_id": "{batch_id}" only' if made_up else "sending it again is harmless"
+        again = f"send it again with {again_with} only" if again_with else "sending it again is harmless"
         raise unavailable(f"the broker did not acknowledge it in time; it may have arrived, and {again}") from error
     for place in places:
         here.log_ends.reaches(place.partition, place.offset + 1)

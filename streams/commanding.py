@@ -85,15 +85,19 @@ def reopen(
     *,
     item_ids: Sequence[str] = (),
     strange: Sequence[str] = (),
+    revision: int | None = None,
     deadline_at: str | None = None,
     reason: str | None = None,
 ) -> Command:
     """Ask for items of a finalized batch anew: these, or the failed and the missing.
 
+    ``revision`` is the one that is meant (None: whichever it is), so that a repetition does not reopen the next one.
     ``strange`` are those of them that are no items of the batch (``reads.strange_items``): they would not be asked for.
     """
     if found.outcome is None:
         raise NotPossibleError(f"the batch is not finalized but {found.status}: there is nothing to reopen")
+    if revision not in (None, found.revision):
+        raise NotPossibleError(f"the batch is at revision {found.revision}: revision {revision} cannot be reopened")
     _check_kept(found)
     if strange:
         more = f" and {len(strange) - 1:,} more are no items" if len(strange) > 1 else " is no item"

@@ -245,6 +245,21 @@ async def test_a_reopened_batch_ends_in_another_revision(live: ServedApi, batch_
     assert (await status_of(live, batch_id, "completed"))["revision"] == 2
 
 
+async def test_a_reopening_that_names_its_revision_can_be_repeated(live: ServedApi, batch_id: str) -> None:
+    await live.post("batches", {"batch_id": batch_id, "item_ids": ["a"]}, 201)
+    failed: dict[str, Any] = {"results": [{"item_id": "a", "status": "failed"}]}
+    await live.post(f"batches/{batch_id}/results", failed, 202)
+    await status_of(live, batch_id, "failed")
+    await live.post(f"batches/{batch_id}/reopen", {"revision": 2}, 409)
+    await live.post(f"batches/{batch_id}/reopen", {"revision": 1})
+    failed["results"][0]["attempt"] = 2
+    await live.post(f"batches/{batch_id}/results", failed, 202)
+    assert (await status_of(live, batch_id, "failed"))["revision"] == 2
+    repeated = await live.post(f"batches/{batch_id}/reopen", {"revision": 1}, 409)
+    assert repeated["detail"] == "the batch is at revision 2: revision 1 cannot be reopened"
+    assert (await live.get(f"batches/{batch_id}"))["status"] == "failed"
+
+
 async def test_a_retry_is_a_new_batch_of_what_failed_or_is_missing(live: ServedApi, batch_id: str) -> None:
     await live.post("batches", {"batch_id": batch_id, "item_ids": ["a", "b", "c", "d"], "name": "import"}, 201)
     results = [

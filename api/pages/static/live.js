@@ -88,7 +88,7 @@ if (events && new URLSearchParams(location.search).get('cursor') === null) {
 document.addEventListener('click', async (event) => {
   const button = event.target.closest('button')
   if (!button) return
-  const { action, ask, group } = button.dataset
+  const { action, ask, group, revision } = button.dataset
   if ('copy' in button.dataset) {
     try { tell(await copyMissing() + ' ids copied') } catch (error) { tell('this browser does not let the page copy; CSV has them all') }
   } else if ('signOut' in button.dataset) {
@@ -98,7 +98,8 @@ document.addEventListener('click', async (event) => {
     button.disabled = true
     const name = [api, action, group].join('\n')
     try {
-      const answer = await send('POST', api + '/' + action, group === undefined ? {} : { error: group }, keyFor(name))
+      const body = { ...(group !== undefined && { error: group }), ...(revision && { revision: Number(revision) }) }
+      const answer = await send('POST', api + '/' + action, body, keyFor(name))
       const said = await answer.json()
       if (answer.ok) sessionStorage.removeItem(name)
       if (!answer.ok) tell(said.detail || answer.statusText)
