@@ -29,7 +29,6 @@ from sqlalchemy import (
     bindparam,
     exists,
     func,
-    or_,
     select,
     tuple_,
 )
@@ -236,16 +235,21 @@ async def batches(
         query = query.where(found_value.is_not(None) if value is None else found_value.astext == value)
     if opened_since is not None:
         query = query.where(known_since >= opened_since)
-    if after is not None:
+    if after is None:
+        rows = list(await connection.execute(query))
+    else:
         found = (await connection.execute(select(known_since).where(view.batch_id == after))).one_or_none()
         if found is None:
             raise LookupError(after)
-        unknown = known_since.is_(None)
+        rows, of_unknown = [], query.where(known_since.is_(None))
         if found[0] is None:
-            query = query.where(unknown, view.batch_id < after)
+            of_unknown = of_unknown.where(view.batch_id < after)
         else:
-            query = query.where(or_(unknown, tuple_(known_since, view.batch_id) < tuple_(found[0], after)))
-    rows = (await connection.execute(query)).all()
+            behind = tuple_(known_since, view.batch_id) < tuple_(found[0], after)
+            rows = list(await connection.execute(query.where(behind)))
+        # A question of its own: one condition for both would be a filter over the whole index, not a stretch of it.
+        if len(rows) <= limit:
+            rows += await connection.execute(of_unknown.limit(limit + 1 - len(rows)))
     return _page([status_of(row, events_topic) for row in rows], limit, lambda each: each.batch_id)
 
 

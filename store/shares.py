@@ -7,24 +7,29 @@ from typing import NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-# All items of a batch, expected or answered; one that has not answered has no status.
-_ITEMS = """
-(SELECT item_id, status FROM item_results WHERE batch_id = :batch_id) r
-FULL JOIN (SELECT item_id FROM expected_items WHERE batch_id = :batch_id) e USING (item_id)
-"""
+
+def _items(chosen: str) -> str:
+    """Items of a batch, expected or answered; one that has not answered has no status."""
+    # Whatever bounds them stands in both: below a FULL JOIN no condition is pushed.
+    answered, expected = f"item_results WHERE {chosen}", f"expected_items WHERE {chosen}"
+    return f"(SELECT item_id, status FROM {answered}) r FULL JOIN (SELECT item_id FROM {expected}) e USING (item_id)"
+
 
 # At most :tiles slices of neighbouring ids, each with how its items are.
 _TILES = text(f"""
 SELECT min(item_id), max(item_id), count(*), count(*) FILTER (WHERE status = 'failed'),
        count(*) FILTER (WHERE status IS NULL OR status = 'retrying'), count(*) FILTER (WHERE status = 'partial')
-FROM (SELECT item_id, status, ntile(:tiles) OVER (ORDER BY item_id) AS tile FROM {_ITEMS}) numbered
+FROM (
+    SELECT item_id, status, ntile(:tiles) OVER (ORDER BY item_id) AS tile FROM {_items("batch_id = :batch_id")}
+) numbered
 GROUP BY tile ORDER BY tile
 """)
 
 # The items of a slice by id, at most :most.
 _SLICE = text(f"""
-SELECT item_id, coalesce(status, 'missing') FROM {_ITEMS}
-WHERE item_id >= :first AND item_id <= :last ORDER BY item_id LIMIT :most
+SELECT item_id, coalesce(status, 'missing')
+FROM {_items("batch_id = :batch_id AND item_id >= :first AND item_id <= :last")}
+ORDER BY item_id LIMIT :most
 """)
 
 # Answers by time, in :buckets stretches of equal length between the first and the last.

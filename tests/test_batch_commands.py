@@ -84,7 +84,8 @@ async def test_an_open_batch_is_shown_as_of_the_last_record_applied(database: St
 async def test_the_newest_batches_come_first_page_by_page_each_once(database: StoredRows) -> None:
     for minute in range(5):
         await database.batch(f"b{minute}", minute=minute // 2, name="odd" if minute % 2 else None, total_items=1)
-    await database.batch("only-announced", opened_at=None)
+    for batch_id in ("announced-1", "announced-2"):
+        await database.batch(batch_id, opened_at=None)
     seen: list[str] = []
     after: list[str] = []
     while True:
@@ -93,7 +94,7 @@ async def test_the_newest_batches_come_first_page_by_page_each_once(database: St
         if page["next"] is None:
             break
         after = ["--after", page["next"]]
-    assert seen == ["b4", "b3", "b2", "b1", "b0", "only-announced"]
+    assert seen == ["b4", "b3", "b2", "b1", "b0", "announced-2", "announced-1"]
     odd = await asked(database.settings, "list", "--name", "odd")
     assert [each["batch_id"] for each in odd["batches"]] == ["b3", "b1"]
     assert (await asked(database.settings, "list", "--status", "completed"))["batches"] == []
