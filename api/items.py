@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import StreamingResponse
 
-from api.access import VIEWER, Caller, Role, Viewer
+from api.access import VIEWER, Role, Viewer
 from api.batches import Limit, known
 from api.context import Here
 from api.models import FailureGroup, FailureGroups, Item, ItemDetail, ItemError, ItemPage, MissingPage, Text
@@ -32,7 +32,6 @@ SAMPLED = 20_000
 """Failed items of an open batch that are looked at for grouping, at most."""
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 _TEXT_COLUMNS = frozenset({"item_id", "message", "error_code", "error_message", "output", "worker"})
-_CSV_COLUMNS = tuple(name for name in details.RESULT_COLUMNS if name != "stack_trace")
 
 
 @router.get("/batches/{batch_id}/items", responses=_READING)
@@ -130,32 +129,29 @@ async def download_results(
     """All results of a batch, streamed. Stack traces are in NDJSON only, and only for operators."""
     async with here.reading() as connection:
         await known(connection, here, batch_id)
-    pages = details.results(here.engine, batch_id, status=status)
+    stack_traces = format == "ndjson" and caller.may(Role.OPERATOR)
+    pages = details.results(here.engine, batch_id, status=status, stack_traces=stack_traces)
     if format == "csv":
         content, media_type = _as_csv(pages), "text/csv; charset=utf-8; header=present"
     else:
-        content, media_type = _as_ndjson(pages, caller), "application/x-ndjson"
+        content, media_type = _as_ndjson(pages), "application/x-ndjson"
     headers = {"Content-Disposition": f'attachment; filename="results.{format}"'}
     return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
 async def _as_csv(pages: AsyncIterator[Sequence[Any]]) -> AsyncIterator[bytes]:
-    yield csv_lines([_CSV_COLUMNS])
+    yield csv_lines([details.RESULT_COLUMNS])
     async for rows in pages:
-        yield csv_lines([csv_cell(name, getattr(row, name)) for name in _CSV_COLUMNS] for row in rows)
+        yield csv_lines([csv_cell(name, getattr(row, name)) for name in details.RESULT_COLUMNS] for row in rows)
 
 
-async def _as_ndjson(pages: AsyncIterator[Sequence[Any]], caller: Caller) -> AsyncIterator[bytes]:
+async def _as_ndjson(pages: AsyncIterator[Sequence[Any]]) -> AsyncIterator[bytes]:
     async for rows in pages:
-        yield "".join(_ndjson_line(row, caller) for row in rows).encode()
+        yield "".join(_ndjson_line(row) for row in rows).encode()
 
 
-def _ndjson_line(row: Any, caller: Caller) -> str:
-    fields = {
-        name: value if name in ("output", "metrics") else _plain(value)
-        for name, value in row._mapping.items()
-        if name != "stack_trace" or caller.may(Role.OPERATOR)
-    }
+def _ndjson_line(row: Any) -> str:
+    fields = {name: value if name in ("output", "metrics") else _plain(value) for name, value in row._mapping.items()}
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 

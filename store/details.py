@@ -16,7 +16,8 @@ from store.diagnosis import DeadLetter
 from store.reads import ItemStatus
 from store.tables import batches, expected_items, item_results, late_results, outbox, positions, summaries
 
-RESULTS_PAGE = 2_000
+RESULTS_PAGE = 200
+"""Rows of a download read at one time: with its output, message and stack trace each may be some 90 KiB."""
 MAX_HISTORY = 200
 """Events of each kind in a history, at most."""
 
@@ -88,8 +89,8 @@ _RESULT = (
     item_results.c.received_at,
     item_results.c.version.label("offset"),
 )
-RESULT_COLUMNS = tuple(column.name for column in _RESULT)
-"""The columns of a download, in their order."""
+RESULT_COLUMNS = tuple(column.name for column in _RESULT if column.name != "stack_trace")
+"""The columns of a download, in their order; a stack trace is one more, where it is asked for."""
 
 
 async def item(connection: AsyncConnection, batch_id: str, item_id: str) -> ItemDetail | None:
@@ -130,19 +131,21 @@ async def item(connection: AsyncConnection, batch_id: str, item_id: str) -> Item
 
 
 async def results(
-    engine: AsyncEngine, batch_id: str, *, status: ItemStatus | None = None
+    engine: AsyncEngine, batch_id: str, *, status: ItemStatus | None = None, stack_traces: bool = False
 ) -> AsyncIterator[Sequence[Any]]:
     """All results of a batch by item id, a page of rows at a time, each page read as it is then.
 
     No transaction is open between pages: a slow reader must not keep the database from cleaning up.
     """
     item = item_results.c
-    query = select(*_RESULT).where(item.batch_id == batch_id).order_by(item.item_id).limit(RESULTS_PAGE)
+    shown = [column for column in _RESULT if stack_traces or column.name in RESULT_COLUMNS]
+    query = select(*shown).where(item.batch_id == batch_id).order_by(item.item_id).limit(RESULTS_PAGE)
     if status is not None:
         query = query.where(item.status == status)
     after = ""
     while True:
         async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
             rows = (await connection.execute(query.where(item.item_id > after))).all()
         if rows:
             yield rows

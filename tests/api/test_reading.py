@@ -15,7 +15,7 @@ from handlers.finalization import finalized_event
 from handlers.overdue import overdue_event
 from handlers.records import RaisedAlert, RaisedRetry
 from handlers.summary import summarized_event
-from store import outbox
+from store import details, outbox
 from store.overdue import Overdue
 from store.rows import Batch, DeadLetterRow, OutboxRow
 from store.summaries import PendingSummary
@@ -167,7 +167,7 @@ async def test_failures_are_grouped_by_their_error(api: ServedApi, rows: StoredR
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t"])
 async def test_a_download_holds_every_result_and_no_formula(api: ServedApi, rows: StoredRows, begin: str) -> None:
     await rows.batch("b")
-    count = 2_001  # more than a page
+    count = 2 * details.RESULTS_PAGE + 1
     await rows.connection.execute(
         "INSERT INTO item_results (version, received_at, attempt, generation, batch_id, item_id, status, message)"
         " SELECT n, now(), 1, 0, 'b', to_char(n, 'FM00000'), 'succeeded', $2 FROM generate_series(1, $1::int) n",
