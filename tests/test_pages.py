@@ -197,6 +197,26 @@ def _batch(**changes: Any) -> Batch:
         ({"answered": 1, "missing": 99, "first_result_at": NOW}, "too early to say"),
         ({"first_result_at": None, "last_result_at": None}, "waiting for a first result"),
         ({"answered": 5, "sealed": False, "total": None}, "not sealed"),
+        (
+            {
+                "answered": 90,
+                "missing": 10,
+                "generation": 1,
+                "last_result_at": NOW - timedelta(days=9),
+                "reopened_at": NOW - timedelta(seconds=9),
+            },
+            "reopened",
+        ),
+        (
+            {
+                "answered": 90,
+                "missing": 10,
+                "generation": 1,
+                "last_result_at": NOW - timedelta(days=9),
+                "reopened_at": NOW - timedelta(minutes=5),
+            },
+            "stalled: no result for 5 min",
+        ),
         ({"answered": 100, "outcome": "completed", "finalized_by": "all_items_in", "status": "completed"}, ""),
     ],
 )

@@ -64,8 +64,8 @@ def eta(batch: Batch, now: datetime) -> str:
     """When an open batch will be done, at the speed so far; in words where it cannot be said."""
     if batch.outcome is not None:
         return ""
-    heard_at = batch.last_result_at or batch.opened_at
-    silent = (now - heard_at).total_seconds() if heard_at else float("inf")
+    heard = [moment for moment in (batch.last_result_at, batch.opened_at, batch.reopened_at) if moment is not None]
+    silent = (now - max(heard)).total_seconds() if heard else float("inf")
     if batch.lag.lagging and silent > LAGGING_AFTER_S:
         return f"lagging: {batch.lag.records:,} records of its partition are not read yet"
     if batch.first_result_at is None or batch.last_result_at is None:
@@ -75,6 +75,9 @@ def eta(batch: Batch, now: datetime) -> str:
         return f"stalled: no result for {duration(silent)}"
     if not batch.sealed or batch.total is None:
         return "not sealed: more items may come"
+    if batch.generation:
+        # Most answers may be from before, and how many came since is not known.
+        return "reopened: how long it takes cannot be said"
     took = (batch.last_result_at - batch.first_result_at).total_seconds()
     if batch.answered < 2 or took <= 0:
         return "too early to say"
