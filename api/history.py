@@ -64,7 +64,7 @@ class AuditedAction(BaseModel):
 
 
 class AuditPage(BaseModel):
-    """Actions, newest first; `next` is `before` of the next page, null: there is none."""
+    """Actions, newest first; `next` is the `cursor` of the next page, null: there is none."""
 
     actions: list[AuditedAction]
     next: int | None
@@ -139,12 +139,12 @@ async def list_actions(
     here: Here,
     _: Admin,
     batch_id: Annotated[Text | None, Query(description="Only what was done to this batch.")] = None,
-    before: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="`next` of the page before.")] = None,
+    cursor: Annotated[int | None, Query(ge=1, le=2**63 - 1, description="`next` of the page before.")] = None,
     limit: Limit = 100,
 ) -> AuditPage:
     """Who did what over HTTP, newest first."""
     async with here.reading() as connection:
-        found = await access.actions(connection, batch_id=batch_id, before=before, limit=limit + 1)
+        found = await access.actions(connection, batch_id=batch_id, before=cursor, limit=limit + 1)
     page = [
         AuditedAction(
             seq=each.seq,

@@ -95,7 +95,7 @@ async def test_every_page_reads_without_javascript_and_text_stays_text(settings:
         assert answer.text.splitlines() == ["item_id", f'"{EVIL}"'.replace('"owned"', '""owned""'), "b/../c"]
         assert "bad" not in re.findall(r'href="/batches/(\w+)"', (await api.client.get("/?name=nightly")).text)
         for address, status in {"/batches/none": 404, "/?status=odd": 422, "/?cursor=none": 422,
-                                "/?opened_since=soon": 422, "/audit?before=0": 422}.items():  # fmt: skip
+                                "/?opened_since=soon": 422, "/audit?cursor=0": 422}.items():  # fmt: skip
             answer = await api.client.get(address)
             assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
 

@@ -89,10 +89,10 @@ async def audit(
     here: Here,
     caller: Admin,
     batch_id: Annotated[Text, Query(max_length=200)] = "",
-    before: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None,
+    cursor: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None,
 ) -> Response:
     """Who did what, newest first."""
-    page = await history.list_actions(here, caller, batch_id=batch_id or None, before=before, limit=ACTIONS)
+    page = await history.list_actions(here, caller, batch_id=batch_id or None, cursor=cursor, limit=ACTIONS)
     return rendered(request, "audit.html", caller, page=page, batch_id=batch_id, topic=here.topics.events)
 
 

@@ -263,6 +263,16 @@ async def test_every_answer_has_the_security_headers(api: ServedApi) -> None:
         assert headers["cache-control"] == "no-store"
 
 
+async def test_the_audit_comes_in_pages_like_all_lists(api: ServedApi, rows: StoredRows) -> None:
+    await rows.connection.execute(
+        "INSERT INTO audit (caller, action) SELECT 'somebody', 'run ' || n FROM generate_series(1, 3) n"
+    )
+    first = await api.get("audit", limit=2)
+    rest = await api.get("audit", limit=2, cursor=first["next"])
+    assert [each["action"] for each in first["actions"] + rest["actions"]] == ["run 3", "run 2", "run 1"]
+    assert rest["next"] is None
+
+
 async def test_a_pruned_batch_says_so_and_is_left_alone(api: ServedApi, rows: StoredRows) -> None:
     await rows.applied(3, 100)
     await rows.finalized(
