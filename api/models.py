@@ -186,7 +186,7 @@ class TimelineEvent(BaseModel):
     topic: str | None
     partition: int | None
     offset: int | None
-    caller: str | None = Field(description="Who asked for it, where it was asked for over HTTP.")
+    caller: str | None = Field(description="Who asked for it over HTTP; null for all but admins.")
 
 
 class Timeline(BaseModel):

@@ -99,7 +99,7 @@ async def batch(
         find=find,
         after=after,
         failures=await items.list_failures(batch_id, here),
-        timeline=(await history.get_timeline(batch_id, here)).events,
+        timeline=(await history.get_timeline(batch_id, here, caller)).events,
         summary=summary.summary if summary else None,
         drawn=drawn,
         tiles=tiles,

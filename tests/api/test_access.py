@@ -116,6 +116,17 @@ async def test_the_error_that_aborted_a_batch_is_shown_without_its_stack_trace(k
     assert (await client.get("/api/batches/b", headers=headers)).json()["error"] == {"code": "E1", "message": "broken"}
 
 
+async def test_only_admins_see_who_did_what(keyed: Keyed, rows: StoredRows) -> None:
+    await rows.batch("b")
+    await rows.connection.execute("INSERT INTO audit (caller, action, batch_id) VALUES ('somebody', 'cancel', 'b')")
+    for role in Role:
+        client, headers = keyed.api.client, keyed.of(role)
+        events = (await client.get("/api/batches/b/timeline", headers=headers)).json()["events"]
+        [action] = [each for each in events if each["what"] == "action"]
+        assert (action["detail"], action["caller"]) == ("cancel", "somebody" if role is Role.ADMIN else None)
+        assert ("somebody" in (await client.get("/batches/b", headers=headers)).text) == (role is Role.ADMIN)
+
+
 async def test_a_browser_signs_in_acts_with_its_token_and_signs_out(keyed: Keyed) -> None:
     client = keyed.api.client
     refused = await client.post("/api/session", json={"key": "wrong"})
