@@ -25,6 +25,8 @@ DATABASE_TIMEOUT_S = 15.0
 
 DATABASE_CONNECTIONS = 16
 """Of one API process, kept open: more would only queue in PostgreSQL what now queues here."""
+IDLE_IN_TRANSACTION_MS = "60000"
+"""As other processes that serve (``store.connection.SERVING``), but who asks why reads the log within a snapshot."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ async def opened(
     secure_cookies: bool = False,
 ) -> AsyncIterator[Context]:
     """The context of a running API. Nothing needs to be reachable for it to open."""
-    engine = database.engine("api", DATABASE_CONNECTIONS)
+    engine = database.engine("api", DATABASE_CONNECTIONS, idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_MS)
     homes = Homes(partitions)
     sender = Sender(kafka, topics, homes)
     log_ends = LogEnds(kafka, topics.events, partitions)

@@ -123,7 +123,9 @@ class Database:
             )
         return connection
 
-    def engine(self, role: str, connections: int = 4, *, command_timeout: float = COMMAND_TIMEOUT_S) -> "AsyncEngine":
+    def engine(
+        self, role: str, connections: int = 4, *, command_timeout: float = COMMAND_TIMEOUT_S, **settings: str
+    ) -> "AsyncEngine":
         """A SQLAlchemy engine over the same connections, for migrations and composed reads.
 
         At most so many, and kept: one above the pool's size would be opened anew for each use.
@@ -131,7 +133,7 @@ class Database:
         from sqlalchemy.ext.asyncio import create_async_engine  # workers do without
 
         async def creator() -> Any:
-            return await self.connect(role, command_timeout=command_timeout)
+            return await self.connect(role, command_timeout=command_timeout, **settings)
 
         return create_async_engine(
             "postgresql+asyncpg://", async_creator=creator, pool_size=connections, max_overflow=0

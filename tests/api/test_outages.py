@@ -8,7 +8,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy import text
 
+from api import history
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from streams.topics import ensure_topics
@@ -46,6 +48,17 @@ async def test_while_the_database_is_away_the_answer_is_503_and_then_it_goes_on(
             await eventually(well)
     finally:
         await proxy.stop()
+
+
+async def test_postgresql_ends_a_transaction_that_the_api_left_standing_but_no_question_why(api: ServedApi) -> None:
+    async with api.context.reading() as connection:
+        [limit] = (
+            await connection.execute(
+                text("SELECT setting::int FROM pg_settings WHERE name = :name"),
+                {"name": "idle_in_transaction_session_timeout"},
+            )
+        ).one()
+    assert history.WHY_TIMEOUT_S * 1000 < limit <= 60_000
 
 
 async def test_while_the_broker_is_away_reading_works_and_submitting_is_503(
