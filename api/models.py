@@ -156,7 +156,7 @@ class MissingPage(BaseModel):
     total: int | None
     missing: int
     item_ids: list[str] | None = Field(
-        description="Null where items are missing that no manifest names: then only their number is known."
+        description="Null where only the number of the missing is known: no manifest names them, or they were pruned."
     )
     next: str | None
 

@@ -160,10 +160,8 @@ def _error(item: ItemResult) -> str | None:
 def show_missing(batch: BatchStatus, page: Page[str] | None) -> None:
     """The ids of the missing, one a line; without a page, how many they are."""
     if page is None and batch.missing:
-        print_line(
-            f"{batch.missing:,} of {batch.total:,} items are missing; which ones is not known:"
-            " the batch has a total, but no manifest to name them"
-        )
+        why = "the items were pruned" if batch.pruned_at else "the batch has a total, but no manifest to name them"
+        print_line(f"{batch.missing:,} of {batch.total:,} items are missing; which ones is not known: {why}")
         return
     if not batch.missing:
         total_unknown = batch.total is None

@@ -91,7 +91,8 @@ def _waiting_for(facts: Facts) -> Iterator[Finding]:
     if batch is None:
         return
     missing, retrying, unexpected = facts.missing, facts.retrying, facts.unexpected
-    named = f": {_listed(missing)}" if missing.item_ids else "; which, is not known: it has no manifest"
+    unnamed = "; which, is not known" + (" any more" if batch.pruned_at is not None else ": it has no manifest")
+    named = f": {_listed(missing)}" if missing.item_ids else unnamed
     of_total = f" of {batch.total:,}" if batch.total is not None else ""
     items = "item" if (batch.total or missing.count) == 1 else "items"
     if batch.outcome is not None:

@@ -291,6 +291,9 @@ async def test_a_pruned_batch_says_so_and_is_left_alone(api: ServedApi, rows: St
     ):
         problem = await api.post(f"batches/b/{action}", body, 409)
         assert "items were pruned" in problem["detail"], action
+    said = {each["code"]: each["text"] for each in (await api.get("batches/b/why"))["findings"]}
+    assert said["never_answered"] == "1 of 3 items had not answered when it ended; which, is not known any more"
     page = await api.client.get("/batches/b")
     assert 'id="pruned"' in page.text
+    assert "1 items have not answered. Which, is not kept any more." in page.text
     assert 'data-action="' not in page.text, "there is nothing to be done with it"
