@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -261,6 +262,22 @@ async def test_every_answer_has_the_security_headers(api: ServedApi) -> None:
         assert headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["cache-control"] == "no-store"
+
+
+async def test_a_page_offers_a_retry_of_those_only_that_can_be_named(api: ServedApi, rows: StoredRows) -> None:
+    async def offered(batch_id: str) -> list[tuple[str, str]]:
+        text = (await api.client.get(f"/batches/{batch_id}")).text
+        return re.findall(r'data-action="(\w+)".* data-items="(\d+)"', text)
+
+    await rows.finalized("named", outcome="failed", expected=2, matched=1, failed=1)
+    await rows.manifest("named", "a", "b")
+    await rows.finalized("unnamed", outcome="failed", total_items=2, failed=1)
+    await rows.finalized("only-unnamed", outcome="failed", finalized_by="forced", total_items=2)
+    await rows.finalized("done", outcome="completed", total_items=2, succeeded=2)
+    assert await offered("named") == [("retry", "2"), ("reopen", "2")]
+    assert await offered("unnamed") == [("retry", "1"), ("reopen", "2")]
+    assert await offered("only-unnamed") == [("reopen", "2")]
+    assert await offered("done") == []
 
 
 async def test_the_audit_comes_in_pages_like_all_lists(api: ServedApi, rows: StoredRows) -> None:
