@@ -220,7 +220,7 @@ async def test_the_timeline_has_all_that_went_out_about_a_batch_and_nothing_else
             raised_event(topics, batch, raised, None),
             overdue_event(topics, late),
             failure_rate_event(topics, batch, 0.5, None),
-            retry_event(topics, batch, RaisedRetry(7, rows.start, ["i1", "i2"]), None),
+            retry_event(topics, batch, RaisedRetry(7, rows.start, "a", ["i1", "i2"]), None),
             summarized_event(topics, PendingSummary(batch.batch_id, 2, rows.start, 41, 0, 1), batch, '{"revision":2}'),
         ]
         return [event for event in found if event is not None]
