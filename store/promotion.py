@@ -97,6 +97,20 @@ WHERE s.channel = 'finalized' AND s.published_at IS NULL AND s.refused IS NULL
   AND NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = s.id)
 """
 
+# A summary that the old schema published, and whose row was trimmed: what is computed anew would go out under its id.
+_NOTE_TRIMMED_SUMMARIES = """
+INSERT INTO {shadow}.outbox (id, channel, batch_id, published_at)
+SELECT id, 'summaries', batch_id, requested_at FROM (
+    SELECT 'batch.summarized/' || s.batch_id || '/' || s.revision
+           || CASE WHEN s.requested_offset = n.decided_offset THEN '' ELSE '/' || s.requested_offset END AS id,
+           s.batch_id, s.requested_at
+    FROM {shadow}.summaries s JOIN {shadow}.batches n USING (batch_id) JOIN {live}.summaries l USING (batch_id)
+    WHERE s.state = 'pending' AND l.state = 'ready'
+      AND (s.revision, s.requested_offset) = (l.revision, l.requested_offset)
+) told WHERE NOT EXISTS (SELECT FROM {live}.outbox o WHERE o.id = told.id)
+ON CONFLICT (id) DO NOTHING
+"""
+
 # What an earlier promotion withheld, where it is asked for now; but no outcome that has been replaced since.
 _RELEASE_EVENTS = f"""
 UPDATE {{shadow}}.outbox s SET refused = NULL
@@ -293,6 +307,7 @@ class Promotion:
         columns = column_list(column.name for column in tables.dead_letters.columns if column.name != "seq")
         await self._execute(_COPY_LETTERS.replace("{columns}", columns))
         await self._execute(_MARK_TRIMMED)
+        await self._execute(_NOTE_TRIMMED_SUMMARIES)
         await self._execute(_DROP_TRIMMED_LETTERS, letters_kept_since)
         await self._execute(_WITHHOLD, emit_changes)
         for statement in (_RELEASE_EVENTS, _RELEASE_LETTERS) if emit_changes else (_WITHHOLD_LETTERS,):

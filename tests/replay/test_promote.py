@@ -22,6 +22,7 @@ from tests.harness.histories import Message
 from tests.harness.product import Product, running
 from tests.harness.tables import finalized_events, table_rows
 from tests.harness.topics import create_topic, drain, produce
+from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -175,6 +176,37 @@ async def test_a_batch_that_is_open_after_all_ends_by_a_new_number_though_no_cha
         await produce(settings.bootstrap_servers, topics.events, [last])
         await product.settled()
     assert await said(settings) == {"twice": [(1, "completed")], "early": [(2, "completed")]}
+
+
+async def test_a_summary_that_is_computed_anew_is_not_published_again_though_its_row_was_trimmed(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    shadow = f"{settings.database_schema}_s"
+    async with running(settings, workers=1) as product:
+        await product.start_clock()
+        await open_batches(settings, done="12")
+
+        async def summarized() -> bool:
+            [row] = await table_rows(settings, "summaries", "batch_id")
+            return bool(row["state"] == "ready")
+
+        await product.settled()
+        await eventually(summarized, 60)
+        await product.settled()
+        async with product.connection() as connection:
+            await connection.execute("UPDATE batches SET created = 2")  # so that it is not as it was
+            await connection.execute("DELETE FROM outbox WHERE channel = 'summaries'")
+        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
+            done = await commands.rollcall(settings, *arguments, timeout_s=180)
+            assert done.exit_code == 0, done.stderr
+        await eventually(summarized, 60)
+        await product.settled()
+    ids = [dict(each.headers)["ce_id"] for each in await drain(settings.bootstrap_servers, topics.summaries)]
+    assert ids == [b"batch.summarized/done/1"]
+    [row] = await table_rows(settings, "summaries", "batch_id")
+    assert '"created":0' in row["summary"]
 
 
 async def test_whoever_cannot_send_corrections_is_told_that_some_may_be_on_the_log(
