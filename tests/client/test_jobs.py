@@ -150,6 +150,41 @@ async def test_a_blocking_function_runs_in_threads_in_chunks(rc: Rollcall) -> No
     assert result.failed_item_ids == ["113", "13", "33", "53", "73", "93"][1:]
 
 
+@pytest.mark.parametrize("chunk_size", [1, 3])
+async def test_work_that_a_plain_function_returns_as_a_coroutine_is_done(rc: Rollcall, chunk_size: int) -> None:
+    done: list[int] = []
+
+    async def work(item: int) -> Created:
+        await asyncio.sleep(0)
+        if item == 3:
+            raise ValueError("three")
+        if item == 4:
+            raise asyncio.CancelledError("what it waited for was")
+        assert current().item_id == str(item)
+        done.append(item)
+        return Created()
+
+    returning = job(name="returning", chunk_size=chunk_size, concurrency=2)(lambda item: work(item))
+    result = await quietly(returning, range(8), rc)
+    assert (result.created, result.failed_item_ids) == (6, ["3", "4"])
+    assert sorted(done) == [0, 1, 2, 5, 6, 7]
+
+
+async def test_an_item_whose_handle_is_a_generator_has_failed(rc: Rollcall, product: Product) -> None:
+    @job(concurrency=1)
+    def yields(item: str) -> Iterator[str]:
+        yield item
+
+    @job(concurrency=1)
+    async def yields_asynchronously(item: str) -> AsyncIterator[str]:
+        yield item
+
+    for each in (yields, yields_asynchronously):
+        result = await quietly(each, ["a"], rc)
+        assert (result.status, result.failed_item_ids) == ("FAILED", ["a"])
+        assert "no yield in handle" in (await results_of(product, result.batch_id))["a"][0]["error"]["message"]
+
+
 async def test_items_may_come_from_generators_and_a_source_that_breaks_leaves_the_batch_open(rc: Rollcall) -> None:
     def generated() -> Iterator[str]:
         yield from (f"created-{number}" for number in range(1_000))

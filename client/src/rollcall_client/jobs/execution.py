@@ -1,21 +1,23 @@
 """Handling items: several at a time, under the job's limits, each reported as it is answered."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any, NamedTuple, Protocol
 
 import structlog
 from aiolimiter import AsyncLimiter
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 
 from rollcall_client.batch import Batch
 from rollcall_client.errors import InvalidMessageError, UnreachableError
 from rollcall_client.jobs.job import CriticalError, Current, Items, Job, set_current
 from rollcall_client.jobs.memory import InFlight, MemoryGate
-from rollcall_client.jobs.outcomes import Outcome, Succeeded
+from rollcall_client.jobs.outcomes import Failed, Outcome, Succeeded
 from rollcall_client.jobs.progress import Callback, Progress
 from rollcall_client.jobs.rates import Rate
 from rollcall_client.messages import Error, check_item_id, error_of
@@ -258,8 +260,11 @@ class Execution:
 
     async def _call(self, work: Work) -> Any:
         if self._threads is None:
-            return await self._job.handle(work.item)
-        return await to_thread.run_sync(self._job.handle, work.item, abandon_on_cancel=True, limiter=self._threads)
+            returned = self._job.handle(work.item)
+        else:
+            handle = self._job.handle
+            returned = await to_thread.run_sync(handle, work.item, abandon_on_cancel=True, limiter=self._threads)
+        return await _awaited(returned)
 
     def _try_all(self, chunk: Sequence[Work]) -> list[Tried]:
         tried: list[Tried] = []
@@ -272,6 +277,8 @@ class Execution:
             raised: Exception | None = None
             try:
                 returned = self._job.handle(work.item)
+                if inspect.isawaitable(returned):
+                    returned = from_thread.run(_awaited, returned)
             except Exception as error:
                 raised = error
             tried.append(Tried(returned, raised, round((time.perf_counter() - started) * 1000, 3)))
@@ -305,8 +312,7 @@ class Execution:
         return None
 
     async def _report(self, work: Work, tried: Tried) -> None:
-        returned = tried.returned
-        outcome = returned if isinstance(returned, Outcome) else Succeeded(output=returned)
+        outcome = self._outcome_of(tried.returned)
         try:
             await self._send(work, tried, outcome)
         except InvalidMessageError as error:
@@ -326,6 +332,16 @@ class Execution:
         if outcome.metrics:
             self.item_metrics = True
         self._count(outcome.status)
+
+    def _outcome_of(self, returned: Any) -> Outcome:
+        if isinstance(returned, Outcome):
+            return returned
+        if isinstance(returned, GeneratorType | AsyncGeneratorType):
+            return Failed(
+                f"handle of {self._job.name} gave a generator, whose work nobody does: no yield in handle, and no "
+                "generator as what it returns"
+            )
+        return Succeeded(output=returned)
 
     async def _send(self, work: Work, tried: Tried, outcome: Outcome) -> None:
         if outcome.status == "failed":
@@ -375,3 +391,10 @@ class Execution:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
         return not self._stop.is_set()
+
+
+async def _awaited(returned: Any) -> Any:
+    """What comes of what ``handle`` returned: where that is a coroutine, its work is yet to be done."""
+    while inspect.isawaitable(returned):
+        returned = await returned
+    return returned

@@ -30,7 +30,7 @@ class Job:
     ``handle(item)`` does the work for one item and returns an outcome (``Created()``, ``Partial(error)`` ...), None for
     succeeded, or any other value, which is kept as the item's output. What it raises makes the item failed, with the
     exception's type as code and its stack trace, or retrying while ``retries`` has attempts left for that type. A
-    ``handle`` that is no coroutine function runs in threads.
+    ``handle`` that is no coroutine function runs in threads; a coroutine that it returns is awaited.
     """
 
     name: str = ""
