@@ -207,6 +207,24 @@ async def test_items_may_come_from_generators_and_a_source_that_breaks_leaves_th
     assert (again.created, again.status) == (2, "COMPLETED")
 
 
+async def test_a_job_that_forgets_to_return_its_items_opens_no_batch(rc: Rollcall, product: Product) -> None:
+    forgetful = job(name="forgetful", items=lambda: None)(lambda item: None)
+    batch_id = f"forgetful-{uuid.uuid4().hex[:6]}"
+    with pytest.raises(ConfigurationError, match=r"forgetful: None is no list of items"):
+        await quietly(forgetful, None, rc, batch_id=batch_id, rerun="all")
+    log = await drain(product.settings.bootstrap_servers, product.topics.events)
+    assert batch_id.encode() not in [record.key for record in log]
+
+
+async def test_items_may_be_had_of_a_coroutine_function(rc: Rollcall) -> None:
+    async def fetched() -> list[str]:
+        return ["created-1", "created-2"]
+
+    fetching = job(name="fetching", items=fetched)(every_kind.function)
+    result = await quietly(fetching, None, rc)
+    assert (result.status, result.created) == ("COMPLETED", 2)
+
+
 async def test_what_is_no_id_is_said_before_the_items_work_is_done(rc: Rollcall) -> None:
     handled: list[str] = []
 

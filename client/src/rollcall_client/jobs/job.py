@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import AsyncIterable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,11 +77,14 @@ class Job:
             return str(item[0])
         raise ConfigurationError(f"{self.name}: item_id(item) has to say what the id of {item!r:.100} is")
 
-    def items(self, **params: Any) -> Items:
-        """All items of a run, for ``rollcall-job`` and for requested runs; ``params`` are the request's."""
+    def items(self, **params: Any) -> Items | Awaitable[Items]:
+        """All items of a run, for ``rollcall-job`` and for requested runs; ``params`` are the request's.
+
+        May be a generator, an asynchronous one, or a coroutine function.
+        """
         raise ConfigurationError(f"{self.name} does not say what its items are: define items(), or pass them")
 
-    def items_for(self, item_ids: Collection[str]) -> Items:
+    def items_for(self, item_ids: Collection[str]) -> Items | Awaitable[Items]:
         """The items with these ids, for requested retries; by default the ids themselves."""
         return item_ids
 
@@ -175,6 +178,19 @@ def as_job(given: Job | type[Job] | Callable[[Any], Any]) -> Job:
             raise ConfigurationError(f"{given.__name__} is no Job")
         return given()
     return FunctionJob(given)
+
+
+async def drawable(job: Job, given: Items | Awaitable[Items]) -> Items:
+    """Items to draw, of what a job or a caller gave as such. Raises ConfigurationError where it is no such thing.
+
+    To be asked before a batch is opened: of what cannot be drawn it would have none, and be complete.
+    """
+    items = await given if inspect.isawaitable(given) else given
+    if isinstance(items, Iterable | AsyncIterable):
+        return items
+    raise ConfigurationError(
+        f"{job.name}: {items!r:.100} is no list of items: items() has to return them, or yield each"
+    )
 
 
 def load_job(reference: str) -> Job:

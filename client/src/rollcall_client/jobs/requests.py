@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import aclosing
 from itertools import count
 from typing import Any
@@ -13,7 +13,7 @@ from rollcall_client import listening
 from rollcall_client.client import Rollcall
 from rollcall_client.errors import RollcallError
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
-from rollcall_client.jobs.job import Items, Job
+from rollcall_client.jobs.job import Items, Job, drawable
 from rollcall_client.jobs.prior import DONE, prior_of
 from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.rates import Retry
@@ -111,7 +111,8 @@ async def _retry_requested(
     if done.finalized:
         _log.info("the batch is finalized: nothing to do", job=job.name, batch_id=batch_id)
         return
-    items = job.items_for(item_ids) if item_ids else await _left_of(job, client, retry_of)
+    wanted = drawable(job, job.items_for(item_ids)) if item_ids else _left_of(job, client, retry_of)
+    items = await unless_stopped(wanted, stop, f"the items of {job.name}")
     execution = Execution(
         job, client.batch(batch_id), worker=worker_name(None), progress=Progress(), tell=lambda _: None
     )
@@ -145,11 +146,11 @@ async def _job_of(jobs: Mapping[str, Job], client: Rollcall, batch_id: str) -> J
 async def _left_of(job: Job, client: Rollcall, batch_id: str) -> Items:
     """The items of a batch that aren't done: all of the job's where the API can't tell."""
     if client.api is None:
-        return job.items()
+        return await drawable(job, job.items())
     found = await client.api.batch(batch_id)
     params = ((found or {}).get("metadata") or {}).get("params") or {}
     done = {item["item_id"] async for item in client.api.items(batch_id) if item["status"] in DONE}
-    return _without(job, job.items(**params), done)
+    return _without(job, await drawable(job, job.items(**params)), done)
 
 
 async def _without(job: Job, items: Items, done: set[str]) -> AsyncIterator[Any]:
@@ -157,7 +158,7 @@ async def _without(job: Job, items: Items, done: set[str]) -> AsyncIterator[Any]
         async for item in items:
             if job.item_id(item) not in done:
                 yield item
-    elif isinstance(items, Iterable):
+    else:
         for item in items:
             if job.item_id(item) not in done:
                 yield item

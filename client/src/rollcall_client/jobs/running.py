@@ -16,7 +16,7 @@ from rollcall_client.client import Rollcall, fresh_id
 from rollcall_client.errors import ApiError, ConfigurationError, RollcallError
 from rollcall_client.events import FinalizedEvent
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
-from rollcall_client.jobs.job import Items, Job, as_job
+from rollcall_client.jobs.job import Items, Job, as_job, drawable
 from rollcall_client.jobs.partitions import run_in_processes
 from rollcall_client.jobs.prior import prior_of, standing_of
 from rollcall_client.jobs.progress import Callback, Progress, Showing, shown
@@ -89,10 +89,11 @@ async def run(
         await unless_stopped(
             _await_dependency(chosen, client, now, after_batch_id), stop, f"what {chosen.name} is to come after"
         )
+        given = chosen.items(**(params or {})) if items is None else items
         started = _Run(
             job=chosen,
             client=client,
-            items=chosen.items(**(params or {})) if items is None else items,
+            items=await unless_stopped(drawable(chosen, given), stop, f"the items of {chosen.name}"),
             batch_id=own_id or fresh_id(chosen.name),
             fresh=own_id is None,
             rerun=rerun,
