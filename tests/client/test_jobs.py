@@ -278,6 +278,26 @@ async def test_a_stopped_job_leaves_its_batch_open_for_the_next_run(rc: Rollcall
     assert (await quietly(stopped, range(30), rc, batch_id=batch_id, rerun="all")).processed == 30
 
 
+async def test_a_job_that_is_stopped_when_all_is_done_is_sealed(rc: Rollcall) -> None:
+    stop, all_drawn = asyncio.Event(), asyncio.Event()
+
+    def items() -> Iterator[int]:
+        yield from range(5)
+        all_drawn.set()
+
+    @job(concurrency=2)
+    async def stopped_at_the_end(item: int) -> None:
+        if item == 4:
+            await all_drawn.wait()
+            stop.set()
+            await asyncio.sleep(0.01)
+
+    batch_id = f"stopped-{uuid.uuid4().hex[:6]}"
+    with pytest.raises(JobStoppedError, match="waiting for the end"):
+        await quietly(stopped_at_the_end, items(), rc, batch_id=batch_id, rerun="all", stop=stop)
+    assert (await rc.wait(batch_id, timeout=60)).outcome == "completed"
+
+
 async def test_a_job_that_only_waits_can_be_stopped_too(rc: Rollcall, product: Product) -> None:
     before = await rc.open(total_items=1)
     stop = asyncio.Event()

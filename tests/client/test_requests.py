@@ -122,13 +122,13 @@ async def _passed_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 @asynccontextmanager
-async def taking_up(job: Job | type[Job], client: Rollcall, group: str) -> AsyncIterator[None]:
-    """A listener in this process; ends it as a signal would."""
+async def taking_up(job: Job | type[Job], client: Rollcall, group: str) -> AsyncIterator[asyncio.Event]:
+    """A listener in this process; ends it as a signal would, by the event that it gives."""
     stop = asyncio.Event()
     listener = asyncio.create_task(listen({str(job.name): as_job(job)}, client, group=group, stop=stop))
     try:
-        yield
-        assert not listener.done()
+        yield stop
+        assert stop.is_set() or not listener.done()
     finally:
         stop.set()
         await asyncio.wait_for(listener, 30)
@@ -210,6 +210,63 @@ async def test_a_retry_of_a_batch_that_has_ended_meanwhile_is_not_done(
     async with taking_up(own_job, asking, f"{own_job.name}-listeners"):
         await asking.wait(f"{own_job.name}-next", timeout=90)
     assert done_items(log) == {"0000": 1}, "of the request behind it"
+
+
+async def test_a_listener_that_is_stopped_starts_no_more_items_of_a_retry_and_the_next_does_the_rest(
+    asking: Rollcall, product: Product, unique: str
+) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+    handled: list[str] = []
+
+    @job(name=unique, concurrency=1)
+    async def waiting(item: str) -> None:
+        handled.append(item)
+        started.set()
+        await go.wait()
+
+    batch_id = await retry_of_all(asking, product, unique, ["0", "1", "2"])
+    async with taking_up(waiting, asking, unique) as stop:
+        await asyncio.wait_for(started.wait(), 60)
+        stop.set()
+        go.set()
+    assert handled == ["0"]
+    async with taking_up(waiting, asking, unique):
+        assert (await asking.wait(batch_id, timeout=90)).outcome == "completed"
+    assert handled == ["0", "1", "2"]
+
+
+async def test_a_retry_that_is_taken_up_again_does_not_end_with_what_it_is_about_to_try_again(
+    asking: Rollcall, product: Product, unique: str
+) -> None:
+    batch_id = await retry_of_all(asking, product, unique, ["a", "b"])
+    await asking.batch(batch_id).failed("a", "by a listener that then died")
+    await asking.flush()
+
+    async def b_is_in() -> bool:
+        assert asking.api is not None
+        found = await asking.api.batch(batch_id)
+        return found is not None and found["succeeded"] == 1
+
+    @job(name=unique, concurrency=2)
+    async def one_after_the_other(item: str) -> None:
+        if item == "a":
+            await eventually(b_is_in, 60)
+
+    async with taking_up(one_after_the_other, asking, unique):
+        event = await asking.wait(batch_id, timeout=90)
+    assert (event.revision, event.outcome, event.item_counts.succeeded) == (1, "completed", 2)
+
+
+async def retry_of_all(asking: Rollcall, product: Product, job_name: str, items: list[str]) -> str:
+    """A batch for which all items of one that was cancelled are asked for again."""
+    before = await asking.open(name=job_name, items=items, metadata={"job": job_name})
+    await before.cancel()
+    batch = await asking.open(name=job_name, items=items, retry_of=before.batch_id)
+    await asking.flush()
+    retry = {"batch_id": batch.batch_id, "retry_of": before.batch_id, "item_ids": items}
+    requests = [requested("batch.retry_requested", **retry)]
+    await produce(product.settings.bootstrap_servers, product.topics.requests, requests)
+    return batch.batch_id
 
 
 async def test_a_request_whose_results_kafka_did_not_take_is_done_again(

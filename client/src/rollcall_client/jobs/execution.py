@@ -143,6 +143,8 @@ class Execution:
         self._threads = None if job.is_async else CapacityLimiter(job.concurrency)
         self._stop = asyncio.Event()
         self._started = 0
+        self._unanswered = 0
+        self._source_is_empty = False
         self._failures = 0
         self._cut_short = False
         self.critical: CriticalError | None = None
@@ -156,8 +158,8 @@ class Execution:
 
     @property
     def stopped(self) -> bool:
-        """Whether it was stopped before all was done."""
-        return self._stop.is_set()
+        """Whether it was stopped before all was known to be done."""
+        return self._stop.is_set() and not (self._source_is_empty and self._unanswered == 0)
 
     def check_not_cut_short(self) -> None:
         """Raises UnreachableError where it ended since Kafka did not take what was published.
@@ -169,6 +171,15 @@ class Execution:
             raise UnreachableError(
                 f"Kafka did not take all that was published meanwhile; batch {self._batch.batch_id} stays open"
             )
+
+    async def take_back(self, prior: Prior, is_ours: Callable[[str], bool]) -> None:
+        """Say of what failed before that it is tried again.
+
+        Else the batch would be finalized, with those failures, by the last of the missing items.
+        """
+        for item_id, attempt in prior.attempts.items():
+            if is_ours(item_id):
+                await self._batch.retrying(item_id, attempt=attempt + 1, worker=self._worker)
 
     async def run(self, source: Source) -> None:
         """Handle all that can be drawn, ``job.concurrency`` at a time."""
@@ -204,7 +215,10 @@ class Execution:
         self._started += 1
         if not self._started % BREATHE_EVERY:
             await asyncio.sleep(0)
-        return await source.chunk(self._job.chunk_size)
+        chunk = await source.chunk(self._job.chunk_size)
+        self._unanswered += len(chunk)
+        self._source_is_empty |= not chunk
+        return chunk
 
     async def _handle(self, work: Work, tries: int) -> None:
         """Attempt until the item is answered."""
@@ -360,6 +374,7 @@ class Execution:
         )
 
     def _count(self, status: str) -> None:
+        self._unanswered -= 1
         self._progress.count(status)
         self._tell(self._progress)
 

@@ -17,7 +17,7 @@ from rollcall_client.jobs.job import Items, Job, drawable
 from rollcall_client.jobs.prior import DONE, prior_of
 from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.rates import Retry
-from rollcall_client.jobs.running import run, worker_name
+from rollcall_client.jobs.running import begun, run, stopping, worker_name
 from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
 from rollcall_client.messages import Message, check_batch_id
 
@@ -117,20 +117,18 @@ async def _retry_requested(
         job, client.batch(batch_id), worker=worker_name(None), progress=Progress(), tell=lambda _: None
     )
     drawing = Drawing(job, items, done, lambda _: True)
-    await job.begin()
-    try:
+    await execution.take_back(done, lambda _: True)
+    async with stopping(execution, stop), begun(job):
         await execution.run(drawing)
-    finally:
-        await job.end()
     await client.flush()
     execution.check_not_cut_short()
     if execution.critical is not None:
         await client.batch(batch_id).abort(execution.critical_details)
         await client.flush()
-    if drawing.error is not None:
+    elif drawing.error is not None:
         raise drawing.error
-    if stop is not None and stop.is_set():
-        raise RollcallError("interrupted")
+    elif execution.stopped:
+        raise JobStoppedError(f"{job.name} was stopped; batch {batch_id} stays open")
 
 
 async def _job_of(jobs: Mapping[str, Job], client: Rollcall, batch_id: str) -> Job | None:

@@ -180,8 +180,8 @@ class _Run:
             progress = Progress(total=None if ids is None else self._share_of(ids, prior))
             execution = Execution(self._job, batch, worker=self._worker, progress=progress, tell=tell)
             drawing = Drawing(self._job, self._items, prior, self._is_ours)
-            await self._take_back(batch, prior)
-            async with _stopping(execution, self._stop):
+            await execution.take_back(prior, self._is_ours)
+            async with stopping(execution, self._stop):
                 await self._work(execution, drawing, progress, tell)
         return await self._conclude(batch, execution, drawing, sealed=ids is not None)
 
@@ -209,18 +209,9 @@ class _Run:
         number, shares = self._partition
         return crc32(item_id.encode()) % shares == number - 1
 
-    async def _take_back(self, batch: Batch, prior: Prior) -> None:
-        """Say of what failed before that it is tried again.
-
-        Else the batch would be finalized, with those failures, by the last of the missing items.
-        """
-        for item_id, attempt in prior.attempts.items():
-            if self._is_ours(item_id):
-                await batch.retrying(item_id, attempt=attempt + 1, worker=self._worker)
-
     async def _work(self, execution: Execution, drawing: Drawing, progress: Progress, tell: Callback) -> None:
         if self._partitions == 1:
-            async with _begun(self._job):
+            async with begun(self._job):
                 await execution.run(drawing)
             return
         await self._client.flush()
@@ -329,7 +320,8 @@ async def _client(rc: Rollcall | None) -> AsyncIterator[Rollcall]:
 
 
 @asynccontextmanager
-async def _begun(job: Job) -> AsyncIterator[None]:
+async def begun(job: Job) -> AsyncIterator[None]:
+    """Between a job's ``begin`` and its ``end``."""
     await job.begin()
     try:
         yield
@@ -338,7 +330,8 @@ async def _begun(job: Job) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def _stopping(execution: Execution, stop: asyncio.Event | None) -> AsyncIterator[None]:
+async def stopping(execution: Execution, stop: asyncio.Event | None) -> AsyncIterator[None]:
+    """Have an execution stopped once ``stop`` is set."""
     if stop is None:
         yield
         return
