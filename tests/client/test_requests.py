@@ -212,6 +212,36 @@ async def test_a_retry_of_a_batch_that_has_ended_meanwhile_is_not_done(
     assert done_items(log) == {"0000": 1}, "of the request behind it"
 
 
+async def test_a_mistake_of_the_jobs_own_is_not_taken_for_one_of_the_request(
+    asking: Rollcall, product: Product, unique: str
+) -> None:
+    called: list[int] = []
+    stopping: list[asyncio.Event] = []
+
+    def items(number: int) -> list[str]:
+        called.append(number)
+        if number == 0:
+            raise ValueError("never")
+        if called == [0, 1]:
+            stopping[0].set()
+            raise KeyError("as it was interrupted")
+        return ["a"]
+
+    careless = job(name=unique, items=items)(lambda item: None)
+    runs = [requested("job.run_requested", job=unique, run_id=f"{unique}-{n}", params={"number": n}) for n in (0, 1)]
+    unfit = requested("job.run_requested", job=unique)
+    await produce(product.settings.bootstrap_servers, product.topics.requests, [unfit, *runs])
+    with capture_logs() as logs:
+        async with taking_up(careless, asking, unique) as stop:
+            stopping.append(stop)
+            await asyncio.wait_for(stop.wait(), 60)
+        async with taking_up(careless, asking, unique):
+            assert (await asking.wait(f"{unique}-1", timeout=90)).outcome == "completed"
+    assert called == [0, 1, 1]
+    said = [each["event"] for each in logs if each["event"].startswith("a request")]
+    assert said == ["a request that cannot be understood", "a request went wrong"]
+
+
 async def test_a_listener_that_is_stopped_starts_no_more_items_of_a_retry_and_the_next_does_the_rest(
     asking: Rollcall, product: Product, unique: str
 ) -> None:

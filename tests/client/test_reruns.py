@@ -211,6 +211,21 @@ async def test_a_run_by_the_same_client_sees_the_reopening_that_a_lagging_worker
     assert (second.ran, second.status, second.revision) == (True, "COMPLETED", 2)
 
 
+async def test_a_service_older_than_the_client_is_said_to_be(asking: Rollcall, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = Api.batch
+
+    async def older(self: Api, batch_id: str) -> Mapping[str, Any] | None:
+        found = await ask(self, batch_id)
+        if found is None:
+            return None
+        return {**found, "lag": {name: each for name, each in found["lag"].items() if name != "next_offset"}}
+
+    monkeypatch.setattr(Api, "batch", older)
+    with pytest.raises(ApiError, match=r"does not say 'next_offset' .* older than this client") as told:
+        await run(every_kind, ["created-1"], rc=asking, batch_id=f"older-{uuid.uuid4().hex[:6]}", progress=None)
+    assert told.value.may_pass
+
+
 async def test_a_run_again_needs_an_api_that_answers(product: Product) -> None:
     settings = product.settings
     async with Rollcall(settings.bootstrap_servers, "http://127.0.0.1:1", topic_prefix=settings.topic_prefix) as rc:

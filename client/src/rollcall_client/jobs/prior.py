@@ -40,8 +40,13 @@ async def prior_of(client: Rollcall, batch_id: str) -> Prior:
 async def standing_of(client: Rollcall, api: Api, batch_id: str) -> Prior:
     """As ``prior_of``, without the items."""
     await client.flush()
-    found = await _caught_up(api, batch_id, client.appended_last(batch_id))
-    return Prior(revision=found["revision"], finalized=found["outcome"] is not None)
+    try:
+        found = await _caught_up(api, batch_id, client.appended_last(batch_id))
+        return Prior(revision=found["revision"], finalized=found["outcome"] is not None)
+    except KeyError as error:
+        raise ApiError(
+            f"Rollcall's API does not say {error} of batch {batch_id}: it is older than this client, upgrade it"
+        ) from error
 
 
 async def _caught_up(api: Api, batch_id: str, appended: Appended | None) -> Mapping[str, Any]:

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -19,7 +19,7 @@ from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.rates import Retry
 from rollcall_client.jobs.running import begun, run, stopping, worker_name
 from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
-from rollcall_client.messages import Message, check_batch_id
+from rollcall_client.messages import Message, check_batch_id, check_item_id
 
 _log = structlog.get_logger(__name__)
 
@@ -48,26 +48,55 @@ async def listen(jobs: Mapping[str, Job], client: Rollcall, *, group: str, stop:
             kind = (
                 (headers.get("ce_type") or b"").decode(errors="replace").removeprefix("rollcall.").removesuffix(".v1")
             )
+            if kind not in _READ:
+                continue
             try:
-                request = json.loads(record.value or b"null")
-                await _take_up(jobs, client, kind, request, stop)
+                request = _READ[kind](json.loads(record.value or b"null"))
             except (ValueError, KeyError, TypeError) as error:
                 _log.error("a request that cannot be understood", kind=kind, error=repr(error), offset=record.offset)
+                continue
+            try:
+                await _take_up(jobs, client, kind, request, stop)
             except Exception as error:
                 if stop is not None and stop.is_set():
                     return  # it was interrupted: not committed, so it comes again
                 _log.error("a request went wrong", kind=kind, error=str(error), offset=record.offset, exc_info=error)
 
 
+class _Run(NamedTuple):
+    job: str
+    run_id: str
+    params: Mapping[str, Any]
+
+
+class _Retry(NamedTuple):
+    batch_id: str
+    retry_of: str
+    item_ids: Sequence[str]
+    """None of them: all that is left."""
+
+
+def _run_of(message: Message) -> _Run:
+    return _Run(str(message["job"]), check_batch_id(message["run_id"]), dict(message.get("params") or {}))
+
+
+def _retry_of(message: Message) -> _Retry:
+    item_ids = [check_item_id(each) for each in message["item_ids"]]
+    return _Retry(check_batch_id(message["batch_id"]), check_batch_id(message["retry_of"]), item_ids)
+
+
+_READ: Mapping[str, Callable[[Message], _Run | _Retry]] = {RUN_REQUESTED: _run_of, RETRY_REQUESTED: _retry_of}
+
+
 async def _take_up(
-    jobs: Mapping[str, Job], client: Rollcall, kind: str, request: Message, stop: asyncio.Event | None
+    jobs: Mapping[str, Job], client: Rollcall, kind: str, request: _Run | _Retry, stop: asyncio.Event | None
 ) -> None:
     """Do what is asked for, as often as it takes where the cause of a failure may pass."""
     for tries in count(1):
         try:
-            if kind == RUN_REQUESTED:
+            if isinstance(request, _Run):
                 await _run_requested(jobs, client, request, stop)
-            elif kind == RETRY_REQUESTED:
+            else:
                 await _retry_requested(jobs, client, request, stop)
             return
         except RollcallError as error:
@@ -78,20 +107,17 @@ async def _take_up(
         await unless_stopped(asyncio.sleep(wait_s), stop, "another try")
 
 
-async def _run_requested(
-    jobs: Mapping[str, Job], client: Rollcall, request: Message, stop: asyncio.Event | None
-) -> None:
-    job = jobs.get(request["job"])
+async def _run_requested(jobs: Mapping[str, Job], client: Rollcall, request: _Run, stop: asyncio.Event | None) -> None:
+    job = jobs.get(request.job)
     if job is None:
         return  # somebody else's
-    run_id, params = request["run_id"], request.get("params") or {}
-    _log.info("run requested", job=job.name, run_id=run_id)
+    _log.info("run requested", job=job.name, run_id=request.run_id)
     await run(
         job,
         rc=client,
-        batch_id=check_batch_id(run_id),
-        params=params,
-        metadata={"run_id": run_id},
+        batch_id=request.run_id,
+        params=request.params,
+        metadata={"run_id": request.run_id},
         rerun="missing" if client.api is not None else "all",
         progress=None,
         stop=stop,
@@ -99,10 +125,10 @@ async def _run_requested(
 
 
 async def _retry_requested(
-    jobs: Mapping[str, Job], client: Rollcall, request: Message, stop: asyncio.Event | None
+    jobs: Mapping[str, Job], client: Rollcall, request: _Retry, stop: asyncio.Event | None
 ) -> None:
     """Do items again for a new batch, which is open already and has them as its manifest."""
-    batch_id, retry_of, item_ids = request["batch_id"], request["retry_of"], request["item_ids"]
+    batch_id, retry_of, item_ids = request
     job = await _job_of(jobs, client, retry_of)
     if job is None:
         return  # somebody else's
