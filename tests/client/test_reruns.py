@@ -19,6 +19,7 @@ import pytest
 from rollcall_client import ApiError, Rollcall
 from rollcall_client.api import Api
 from rollcall_client.jobs import JobResult, run
+from rollcall_client.jobs.prior import prior_of
 
 from rollcall.children import Child
 from tests.client.sample_jobs import Recorded, every_kind
@@ -209,6 +210,26 @@ async def test_a_run_by_the_same_client_sees_the_reopening_that_a_lagging_worker
         await eventually(lambda: len(asked) >= 3 or running.done())
     second = await running
     assert (second.ran, second.status, second.revision) == (True, "COMPLETED", 2)
+
+
+async def test_who_did_not_open_a_batch_waits_for_what_others_have_just_reported_of_it(
+    asking: Rollcall, rc: Rollcall, product: Product, asked: list[str]
+) -> None:
+    batch = await rc.open(batch_id=f"lagging-{uuid.uuid4().hex[:8]}", items=["0000", "0001"])
+    await rc.flush()
+
+    async def nothing_seems_to_be_left() -> bool:
+        found = await known(asking, batch.batch_id)
+        return found is not None and found["lag"]["records"] == 0
+
+    await eventually(nothing_seems_to_be_left)
+    asked.clear()
+    with paused(product.children["worker-0"]):
+        await batch.succeeded("0000")
+        await rc.flush()
+        asking_prior = asyncio.create_task(prior_of(asking, batch.batch_id))
+        await eventually(lambda: len(asked) >= 3 or asking_prior.done())
+    assert (await asking_prior).done == {"0000"}
 
 
 async def test_a_service_older_than_the_client_is_said_to_be(asking: Rollcall, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,26 @@ async def wait_for(
         await _stopped(consumer)
 
 
+async def home_end(kafka: Kafka, topic: str, batch_id: str) -> tuple[int, int]:
+    """A batch's home partition of a topic, and the offset behind all that is committed there now.
+
+    Raises RollcallError.
+    """
+    consumer = kafka.consumer()
+    try:
+        await _started(kafka, consumer)
+        async with asyncio.timeout(STARTING_S):
+            home = TopicPartition(topic, home_partition(batch_id, len(await partitions_of(consumer, topic))))
+            [end] = (await consumer.end_offsets([home])).values()
+            return home.partition, end
+    except KafkaError as error:
+        raise _says(kafka, error) from error
+    except TimeoutError:
+        raise _is_silent(kafka) from None
+    finally:
+        await _stopped(consumer)
+
+
 def event_of(record: ConsumerRecord[bytes, bytes]) -> FinalizedEvent | None:
     """The finalized event in a record; None, and a warning, where somebody else's message lies there."""
     try:
@@ -260,7 +280,7 @@ async def _begin_group(kafka: Kafka, topic: str, group: str, start: Start) -> No
     except KafkaError as error:
         raise _says(kafka, error) from error
     except TimeoutError:
-        raise UnreachableError(f"Kafka at {kafka.bootstrap_servers} does not answer within {STARTING_S:g} s") from None
+        raise _is_silent(kafka) from None
     finally:
         await _stopped(consumer)
 
@@ -312,6 +332,10 @@ async def _started(kafka: Kafka, consumer: AIOKafkaConsumer) -> None:
 
 def _says(kafka: Kafka, error: KafkaError) -> UnreachableError:
     return UnreachableError(f"Kafka at {kafka.bootstrap_servers} says: {error}")
+
+
+def _is_silent(kafka: Kafka) -> UnreachableError:
+    return UnreachableError(f"Kafka at {kafka.bootstrap_servers} does not answer within {STARTING_S:g} s")
 
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from rollcall_client import listening
 from rollcall_client.api import Api
 from rollcall_client.client import Rollcall
 from rollcall_client.errors import ApiError, ConfigurationError
@@ -17,10 +18,10 @@ ASK_EVERY_S = 0.2
 
 
 async def prior_of(client: Rollcall, batch_id: str) -> Prior:
-    """How a batch stands that this client has just opened (again), and what of it is done.
+    """How a batch stands, and what of it is done.
 
-    Asked once Rollcall has read that opening: it has then read all that was published before it, too, so that nothing
-    that is in the log is done twice. Raises ApiError.
+    Asked once Rollcall has read this client's opening of it, or where there is none, all that is in its partition now:
+    so nothing that is in the log is done twice. Raises ApiError, UnreachableError.
     """
     if client.api is None:
         raise ConfigurationError("what is done of a batch is asked of Rollcall's API: give api_url")
@@ -40,8 +41,9 @@ async def prior_of(client: Rollcall, batch_id: str) -> Prior:
 async def standing_of(client: Rollcall, api: Api, batch_id: str) -> Prior:
     """As ``prior_of``, without the items."""
     await client.flush()
+    place = client.appended_last(batch_id) or await _last_place(client, batch_id)
     try:
-        found = await _caught_up(api, batch_id, client.appended_last(batch_id))
+        found = await _caught_up(api, batch_id, place)
         return Prior(revision=found["revision"], finalized=found["outcome"] is not None)
     except KeyError as error:
         raise ApiError(
@@ -49,12 +51,18 @@ async def standing_of(client: Rollcall, api: Api, batch_id: str) -> Prior:
         ) from error
 
 
-async def _caught_up(api: Api, batch_id: str, appended: Appended | None) -> Mapping[str, Any]:
+async def _last_place(client: Rollcall, batch_id: str) -> Appended:
+    """The last place in a batch's home partition, asked of Kafka: the API's own view of it is seconds old."""
+    partition, end = await listening.home_end(client.kafka, client.kafka.topic("events"), batch_id)
+    return Appended(partition, end - 1, None)
+
+
+async def _caught_up(api: Api, batch_id: str, place: Appended) -> Mapping[str, Any]:
     try:
         async with asyncio.timeout(CAUGHT_UP_S):
             while True:
                 found = await api.batch(batch_id)
-                if found is not None and _has_read(found, appended):
+                if found is not None and _has_read(found, place):
                     return found
                 await asyncio.sleep(ASK_EVERY_S)
     except TimeoutError:
@@ -63,12 +71,12 @@ async def _caught_up(api: Api, batch_id: str, appended: Appended | None) -> Mapp
         ) from None
 
 
-def _has_read(found: Mapping[str, Any], appended: Appended | None) -> bool:
-    """Whether the answer tells of all that this client has published of the batch.
+def _has_read(found: Mapping[str, Any], place: Appended) -> bool:
+    """Whether the answer tells of all up to this place.
 
     That a batch has ended does not say so: it may have been reopened since.
     """
     decided, lag = found["as_of"], found["lag"]
-    if appended is None or (decided is not None and decided["partition"] != appended.partition):
-        return found["outcome"] is not None or lag["records"] == 0  # there is nothing to wait for, or it is forwarded
-    return lag["next_offset"] is not None and lag["next_offset"] > appended.offset
+    if decided is not None and decided["partition"] != place.partition:
+        return found["outcome"] is not None or lag["records"] == 0  # partitions were added: it is forwarded
+    return (lag["next_offset"] or 0) > place.offset
