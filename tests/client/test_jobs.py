@@ -228,7 +228,7 @@ async def test_items_may_be_had_of_a_coroutine_function(rc: Rollcall) -> None:
 async def test_what_is_no_id_is_said_before_the_items_work_is_done(rc: Rollcall) -> None:
     handled: list[str] = []
 
-    @job(concurrency=1)
+    @job(concurrency=2)
     async def noting(item: str) -> None:
         handled.append(item)
 
@@ -368,6 +368,9 @@ async def test_what_cannot_work_is_said_before_anything_is_published(rc: Rollcal
         await quietly(job(after=every_kind)(lambda item: None), ["a"], rc)
     with pytest.raises(ConfigurationError, match="not concurency"):
         job(concurency=3)(lambda item: None)
+    for worker, partitions in (("w" * 201, 1), ("w" * 198, 2)):
+        with pytest.raises(InvalidMessageError, match="a worker's name"):
+            await quietly(every_kind, ["created-1"], rc, worker=worker, partitions=partitions)
 
 
 async def test_no_new_item_starts_above_the_memory_limit(rc: Rollcall, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,6 +431,16 @@ async def test_an_item_whose_work_is_cancelled_fails_and_the_others_go_on(rc: Ro
             await waited_for
 
     result = await quietly(waits_for_the_cancelled, range(40), rc)
+    assert (result.processed, result.failed) == (40, 4)
+
+
+async def test_a_cancelled_item_of_a_chunk_fails_and_the_others_are_reported(rc: Rollcall) -> None:
+    @job(concurrency=2, chunk_size=5)
+    def cancelled(item: int) -> None:
+        if item % 10 == 3:
+            raise asyncio.CancelledError("what it waited for was")
+
+    result = await quietly(cancelled, range(40), rc)
     assert (result.processed, result.failed) == (40, 4)
 
 

@@ -216,7 +216,7 @@ def item_result(
     if metrics is not None:
         result["metrics"] = check_metrics(metrics)
     if worker is not None:
-        result["worker"] = _name("a worker's", worker)
+        result["worker"] = check_worker(worker)
     if occurred_at is not None:
         result["occurred_at"] = time_text(occurred_at)
     return result
@@ -264,6 +264,11 @@ def check_item_id(item_id: str) -> str:
             f"an item id is 1 to {MAX_ID_CHARS} characters without control characters, not {item_id!r}"
         )
     return item_id if item_id.isascii() else _encodable(item_id)
+
+
+def check_worker(worker: str) -> str:
+    """The name itself. Raises InvalidMessageError."""
+    return _name("a worker's", worker)
 
 
 def check_json(what: str, value: Any, max_bytes: int) -> None:

@@ -96,6 +96,8 @@ class Drawing:
     async def chunk(self, size: int) -> list[Work]:
         """The next so many, fewer at the end; none when there are no more."""
         chunk: list[Work] = []
+        if self.error is not None:
+            return chunk
         try:
             if self._items is not None:
                 for item in self._items:
@@ -288,12 +290,12 @@ class Execution:
             set_current(Current(self._batch.batch_id, work.item_id, work.attempt, self._worker, self.job_metrics))
             started = time.perf_counter()
             returned: Any = None
-            raised: Exception | None = None
+            raised: BaseException | None = None
             try:
                 returned = self._job.handle(work.item)
                 if inspect.isawaitable(returned):
                     returned = from_thread.run(_awaited, returned)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:  # nobody cancels a thread: that is the job's own
                 raised = error
             tried.append(Tried(returned, raised, round((time.perf_counter() - started) * 1000, 3)))
             if isinstance(raised, CriticalError):

@@ -65,7 +65,7 @@ async def run_in_processes(
     children = []
     for number in range(1, count + 1):
         ours, theirs = context.Pipe()
-        arguments = (job, client.options, batch_id, f"{worker}-{number}of{count}", count, theirs)
+        arguments = (job, client.options, batch_id, worker_of(worker, number, count), count, theirs)
         process = context.Process(target=_child, args=arguments, daemon=True, name=f"{job.name}-{number}")
         try:
             await to_thread.run_sync(process.start)
@@ -115,6 +115,11 @@ async def run_in_processes(
     if lost:
         codes = ", ".join(f"{process.name} with {process.exitcode}" for process in lost)
         raise RollcallError(f"processes ended before their time ({codes}); run batch {batch_id} again to do the rest")
+
+
+def worker_of(worker: str, number: int, count: int) -> str:
+    """The name that one of so many processes reports under."""
+    return f"{worker}-{number}of{count}"
 
 
 def _child(job: Job, options: Mapping[str, Any], batch_id: str, worker: str, count: int, pipe: Connection) -> None:

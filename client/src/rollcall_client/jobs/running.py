@@ -17,12 +17,12 @@ from rollcall_client.errors import ApiError, ConfigurationError, RollcallError
 from rollcall_client.events import FinalizedEvent
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
 from rollcall_client.jobs.job import Items, Job, as_job, drawable
-from rollcall_client.jobs.partitions import run_in_processes
+from rollcall_client.jobs.partitions import run_in_processes, worker_of
 from rollcall_client.jobs.prior import prior_of, standing_of
 from rollcall_client.jobs.progress import Callback, Progress, Showing, shown
 from rollcall_client.jobs.results import JobResult, numbers_in
 from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
-from rollcall_client.messages import check_batch_id
+from rollcall_client.messages import check_batch_id, check_worker
 
 _log = structlog.get_logger(__name__)
 
@@ -77,6 +77,8 @@ async def run(
     chosen = as_job(job)
     now = now or datetime.now(UTC)
     _check_shares(partitions, partition)
+    worker = worker or worker_name(partition)
+    check_worker(worker if partitions == 1 else worker_of(worker, partitions, partitions))
     async with _client(rc) as client:
         own_id = chosen.batch_id_at(now) if batch_id is None else check_batch_id(batch_id)
         if partition is not None and own_id is None:
@@ -99,7 +101,7 @@ async def run(
             rerun=rerun,
             partitions=partitions,
             partition=partition,
-            worker=worker or worker_name(partition),
+            worker=worker,
             progress=progress,
             stop=stop,
             wait_timeout_s=wait_timeout_s,
