@@ -21,6 +21,7 @@ from rollcall_client.jobs import (
     JobResult,
     JobStoppedError,
     Progress,
+    Retry,
     current,
     job,
     memory,
@@ -183,6 +184,26 @@ async def test_an_item_whose_handle_is_a_generator_has_failed(rc: Rollcall, prod
         result = await quietly(each, ["a"], rc)
         assert (result.status, result.failed_item_ids) == ("FAILED", ["a"])
         assert "no yield in handle" in (await results_of(product, result.batch_id))["a"][0]["error"]["message"]
+
+
+async def test_what_is_done_of_a_chunk_is_reported_before_another_of_its_items_is_tried_again(
+    rc: Rollcall, product: Product
+) -> None:
+    order: list[tuple[str, int]] = []
+
+    @job(concurrency=1, chunk_size=3, retries=Retry(attempts=2, initial_s=0.01))
+    def first_fails(item: int) -> None:
+        order.append((str(item), current().attempt))
+        if item == 0 and current().attempt == 1:
+            raise ValueError("at first")
+
+    result = await quietly(first_fails, [0, 1, 2], rc)
+    assert (result.status, result.processed) == ("COMPLETED", 3)
+    assert order == [("0", 1), ("1", 1), ("2", 1), ("0", 2)]
+    log = await drain(product.settings.bootstrap_servers, product.topics.events)
+    ours = [json.loads(record.value) for record in log if record.key == result.batch_id.encode()]
+    said = [(each["item_id"], each["status"]) for each in ours if "item_id" in each]
+    assert said == [("0", "retrying"), ("1", "succeeded"), ("2", "succeeded"), ("0", "succeeded")]
 
 
 async def test_items_may_come_from_generators_and_a_source_that_breaks_leaves_the_batch_open(rc: Rollcall) -> None:

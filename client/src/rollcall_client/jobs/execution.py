@@ -236,7 +236,7 @@ class Execution:
             tries += 1
 
     async def _handle_in_thread(self, chunk: Sequence[Work], threads: CapacityLimiter) -> None:
-        """Attempt a chunk in one thread; what has to be tried again is then tried alone."""
+        """Attempt a chunk in one thread; once all of it is reported, what has to be tried again is tried alone."""
         if len(chunk) == 1:
             await self._handle(chunk[0], 1)
             return
@@ -244,10 +244,14 @@ class Execution:
             if self._limiter is not None:
                 await self._limiter.acquire()
         tried = await to_thread.run_sync(self._try_all, chunk, limiter=threads)
+        again: list[tuple[float, Work]] = []
         for work, each in zip(chunk, tried, strict=False):  # fewer where it was stopped
             wait_s = await self._settle(work, 1, each)
-            if wait_s is not None and await self._waited(wait_s):
-                await self._handle(work._replace(attempt=work.attempt + 1), 2)
+            if wait_s is not None:
+                again.append((time.monotonic() + wait_s, work._replace(attempt=work.attempt + 1)))
+        for due, work in again:
+            if await self._waited(max(0.0, due - time.monotonic())):
+                await self._handle(work, 2)
 
     async def _try(self, work: Work) -> Tried:
         set_current(Current(self._batch.batch_id, work.item_id, work.attempt, self._worker, self.job_metrics))
