@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 import sysconfig
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from rollcall_client import Rollcall, RollcallError
 from rollcall_client.jobs import JobResult, run
+from rollcall_client.jobs.command import STOPPED
 
 from tests.client.sample_jobs import Meeting, Recorded, stops_at_the_third
+from tests.client.test_reruns import answered, done_items, environment
 from tests.harness.product import Product
 from tests.harness.waiting import eventually
 
@@ -95,6 +99,25 @@ async def test_shares_on_several_machines_end_in_one_result(product: Product, tm
     assert one == two
     assert {each.worker for each in one.workers} == {"machine-1", "machine-2"}
     assert len(log.read_text().splitlines()) == 120
+
+
+async def test_a_signal_to_all_processes_loses_nothing_that_was_done(product: Product, tmp_path: Path) -> None:
+    batch_id, log = f"stopped-{uuid.uuid4().hex[:8]}", tmp_path / "log"
+    parent = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, "run", "tests.client.sample_jobs:Recorded", "--all", "--batch-id", batch_id),
+        *("--param", f"log={log}", "--param", "count=1000000", "--partitions", "2"),
+        env=environment(product),
+        start_new_session=True,
+    )
+    log.touch()
+    try:
+        await eventually(lambda: len({line.split()[1] for line in log.read_text().splitlines()}) == 2, 60)
+        os.killpg(parent.pid, signal.SIGTERM)
+        assert await asyncio.wait_for(parent.wait(), 60) == STOPPED
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+    assert await answered(product, batch_id) == done_items(log).keys()
 
 
 async def test_children_end_with_their_parent(product: Product, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
 
 import structlog
@@ -62,20 +63,7 @@ async def run_in_processes(
     """
     context = multiprocessing.get_context("spawn")
     threads = CapacityLimiter(2 * count)
-    children = []
-    for number in range(1, count + 1):
-        ours, theirs = context.Pipe()
-        arguments = (job, client.options, batch_id, worker_of(worker, number, count), count, theirs)
-        process = context.Process(target=_child, args=arguments, daemon=True, name=f"{job.name}-{number}")
-        try:
-            await to_thread.run_sync(process.start)
-        except Exception as error:
-            raise RollcallError(
-                f"{job.name} cannot be handed to another process ({error}): define it at the top of a module, and give "
-                "Kafka's options by the environment"
-            ) from error
-        theirs.close()
-        children.append((process, ours))
+    children: list[tuple[SpawnProcess, Connection]] = []
     answered = [More(0, 0)] * count
 
     def heard(number: int, more: More) -> None:
@@ -103,6 +91,19 @@ async def run_in_processes(
             return False
 
     try:
+        for number in range(1, count + 1):
+            ours, theirs = context.Pipe()
+            arguments = (job, client.options, batch_id, worker_of(worker, number, count), count, theirs)
+            process = context.Process(target=_child, args=arguments, daemon=True, name=f"{job.name}-{number}")
+            try:
+                await to_thread.run_sync(process.start)
+            except Exception as error:
+                raise RollcallError(
+                    f"{job.name} cannot be handed to another process ({error}): define it at the top of a module, and "
+                    "give Kafka's options by the environment"
+                ) from error
+            theirs.close()
+            children.append((process, ours))
         ended = await asyncio.gather(*(feed(number, pipe) for number, (_, pipe) in enumerate(children)))
         for process, _ in children:
             await to_thread.run_sync(process.join, ENDING_S)
@@ -110,7 +111,7 @@ async def run_in_processes(
         for process, pipe in children:
             pipe.close()
             if process.is_alive():
-                process.terminate()
+                process.kill()  # they ignore what is milder
     lost = [process for (process, _), through in zip(children, ended, strict=True) if not through]
     if lost:
         codes = ", ".join(f"{process.name} with {process.exitcode}" for process in lost)
@@ -123,7 +124,9 @@ def worker_of(worker: str, number: int, count: int) -> str:
 
 
 def _child(job: Job, options: Mapping[str, Any], batch_id: str, worker: str, count: int, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches all: the parent says when to end
+    # Ctrl+C and systemd reach all: the parent says when to end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # programs that the job starts would inherit SIG_IGN
     logs.to_stderr()
     if job.rate is not None:
         rate = Rate.of(job.rate) if isinstance(job.rate, str) else job.rate
