@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -318,6 +319,37 @@ async def test_a_client_that_cannot_go_on_sending_says_so_to_who_waits_for_room(
         await asyncio.wait_for(publishing_on(), 30)
     with pytest.raises(RollcallError, match="messages were not sent: this client sends nothing any more"):
         await rc.close()
+
+
+@pytest.mark.parametrize("kind", ["rollcall_client", "rollcall_client.sync"])
+async def test_a_program_that_exits_within_the_block_has_sent_what_it_published(
+    servers: Servers, topic_prefix: str, kind: str
+) -> None:
+    await create_topic(servers.bootstrap_servers, f"{topic_prefix}events")
+    program = EXITS if kind == "rollcall_client" else EXITS.replace("async with", "with").replace("await ", "")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program.format(kind=kind), servers.bootstrap_servers, topic_prefix),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, stderr = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, stderr) == (3, b"")
+    assert await item_ids(servers.bootstrap_servers, f"{topic_prefix}events") == {str(n) for n in range(1000)}
+
+
+EXITS = """
+import asyncio
+import sys
+from {kind} import Rollcall
+
+async def main():
+    async with Rollcall(sys.argv[1], topic_prefix=sys.argv[2]) as rc:
+        batch = rc.batch("b")
+        for number in range(1000):
+            await batch.succeeded(str(number))
+        sys.exit(3)
+
+asyncio.run(main())
+"""
 
 
 async def test_an_interrupted_client_does_not_wait_for_the_broker(servers: Servers, topic_prefix: str) -> None:

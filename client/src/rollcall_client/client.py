@@ -1,5 +1,6 @@
 """The client: opens batches, publishes their results, and listens for their end."""
 
+import asyncio
 import json
 import os
 import secrets
@@ -31,6 +32,8 @@ T = TypeVar("T")
 DELIVERY_TIMEOUT_S = 120.0
 BUFFER_BYTES = 16 * 1024 * 1024
 REMEMBERED_BATCHES = 10_000
+INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
+"""What ends a block at a time not to wait for a broker; SystemExit is an end that was chosen."""
 
 
 class Rollcall:
@@ -39,9 +42,9 @@ class Rollcall:
     ``bootstrap_servers`` are Kafka's, as "host:port,host:port" or a list. ``api_url`` is where the service's HTTP API
     is; without it everything works but the re-run of half-finished jobs, and ``wait`` reads more. ``kafka`` holds
     further options of aiokafka's (``security_protocol``, ``ssl_context``, ``sasl_mechanism`` ...). Messages are
-    buffered up to ``buffer_bytes`` and sent again for ``delivery_timeout_s`` seconds; leaving the block flushes, and
-    raises DeliveryError naming the items that Kafka did not acknowledge. ``compression`` is None, "gzip", or with
-    aiokafka's extras "snappy", "lz4" or "zstd".
+    buffered up to ``buffer_bytes`` and sent again for ``delivery_timeout_s`` seconds; leaving the block flushes
+    (also by ``sys.exit``, but not where it is cancelled or interrupted), and raises DeliveryError naming the items that
+    Kafka did not acknowledge. ``compression`` is None, "gzip", or with aiokafka's extras "snappy", "lz4" or "zstd".
     """
 
     def __init__(
@@ -127,10 +130,9 @@ class Rollcall:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, Exception):
+        if not isinstance(error, INTERRUPTIONS):
             await self.close()
             return
-        # Cancelled or interrupted: not the time to wait for a broker.
         if self._publisher is not None:
             await self._publisher.abandon()
         await self._let_go()

@@ -19,6 +19,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rollcall_client import environment
 from rollcall_client.batch import Batch as AsyncBatch
+from rollcall_client.client import INTERRUPTIONS
 from rollcall_client.client import Rollcall as AsyncRollcall
 from rollcall_client.errors import RollcallError
 from rollcall_client.events import FinalizedEvent
@@ -74,7 +75,7 @@ class _Loop:
         if portal is None:
             return
         portal.call(_cancel, self._listening)
-        if error is None or isinstance(error, Exception):
+        if not isinstance(error, INTERRUPTIONS):
             portal.call(self._hand_over)
 
     def call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
