@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import Queue
 from typing import Any
 
@@ -133,6 +135,46 @@ async def test_a_listening_program_that_is_interrupted_ends_as_such(product: Pro
             process.kill()
     assert stderr.decode().splitlines()[-1] == "KeyboardInterrupt"
     assert "RuntimeError" not in stderr.decode()
+
+
+FORKING = """
+import os
+import sys
+from rollcall_client import RollcallError
+from rollcall_client.sync import Rollcall
+
+with Rollcall(sys.argv[1], topic_prefix=sys.argv[2]) as rc:
+    batch = rc.open(total_items=1)
+    child = os.fork()
+    if child == 0:
+        events = rc.finalized()
+        for call in (lambda: batch.succeeded("a"), rc.flush, lambda: rc.wait(batch.batch_id), lambda: next(events)):
+            try:
+                call()
+            except RollcallError as error:
+                print(error, flush=True)
+        rc.close()
+        sys.exit(0)
+    assert os.waitpid(child, 0) == (child, 0)
+    batch.succeeded("a")
+    print(rc.wait(batch.batch_id, timeout=60).outcome)
+"""
+
+
+async def test_a_forked_process_is_told_that_the_client_is_not_its_own(product: Product) -> None:
+    settings = product.settings
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "ignore", "-c", FORKING, settings.bootstrap_servers, settings.topic_prefix),
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        stdout, _ = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    told = "this client was started before this process was forked: make a new one here"
+    assert stdout.decode().splitlines() == [*[told] * 4, "completed"]
 
 
 async def test_closing_ends_what_other_threads_listen_to(product: Product) -> None:

@@ -10,10 +10,11 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from weakref import WeakSet
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
@@ -52,6 +53,8 @@ class _Loop:
         twin.hand_over = self._hand_over
         self._portal: BlockingPortal | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.is_anothers = False
+        """Whether this process was forked since it was started: its thread is in the one before."""
         self._on_the_way: deque[Encoded] = deque()
         self._bytes_on_the_way = 0
         self._woken = False
@@ -67,6 +70,16 @@ class _Loop:
     def start(self, portal: BlockingPortal) -> None:
         self._loop = portal.call(_this_loop)
         self._portal = portal
+        _RUNNING.add(self)
+
+    def leave_to_the_other_process(self) -> None:
+        """To be called in a process that was forked, before anything else runs there."""
+        portal, self._portal = self._portal, None
+        if portal is not None:
+            self.is_anothers = True
+            self._lock = Lock()  # another thread may have held it
+            with suppress(StopIteration):
+                portal.stop().send(None)  # else its context, once let go of, would wait for the thread to end it
 
     def end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Take no more, and listen no more; what is on the way is handed over, unless this is an interruption."""
@@ -133,7 +146,7 @@ class _Loop:
         with self._lock:
             loop = self._loop
             if self._portal is None or loop is None:
-                raise _not_started()
+                raise self._not_running()
             self._on_the_way.append(ready)
             self._bytes_on_the_way += len(ready.value)
             too_many = self._bytes_on_the_way > MOST_BYTES_ON_THE_WAY
@@ -174,8 +187,23 @@ class _Loop:
     @property
     def _there(self) -> BlockingPortal:
         if self._portal is None:
-            raise _not_started()
+            raise self._not_running()
         return self._portal
+
+    def _not_running(self) -> RollcallError:
+        return _forked() if self.is_anothers else _not_started()
+
+
+_RUNNING: WeakSet[_Loop] = WeakSet()
+
+
+def _after_fork() -> None:
+    for loop in list(_RUNNING):
+        loop.leave_to_the_other_process()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Twin(Generic[A]):
@@ -260,7 +288,7 @@ class Rollcall(_Twin[AsyncRollcall]):
     """``rollcall_client.Rollcall`` with methods that block, used as ``with Rollcall(...) as rc:``.
 
     Takes the same arguments, and may be used by several threads at once. Where a block doesn't fit, ``start`` and
-    ``close`` are its two ends.
+    ``close`` are its two ends. A forked process needs a client of its own: there, this one raises RollcallError.
     """
 
     def __init__(self, bootstrap_servers: str | Sequence[str], api_url: str | None = None, **options: Any) -> None:
@@ -291,7 +319,7 @@ class Rollcall(_Twin[AsyncRollcall]):
 
         Threads that listen or wait meanwhile get RollcallError.
         """
-        self._exits.close()
+        self.__exit__(None, None, None)
 
     def __enter__(self) -> Self:
         self.start()
@@ -300,7 +328,8 @@ class Rollcall(_Twin[AsyncRollcall]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._exits.__exit__(kind, error, trace)
+        if not self._loop.is_anothers:  # else it has nothing here to let go of
+            self._exits.__exit__(kind, error, trace)
 
     open = _opening(AsyncRollcall.open)
     flush = _blocking(AsyncRollcall.flush)
@@ -338,6 +367,10 @@ class Rollcall(_Twin[AsyncRollcall]):
 
 def _not_started() -> RollcallError:
     return RollcallError("this client is not started, or closed: use it as with Rollcall(...) as rc")
+
+
+def _forked() -> RollcallError:
+    return RollcallError("this client was started before this process was forked: make a new one here")
 
 
 def _closed_meanwhile() -> RollcallError:
