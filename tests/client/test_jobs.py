@@ -6,7 +6,7 @@ import asyncio
 import json
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +27,7 @@ from rollcall_client.jobs import (
     memory,
     run,
 )
+from rollcall_client.jobs.job import Items
 from rollcall_client.jobs.progress import shown
 from rollcall_client.publishing import Publisher
 
@@ -297,6 +298,30 @@ async def test_a_stopped_job_leaves_its_batch_open_for_the_next_run(rc: Rollcall
         await quietly(stopped, range(30), rc, batch_id=batch_id, rerun="all", stop=stop)
     stop.clear()
     assert (await quietly(stopped, range(30), rc, batch_id=batch_id, rerun="all")).processed == 30
+
+
+async def test_a_job_that_waits_for_its_rate_or_its_next_item_can_be_stopped(rc: Rollcall) -> None:
+    ended: list[str] = []
+
+    async def slowly() -> AsyncIterator[str]:
+        try:
+            yield "a"
+            await asyncio.Event().wait()
+        finally:
+            ended.append("source")
+
+    async def stops(decorate: Callable[..., Job], items: Items) -> list[str]:
+        stop, handled = asyncio.Event(), list[str]()
+        running = asyncio.create_task(quietly(decorate(handled.append), items, rc, stop=stop))
+        await eventually(lambda: handled)
+        stop.set()
+        with pytest.raises(JobStoppedError, match="was stopped"):
+            await asyncio.wait_for(running, 30)
+        return handled
+
+    assert await stops(job(name="rated", concurrency=3, rate="1 per 1 h"), ["a", "b", "c"]) == ["a"]
+    assert await stops(job(name="fed", concurrency=3), slowly()) == ["a"]
+    assert ended == ["source"]
 
 
 async def test_a_job_that_is_stopped_when_all_is_done_is_sealed(rc: Rollcall) -> None:

@@ -20,6 +20,7 @@ from rollcall_client.jobs.memory import InFlight, MemoryGate
 from rollcall_client.jobs.outcomes import Failed, Outcome, Succeeded
 from rollcall_client.jobs.progress import Callback, Progress
 from rollcall_client.jobs.rates import Rate
+from rollcall_client.jobs.stopping import Stop
 from rollcall_client.messages import Error, check_item_id, error_of
 
 _log = structlog.get_logger(__name__)
@@ -79,13 +80,14 @@ class Source(Protocol):
 class Drawing:
     """Items as they are drawn: counted, and given out where they are this run's and not done yet.
 
-    ``error`` is what the source raised: then nothing more comes.
+    ``error`` is what the source raised: then nothing more comes. ``stop`` ends the wait for an asynchronous one.
     """
 
-    def __init__(self, job: Job, items: Items, prior: Prior, is_ours: Callable[[str], bool]) -> None:
+    def __init__(self, job: Job, items: Items, prior: Prior, is_ours: Callable[[str], bool], stop: Stop) -> None:
         self._job = job
         self._prior = prior
         self._is_ours = is_ours
+        self._stop = stop
         self._items: Iterator[Any] | None = iter(items) if isinstance(items, Iterable) else None
         self._async_items: AsyncIterator[Any] | None = aiter(items) if isinstance(items, AsyncIterable) else None
         self._one_at_a_time = asyncio.Lock()
@@ -108,8 +110,8 @@ class Drawing:
                     elif not self.drawn % BREATHE_EVERY:
                         await asyncio.sleep(0)
             elif self._async_items is not None:
-                async with self._one_at_a_time:
-                    while len(chunk) < size and self.error is None:
+                async with self._one_at_a_time, self._stop.cuts_short():
+                    while len(chunk) < size and self.error is None and not self._stop.is_set():
                         if (work := self._work(await anext(self._async_items))) is not None:
                             chunk.append(work)
         except StopAsyncIteration:
@@ -143,7 +145,7 @@ class Execution:
         rate = Rate.of(job.rate) if isinstance(job.rate, str) else job.rate
         self._limiter: AsyncLimiter | None = None if rate is None else rate.limiter()
         self._threads = None if job.is_async else CapacityLimiter(job.concurrency)
-        self._stop = asyncio.Event()
+        self._stop = Stop()
         self._started = 0
         self._unanswered = 0
         self._source_is_empty = False
@@ -157,6 +159,11 @@ class Execution:
     def stop(self) -> None:
         """Start no more items; those being handled come to their end, without further attempts."""
         self._stop.set()
+
+    @property
+    def stopping(self) -> Stop:
+        """Set where it was told to stop."""
+        return self._stop
 
     @property
     def stopped(self) -> bool:
@@ -197,8 +204,6 @@ class Execution:
                     await self._handle_in_thread(chunk, self._threads)
                 else:
                     for work in chunk:
-                        if self._stop.is_set():
-                            break
                         await self._handle(work, 1)
             finally:
                 self._in_flight.count -= len(chunk)
@@ -219,21 +224,24 @@ class Execution:
             await asyncio.sleep(0)
         chunk = await source.chunk(self._job.chunk_size)
         self._unanswered += len(chunk)
-        self._source_is_empty |= not chunk
+        self._source_is_empty |= not chunk and not self._stop.is_set()
         return chunk
 
     async def _handle(self, work: Work, tries: int) -> None:
-        """Attempt until the item is answered."""
-        while True:
-            if self._limiter is not None:
-                await self._limiter.acquire()
-                if self._stop.is_set():
-                    return
+        """Attempt until the item is answered, or the run is stopped."""
+        while await self._may_start():
             wait_s = await self._settle(work, tries, await self._try(work))
             if wait_s is None or not await self._waited(wait_s):
                 return
             work = work._replace(attempt=work.attempt + 1)
             tries += 1
+
+    async def _may_start(self) -> bool:
+        """Wait for the rate; False where it was stopped."""
+        if self._limiter is not None:
+            async with self._stop.cuts_short():
+                await self._limiter.acquire()
+        return not self._stop.is_set()
 
     async def _handle_in_thread(self, chunk: Sequence[Work], threads: CapacityLimiter) -> None:
         """Attempt a chunk in one thread; once all of it is reported, what has to be tried again is tried alone."""
@@ -241,8 +249,8 @@ class Execution:
             await self._handle(chunk[0], 1)
             return
         for _ in chunk:
-            if self._limiter is not None:
-                await self._limiter.acquire()
+            if not await self._may_start():
+                return
         tried = await to_thread.run_sync(self._try_all, chunk, limiter=threads)
         again: list[tuple[float, Work]] = []
         for work, each in zip(chunk, tried, strict=False):  # fewer where it was stopped

@@ -86,6 +86,7 @@ async def run_in_processes(
                     return True
                 heard(number, said)
                 chunk = [] if execution.stopped else await drawing.chunk(backlog)
+                chunk = [] if execution.stopped else chunk  # it was, while this one waited for what to draw
                 await to_thread.run_sync(pipe.send, chunk, abandon_on_cancel=True, limiter=threads)
         except (EOFError, OSError):
             return False
@@ -166,16 +167,15 @@ class _Received:
         """The next so many, fewer at the end; none when there are no more."""
         async with self._one_at_a_time:
             if not self._backlog and not self._ended:
-                self._backlog.extend(await to_thread.run_sync(self._ask, abandon_on_cancel=True))
+                try:
+                    self._backlog.extend(await to_thread.run_sync(self._ask, abandon_on_cancel=True))
+                except (EOFError, OSError):
+                    # Nobody is there any more: come to an end with what is in hand.
+                    self._execution.stop()
                 self._ended = not self._backlog
             return [self._backlog.popleft() for _ in range(min(size, len(self._backlog)))]
 
     def _ask(self) -> list[Work]:
-        try:
-            self._pipe.send(More(self._progress.succeeded, self._progress.failed))
-            received: list[Work] = self._pipe.recv()
-            return received
-        except (EOFError, OSError):
-            # Nobody is there any more: come to an end with what is in hand.
-            self._execution.stop()
-            return []
+        self._pipe.send(More(self._progress.succeeded, self._progress.failed))
+        received: list[Work] = self._pipe.recv()
+        return received

@@ -142,7 +142,7 @@ async def _retry_requested(
     execution = Execution(
         job, client.batch(batch_id), worker=worker_name(None), progress=Progress(), tell=lambda _: None
     )
-    drawing = Drawing(job, items, done, lambda _: True)
+    drawing = Drawing(job, items, done, lambda _: True, execution.stopping)
     await execution.take_back(done, lambda _: True)
     async with stopping(execution, stop), begun(job):
         await execution.run(drawing)

@@ -181,7 +181,7 @@ class _Run:
         with shown(self._job.name, self._showing) as tell:
             progress = Progress(total=None if ids is None else self._share_of(ids, prior))
             execution = Execution(self._job, batch, worker=self._worker, progress=progress, tell=tell)
-            drawing = Drawing(self._job, self._items, prior, self._is_ours)
+            drawing = Drawing(self._job, self._items, prior, self._is_ours, execution.stopping)
             await execution.take_back(prior, self._is_ours)
             async with stopping(execution, self._stop):
                 await self._work(execution, drawing, progress, tell)
