@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import Literal, TypeAlias, TypeVar
@@ -216,19 +217,10 @@ async def home_end(kafka: Kafka, topic: str, batch_id: str) -> tuple[int, int]:
 
     Raises RollcallError.
     """
-    consumer = kafka.consumer()
-    try:
-        await _started(kafka, consumer)
-        async with asyncio.timeout(STARTING_S):
-            home = TopicPartition(topic, home_partition(batch_id, len(await partitions_of(consumer, topic))))
-            [end] = (await consumer.end_offsets([home])).values()
-            return home.partition, end
-    except KafkaError as error:
-        raise _says(kafka, error) from error
-    except TimeoutError:
-        raise _is_silent(kafka) from None
-    finally:
-        await _stopped(consumer)
+    async with _asking(kafka, kafka.consumer()) as consumer:
+        home = TopicPartition(topic, home_partition(batch_id, len(await partitions_of(consumer, topic))))
+        [end] = (await consumer.end_offsets([home])).values()
+        return home.partition, end
 
 
 def event_of(record: ConsumerRecord[bytes, bytes]) -> FinalizedEvent | None:
@@ -265,18 +257,23 @@ async def _begin_group(kafka: Kafka, topic: str, group: str, start: Start) -> No
     So that what is published between now and the first commit isn't skipped with ``latest``, whatever happens. Where it
     has committed anything, the others were added since, and are read from their beginning.
     """
-    consumer = kafka.consumer(group_id=group)
+    async with _asking(kafka, kafka.consumer(group_id=group)) as consumer:
+        partitions = await partitions_of(consumer, topic)
+        consumer.assign(partitions)
+        fresh = [each for each in partitions if await consumer.committed(each) is None]
+        if fresh:
+            await _seek(consumer, fresh, start if fresh == partitions else "earliest")
+            with suppress(CommitFailedError):  # others listen in this group already, and began it
+                await consumer.commit({each: await consumer.position(each) for each in fresh})
+
+
+@asynccontextmanager
+async def _asking(kafka: Kafka, consumer: AIOKafkaConsumer) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer that is started, to be asked something within a time. Raises RollcallError."""
     try:
         await _started(kafka, consumer)
         async with asyncio.timeout(STARTING_S):
-            partitions = await partitions_of(consumer, topic)
-            consumer.assign(partitions)
-            fresh = [each for each in partitions if await consumer.committed(each) is None]
-            if fresh:
-                await _seek(consumer, fresh, start if fresh == partitions else "earliest")
-                await consumer.commit({each: await consumer.position(each) for each in fresh})
-    except CommitFailedError:
-        pass  # others listen in this group already, and began it
+            yield consumer
     except KafkaError as error:
         raise _says(kafka, error) from error
     except TimeoutError:
