@@ -419,6 +419,8 @@ def test_contradictions_of_an_event_are_told_by_field(log: Log) -> None:
         "write_counts": {"created": 0, "updated": 0, "unchanged": 0},
         "error_summary": "All 1 failed",
         "failed_item_ids": ["x"],
+        "missing_item_ids": [],
+        **dict.fromkeys(("supersedes", "name", "metadata", "retry_of")),
         "opened_at": "1970-01-01T00:00:00Z",
         "first_result_at": "1970-01-01T00:00:01+00:00",
         "finalized_at": "1970-01-01T00:00:01.000Z",

@@ -98,7 +98,7 @@ BUGS = [
                 "streams/relay.py",
                 "            transactional_id=self._channel.topics.relay_transactional_id("
                 "self._channel.name, database_name),\n"
-                "            transaction_timeout_ms=int(TRANSACTION_TIMEOUT_S * 1000),\n",
+                "            transaction_timeout_ms=int(self._transaction_timeout_s * 1000),\n",
                 # Nor idempotent: by its sequence the broker would know what arrives late for what was sent again.
                 "            enable_idempotence=False,\n",
             ),
