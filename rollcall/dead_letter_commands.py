@@ -7,6 +7,7 @@ import base64
 import json
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 PAGE = 200
 IDLE_IN_TRANSACTION_TIMEOUT_MS = "30000"
+AWAKE_EVERY_S = 5.0
 
 Position = Annotated[
     list[str] | None,
@@ -168,8 +170,9 @@ def redrive(
                 async with connection.transaction():
                     keys = [each.key for each in sendable]
                     await dead_letters.hold(connection, keys)
-                    with naming(settings, "Kafka"):
-                        not_taken = await send(settings.kafka_connection(), sendable, log_id)
+                    async with _awake(connection):
+                        with naming(settings, "Kafka"):
+                            not_taken = await send(settings.kafka_connection(), sendable, log_id)
                     await dead_letters.note_redriven(connection, [key for key in keys if key not in not_taken])
                 for key, error in not_taken.items():
                     note(f"{_place(key)} was not sent: {failure(error, settings)}")
@@ -208,6 +211,25 @@ def discard(
         return count
 
     sys.stdout.write(f"{_asked(act):,} discarded\n")
+
+
+@asynccontextmanager
+async def _awake(connection: Connection) -> AsyncIterator[None]:
+    """Show PostgreSQL that we are at work, though not with it: not so once we are stopped, or cut off."""
+    done = asyncio.Event()
+
+    async def keep_awake() -> None:
+        while not done.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(done.wait(), AWAKE_EVERY_S)
+            await connection.execute("SELECT")
+
+    keeping = asyncio.create_task(keep_awake())
+    try:
+        yield
+    finally:
+        done.set()
+        await keeping
 
 
 def _asked(ask: Any) -> Any:

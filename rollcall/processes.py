@@ -24,6 +24,7 @@ from rollcall.supervisor import REFUSED
 from rollcall.telemetry import switch_on_tracing
 from schemas.topics import Topics
 from store import positions
+from store.connection import LostSettingsError
 from store.overdue import Allowed
 from streams import clock, figures, relay
 from streams.anchoring import LogChangedError
@@ -175,7 +176,7 @@ def _run(name: str, settings: Settings, role: Callable[[Topics, Homes, asyncio.E
         log.error(str(error))
         return REFUSED
     except ServerError as error:
-        if not isinstance(error.__cause__, asyncpg.InvalidAuthorizationSpecificationError):
+        if not isinstance(error.__cause__, asyncpg.InvalidAuthorizationSpecificationError | LostSettingsError):
             raise
         typer.echo(f"rollcall: {error}", err=True)
         return REFUSED

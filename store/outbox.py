@@ -31,9 +31,11 @@ DO UPDATE SET reason = EXCLUDED.reason, message = EXCLUDED.message, batch_id = E
 """
 
 _SUMMARIES = "'batch.summarized/' || o.batch_id"
+# (revision, the record that asked again or 0); null of an id that is none of ours: a topic may hold anything.
 _SUMMARY_OF = (
-    "(SELECT (asked[1]::int4, coalesce(asked[2]::int8, 0))"
-    " FROM string_to_array(substr({0}.id, length('batch.summarized/' || {0}.batch_id || '/') + 1), '/') AS asked)"
+    "(SELECT CASE WHEN asked ~ '^[0-9]{{1,9}}(/[0-9]{{1,18}})?$'"
+    " THEN (split_part(asked, '/', 1)::int8, coalesce(nullif(split_part(asked, '/', 2), ''), '0')::int8) END"
+    " FROM substr({0}.id, length('batch.summarized/' || {0}.batch_id || '/') + 1) AS asked)"
 )
 
 # What is to be published, in order. Not "seq above the last one": rows commit out of order.

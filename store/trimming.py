@@ -10,7 +10,7 @@ _IS_WITHHELD = f"published_at IS NULL AND refused = '{WITHHELD}'"
 
 # Published events, the oldest first. What stays although it is old:
 # - what only the topic knows (value null): the fold may yet produce it, and must find it published then;
-# - revisions of a batch of which another is unpublished: that one may be older, and then counts as said;
+# - revisions and summaries of a batch of which another is unpublished: that one may be older, and then counts as said;
 # - alerts of open batches: they are what keeps an alert from being raised twice;
 # - the newest: with no mark at all, the relay would read its topics from their beginning.
 # ($1: published before, $2: how many)
@@ -20,6 +20,10 @@ WITH old AS MATERIALIZED (
     WHERE o.published_at < $1 AND o.value IS NOT NULL
       AND NOT (o.channel = 'finalized' AND EXISTS (
           SELECT FROM outbox u WHERE u.channel = 'finalized' AND u.batch_id = o.batch_id AND u.published_at IS NULL
+            AND u.refused IS DISTINCT FROM '{WITHHELD}'))
+      AND NOT (o.channel = 'summaries' AND EXISTS (
+          SELECT FROM outbox u WHERE u.id >= 'batch.summarized/' || o.batch_id || '/'
+            AND u.id < 'batch.summarized/' || o.batch_id || '0' AND u.published_at IS NULL
             AND u.refused IS DISTINCT FROM '{WITHHELD}'))
       AND NOT (o.channel = 'alerts' AND EXISTS (
           SELECT FROM batches b WHERE b.batch_id = o.batch_id AND b.outcome IS NULL))

@@ -49,7 +49,7 @@ class Health:
         self._beats[loop] = time.monotonic()
 
     def wait(self, loop: str) -> None:
-        """It waits for another loop, which has a heartbeat of its own, until its next beat."""
+        """It may wait for as long as it takes, until its next beat."""
         self._beats[loop] = math.inf
 
     def end(self, loop: str) -> None:

@@ -166,7 +166,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         """Forget; the flush in flight may well commit, which the compare-and-set makes harmless."""
         self._joined = False
         self._anchors.forget()
-        health.wait("read")  # a poll waits until the group has settled, however long Kafka is away
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Forget (aiokafka has just put every position back to the committed one), and have them anchored."""
@@ -181,7 +180,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         FastStream repeats it after Kafka's failures, without a word, until they have lasted too long; after any other
         its loop would end. While Kafka is away a poll does not fail, it only waits.
         """
-        health.beat("read")
+        # Until the group has settled a poll waits, however long Kafka is away.
+        (health.beat if self._joined else health.wait)("read")
         reach("read.before")
         try:
             fetched = await consumer.getmany(timeout_ms=self._batch_timeout_ms, max_records=self._max_records)

@@ -157,8 +157,10 @@ class Publisher(Generic[Row]):
                 found = await consumer.getmany(*pending, timeout_ms=200, max_records=at_once)
                 records = [record for part in found.values() for record in part]
                 if records:
+                    began = time.monotonic()
                     with self._noting_too_much(len(records)):
                         await self._channel.mark_found(connection, records)
+                    self._portion.fitted((time.monotonic() - began) / (COMMAND_TIMEOUT_S * self._patience))
                 for tp in list(pending):
                     # The position, not a record's offset: logs end with markers, and hold aborted records.
                     async with asyncio.timeout(POSITION_TIMEOUT_S):
@@ -216,6 +218,7 @@ class Publisher(Generic[Row]):
 
     async def _publish_rows(self, connection: Connection, producer: AIOKafkaProducer, rows: Sequence[Row]) -> None:
         began = time.monotonic()
+        health.beat(self._loop)
         with self._noting_too_much(len(rows)):
             sent, refused = await self._send(producer, rows)
         if refused:
@@ -228,6 +231,7 @@ class Publisher(Generic[Row]):
         ends: dict[TopicPartition, int] = {}
         for tp, offset in sent:
             ends[tp] = max(ends.get(tp, 0), offset + 1)
+        health.beat(self._loop)
         with self._noting_too_much(len(rows)):
             async with connection.transaction():
                 # Positions first, as workers do: a promotion locks the tables in that order.

@@ -91,7 +91,7 @@ class Summarizer:
             await self._summarize(connection, asked[middle:])
             return
         async with connection.transaction():
-            await promotion.keep_off(connection)
+            await promotion.keep_off(connection, for_s=max(1, round(self._timeout_s)))
             if await promotion.identity(connection, self._database.schema) != schema:
                 return  # half of what was read may be of the one, half of the other
             stored = await summaries.ready(connection, [(each, event.value) for each, event in computed])

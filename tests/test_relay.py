@@ -201,7 +201,7 @@ async def test_a_database_begun_anew_arrives_at_the_same_state_and_publishes_not
 async def test_foreign_records_on_the_output_topics_stop_no_relay(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
-    for topic in (topics.finalized, topics.dead_letters):
+    for topic in (topics.finalized, topics.summaries, topics.dead_letters):
         await create_topic(settings.bootstrap_servers, topic, configs={"cleanup.policy": "delete"})
     subjects = [("ce_subject", random.Random(7).randbytes(20_000).hex().encode())]
     ids = (b"batch.finalized/x/3", b"x/4294967296", b"x/" + b"9" * 5_000, b"y" * 30_000, b"\x00/1", "x/٣".encode(), b"")
@@ -209,6 +209,15 @@ async def test_foreign_records_on_the_output_topics_stop_no_relay(settings: Sett
         settings.bootstrap_servers,
         topics.finalized,
         [Message(b"x", b"{}", "x", (("ce_id", each), *subjects)) for each in ids],
+    )
+    of_ours = [("ce_subject", b"batch-00000")]
+    summaries = [
+        b"batch.summarized/batch-00000/" + each for each in (b"foo", b"9999999999", b"1/2/3", b"0/" + b"9" * 30)
+    ]
+    await produce(
+        settings.bootstrap_servers,
+        topics.summaries,
+        [Message(b"x", b"{}", "x", (("ce_id", each), *of_ours)) for each in summaries],
     )
     places = [(b"t" * 30_000, b"0", b"0"), (b"t", b"9" * 18, b"0"), (b"t", b"0", b"9" * 18), (b"", b"-1", b"x")]
     places.append((b"t\0", b"0", b"0"))
@@ -219,7 +228,14 @@ async def test_foreign_records_on_the_output_topics_stop_no_relay(settings: Sett
     )
     broken = Message(b"b", b"no JSON", "b")
     async with running(settings) as product:
+        await product.start_clock()
         await publish(settings, [*empty_batches(0, 20), broken])
+
+        async def summarized() -> int:
+            found = await drain(settings.bootstrap_servers, topics.summaries)
+            return len([record for record in found if record.key != b"x"]) == 20
+
+        await eventually(summarized, 60)
         await product.settled()
     events = [record.key for record in await drain(settings.bootstrap_servers, topics.finalized) if record.key != b"x"]
     assert sorted(events) == [f"batch-{number:05}".encode() for number in range(20)]

@@ -397,9 +397,9 @@ async def test_a_summary_computed_over_a_promotion_is_of_one_schema(
         nonlocal promoted
         found = await load(*given)
         if not promoted:
-            await connection.execute(
-                f"ALTER SCHEMA {live} RENAME TO {live}_old; ALTER SCHEMA {shadow} RENAME TO {live}"
-            )
+            promoting = await settings.database().connect("test")
+            await promoting.execute(f"ALTER SCHEMA {live} RENAME TO {live}_old; ALTER SCHEMA {shadow} RENAME TO {live}")
+            await promoting.close()
         promoted = True
         return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from rollcall_client import ConfigurationError, DeliveryError, InvalidMessageError, Rollcall
-from rollcall_client.errors import UnreachableError
+from rollcall_client.errors import RollcallError, UnreachableError
 from rollcall_client.jobs import (
     Created,
     CriticalError,
@@ -227,6 +227,28 @@ async def test_items_may_come_from_generators_and_a_source_that_breaks_leaves_th
         await quietly(every_kind, broken(), rc, batch_id=batch_id, rerun="all")
     again = await quietly(every_kind, ["created-0", "created-1"], rc, batch_id=batch_id, rerun="all")
     assert (again.created, again.status) == (2, "COMPLETED")
+
+
+async def test_a_source_that_is_cancelled_breaks_and_does_not_seal_the_batch(rc: Rollcall) -> None:
+    async def cancelled() -> AsyncIterator[str]:
+        yield "created-0"
+        raise asyncio.CancelledError
+
+    with pytest.raises(RollcallError, match="something that its items come from was cancelled"):
+        await asyncio.wait_for(quietly(every_kind, cancelled(), rc), 60)
+
+
+async def test_items_that_could_be_awaited_as_well_are_iterated(rc: Rollcall) -> None:
+    class Cursor:
+        """As asyncpg's: what it gives when it is awaited cannot be iterated."""
+
+        def __await__(self) -> Iterator[None]:
+            yield from ()
+
+        async def __aiter__(self) -> AsyncIterator[str]:
+            yield "created-0"
+
+    assert (await quietly(every_kind, Cursor(), rc)).created == 1
 
 
 async def test_a_job_that_forgets_to_return_its_items_opens_no_batch(rc: Rollcall, product: Product) -> None:

@@ -287,14 +287,35 @@ async def test_a_retry_that_is_taken_up_again_does_not_end_with_what_it_is_about
     assert (event.revision, event.outcome, event.item_counts.succeeded) == (1, "completed", 2)
 
 
-async def retry_of_all(asking: Rollcall, product: Product, job_name: str, items: list[str]) -> str:
-    """A batch for which all items of one that was cancelled are asked for again."""
+async def test_what_one_request_of_a_retry_left_failed_is_not_taken_back_by_the_next(
+    asking: Rollcall, product: Product, unique: str
+) -> None:
+    """Of many items there are several requests."""
+
+    @job(name=unique, concurrency=1)
+    async def failing(item: str) -> None:
+        if item == "a":
+            raise ValueError("told to fail")
+
+    batch_id = await retry_of_all(asking, product, unique, ["a", "b"], at_once=1)
+    async with taking_up(failing, asking, unique):
+        event = await asking.wait(batch_id, timeout=90)
+    assert (event.outcome, event.failed_item_ids) == ("completed_with_errors", ["a"])
+
+
+async def retry_of_all(
+    asking: Rollcall, product: Product, job_name: str, items: list[str], *, at_once: int = 1_000
+) -> str:
+    """A batch for which all items of one that was cancelled are asked for again, so many by each request."""
     before = await asking.open(name=job_name, items=items, metadata={"job": job_name})
     await before.cancel()
     batch = await asking.open(name=job_name, items=items, retry_of=before.batch_id)
     await asking.flush()
-    retry = {"batch_id": batch.batch_id, "retry_of": before.batch_id, "item_ids": items}
-    requests = [requested("batch.retry_requested", **retry)]
+    retry = {"batch_id": batch.batch_id, "retry_of": before.batch_id}
+    requests = [
+        requested("batch.retry_requested", **retry, item_ids=items[begin : begin + at_once])
+        for begin in range(0, len(items), at_once)
+    ]
     await produce(product.settings.bootstrap_servers, product.topics.requests, requests)
     return batch.batch_id
 

@@ -78,7 +78,7 @@ class _Loop:
         if portal is not None:
             self.is_anothers = True
             self._lock = Lock()  # another thread may have held it
-            with suppress(StopIteration):
+            with suppress(StopIteration, RuntimeError):
                 portal.stop().send(None)  # else its context, once let go of, would wait for the thread to end it
 
     def end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -14,7 +14,7 @@ from aiolimiter import AsyncLimiter
 from anyio import CapacityLimiter, from_thread, to_thread
 
 from rollcall_client.batch import Batch
-from rollcall_client.errors import InvalidMessageError, UnreachableError
+from rollcall_client.errors import InvalidMessageError, RollcallError, UnreachableError
 from rollcall_client.jobs.job import CriticalError, Current, Items, Job, set_current
 from rollcall_client.jobs.memory import InFlight, MemoryGate
 from rollcall_client.jobs.outcomes import Failed, Outcome, Succeeded
@@ -116,8 +116,16 @@ class Drawing:
                             chunk.append(work)
         except StopAsyncIteration:
             pass
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            self.error = RollcallError(f"{self._job.name}: something that its items come from was cancelled")
+            self.error.__cause__ = error
         except Exception as error:
-            self.error = error
+            # Where the wait for the next one was cut short, it is what the source made of that.
+            if self._async_items is None or not self._stop.is_set():
+                self.error = error
         return chunk
 
     def _work(self, item: Any) -> Work | None:
@@ -251,7 +259,11 @@ class Execution:
         for _ in chunk:
             if not await self._may_start():
                 return
-        tried = await to_thread.run_sync(self._try_all, chunk, limiter=threads)
+        try:
+            tried = await to_thread.run_sync(self._try_all, chunk, limiter=threads)
+        except BaseException:
+            self._stop.set()  # cancelled: the thread is to begin no further item, for which no loop may be left
+            raise
         again: list[tuple[float, Work]] = []
         for work, each in zip(chunk, tried, strict=False):  # fewer where it was stopped
             wait_s = await self._settle(work, 1, each)

@@ -185,7 +185,8 @@ async def drawable(job: Job, given: Items | Awaitable[Items]) -> Items:
 
     To be asked before a batch is opened: of what cannot be drawn it would have none, and be complete.
     """
-    items = await given if inspect.isawaitable(given) else given
+    # A cursor of asyncpg's is both: what it gives when it is awaited is nothing to iterate.
+    items = await given if inspect.isawaitable(given) and not isinstance(given, AsyncIterable) else given
     if isinstance(items, Iterable | AsyncIterable):
         return items
     raise ConfigurationError(

@@ -52,7 +52,7 @@ async def listen(jobs: Mapping[str, Job], client: Rollcall, *, group: str, stop:
                 continue
             try:
                 request = _READ[kind](json.loads(record.value or b"null"))
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 _log.error("a request that cannot be understood", kind=kind, error=repr(error), offset=record.offset)
                 continue
             try:
@@ -143,7 +143,8 @@ async def _retry_requested(
         job, client.batch(batch_id), worker=worker_name(None), progress=Progress(), tell=lambda _: None
     )
     drawing = Drawing(job, items, done, lambda _: True, execution.stopping)
-    await execution.take_back(done, lambda _: True)
+    # Of a retry of many items there are several requests: what another has left failed is not done again by this one.
+    await execution.take_back(done, set(item_ids).__contains__ if item_ids else lambda _: True)
     async with stopping(execution, stop), begun(job):
         await execution.run(drawing)
     await client.flush()
