@@ -23,3 +23,13 @@ def test_a_run_taken_up_again_lacks_only_what_was_not_played_and_says_on_which_c
     assert taken_up.lacks((FAULTS[0], 2))
     assert taken_up.lacks((FAULTS[1], 1))
     assert list(taken_up.codes.values()) == [1], "stopping is no round"
+
+
+def test_a_round_that_went_wrong_is_played_again_and_counts_as_it_went_last(tmp_path: Path) -> None:
+    file = tmp_path / "rounds.jsonl"
+    begun = Record(file)
+    begun.add(Result(FAULTS[0].name, 1, None, ["stuck"], "said"))
+    taken_up = Record(file)
+    assert (taken_up.wrong, taken_up.lacks((FAULTS[0], 1))) == (1, True)
+    taken_up.add(Result(FAULTS[0].name, 1, 2.5, [], "said"))
+    assert (taken_up.wrong, taken_up.lacks((FAULTS[0], 1)), len(file.read_text().splitlines())) == (0, False, 2)

@@ -39,14 +39,15 @@ Planned = tuple[Fault, int]
 class Record:
     """The results of a run, kept as lines of JSON where a file is given; a run that was stopped goes on behind them.
 
-    Each names the code it was played on: a run that takes days may well have met more than one.
+    Each names the code it was played on: a run that takes days may well have met more than one. A round that was wrong
+    is played again when the run is taken up, and then counts as it went last.
     """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._code = _code()
-        self.results: list[Result] = []
-        self.codes: Counter[str] = Counter()
+        self._rounds: dict[tuple[str, int], tuple[str, Result]] = {}
+        self._stops: list[Result] = []
         self.seed = 0
         if file is not None and file.exists():
             for line in map(json.loads, file.read_text().splitlines()):
@@ -60,13 +61,24 @@ class Record:
                 file.write(json.dumps({"run": self.seed, "code": self._code, **asdict(result)}) + "\n")
 
     def _take(self, code: str, result: Result) -> None:
-        self.results.append(result)
-        if result.fault != STOPPING:
-            self.codes[code] += 1
+        if result.fault == STOPPING:
+            self._stops.append(result)
+        else:
+            self._rounds[result.fault, result.seed] = code, result
 
     def lacks(self, planned: Planned) -> bool:
-        """Whether this round has not been played."""
-        return all((result.fault, result.seed) != (planned[0].name, planned[1]) for result in self.results)
+        """Whether this round has not been played, or went wrong."""
+        _, result = self._rounds.get((planned[0].name, planned[1]), ("", None))
+        return result is None or bool(result.problems)
+
+    @property
+    def results(self) -> list[Result]:
+        return [*(result for _, result in self._rounds.values()), *self._stops]
+
+    @property
+    def codes(self) -> Counter[str]:
+        """How many rounds were played on which."""
+        return Counter(code for code, _ in self._rounds.values())
 
     @property
     def wrong(self) -> int:
