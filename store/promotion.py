@@ -223,16 +223,16 @@ class Changed:
 
 # A promotion then comes wholly before or wholly behind this transaction. Were we cut off then, it would wait for us:
 # asyncpg may be in the midst of preparing a statement, which counts as no idleness.
-_KEEP_OFF = "LOCK TABLE positions IN ROW SHARE MODE; SET LOCAL transaction_timeout TO '{}s'"
+_KEEP_OFF = "LOCK TABLE positions IN ROW SHARE MODE; SET LOCAL transaction_timeout TO '30s'"
 
 
-async def keep_off(connection: Connection, *, for_s: int = 30) -> None:
-    """Let no promotion happen until this transaction ends, which it does in time; the first statement of one.
+async def keep_off(connection: Connection) -> None:
+    """Let no promotion happen until this transaction ends, which it does in 30 s; the first statement of one.
 
     A statement whose first table is only read does not wait for one, and would look for the places of one schema's rows
     in the other's.
     """
-    await connection.execute(_KEEP_OFF.format(for_s))
+    await connection.execute(_KEEP_OFF)
 
 
 async def identity(connection: Connection, live: str) -> int | None:

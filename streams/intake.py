@@ -166,6 +166,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         """Forget; the flush in flight may well commit, which the compare-and-set makes harmless."""
         self._joined = False
         self._anchors.forget()
+        health.wait("read")  # the poll that is under way may go on to wait for the group, too
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Forget (aiokafka has just put every position back to the committed one), and have them anchored."""

@@ -8,7 +8,7 @@ missed; only then does it publish. Whatever leaves doubt about a transaction's o
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -156,22 +156,24 @@ class Publisher(Generic[Row]):
                 at_once = min(READ_BACK_RECORDS, self._portion.count)
                 found = await consumer.getmany(*pending, timeout_ms=200, max_records=at_once)
                 records = [record for part in found.values() for record in part]
+                read = await self._positions(consumer, pending)
                 if records:
-                    began = time.monotonic()
                     with self._noting_too_much(len(records)):
                         await self._channel.mark_found(connection, records)
-                    self._portion.fitted((time.monotonic() - began) / (COMMAND_TIMEOUT_S * self._patience))
-                for tp in list(pending):
-                    # The position, not a record's offset: logs end with markers, and hold aborted records.
-                    async with asyncio.timeout(POSITION_TIMEOUT_S):
-                        if await consumer.position(tp) >= ends[tp]:
-                            pending.discard(tp)
+                        await self._note_known(connection, read)  # whatever comes, this far it is not read again
+                    self._portion.fitted()
+                pending = {tp for tp in pending if read[tp] < ends[tp]}
                 if pending and time.monotonic() - reported > TRANSACTION_TIMEOUT_S:
                     reported = time.monotonic()
                     log.warning(
                         "reading back waits (for a foreign open transaction?)", partitions=sorted(map(str, pending))
                     )
         await self._note_known(connection, ends)
+
+    async def _positions(self, consumer: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Not a record's offset: logs end with markers, and hold aborted records."""
+        async with asyncio.timeout(POSITION_TIMEOUT_S):
+            return {tp: await consumer.position(tp) for tp in partitions}
 
     async def _high_watermarks(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
         """Where the logs end for a read_uncommitted reader: what is open counts too, and must be waited for."""
@@ -208,7 +210,8 @@ class Publisher(Generic[Row]):
         """And then again and again: publish what is next in one transaction and mark it; returns how many rows."""
         started = time.perf_counter()
         at_once = min(SINGLY, self._portion.count) if self._singly else self._portion.count
-        rows = await self._channel.unpublished(connection, at_once, ROUND_BYTES)
+        with self._noting_too_much(at_once):
+            rows = await self._channel.unpublished(connection, at_once, ROUND_BYTES)
         if not rows:
             return 0
         with span(f"publish {self._channel.name}", lambda: self._channel.traceparents(rows), records=len(rows)):

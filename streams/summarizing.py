@@ -19,6 +19,7 @@ from store import batches, outbox, promotion, statistics, summaries
 from store.connection import BY_KEY, SERVING, Connection, Database
 from store.rows import OutboxRow
 from store.summaries import PendingSummary
+from streams.portion import Portion
 from streams.retrying import attempts, sleep
 
 POLL_S = 0.2
@@ -45,6 +46,7 @@ class Summarizer:
         self._topics = topics
         self._timeout_s = timeout_s
         self._retry_after = timedelta(seconds=retry_after_s)
+        self._portion = Portion(ROUND_BATCHES)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Summarize until ``stop`` is set, beginning anew after every failure that may pass."""
@@ -69,10 +71,16 @@ class Summarizer:
 
     async def _round(self, connection: Connection) -> bool:
         """Summarize what waits longest; returns whether anything did."""
-        waiting = await summaries.pending(connection, datetime.now(UTC), ROUND_BATCHES)
+        waiting = await summaries.pending(connection, datetime.now(UTC), self._portion.count)
         if not waiting:
             return False
-        await self._summarize(connection, _first(waiting))
+        asked = _first(waiting)
+        try:
+            await self._summarize(connection, asked)
+        except (TimeoutError, asyncpg.PostgresError):
+            self._portion.too_much(len(asked))  # what is stored at once has 30 s
+            raise
+        self._portion.fitted()
         return True
 
     async def _summarize(self, connection: Connection, asked: Sequence[PendingSummary]) -> None:
@@ -91,7 +99,7 @@ class Summarizer:
             await self._summarize(connection, asked[middle:])
             return
         async with connection.transaction():
-            await promotion.keep_off(connection, for_s=max(1, round(self._timeout_s)))
+            await promotion.keep_off(connection)
             if await promotion.identity(connection, self._database.schema) != schema:
                 return  # half of what was read may be of the one, half of the other
             stored = await summaries.ready(connection, [(each, event.value) for each, event in computed])

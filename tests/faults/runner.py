@@ -31,6 +31,7 @@ PATIENCE_S = 120.0
 SHORT_RESULTS = 40_000
 SHORT_BUDGET_S = 330.0
 FEWEST_SHORT = 8
+PLAYED = "docs/fault-rounds.jsonl"
 RESULTS = 200_000
 
 Planned = tuple[Fault, int]
@@ -39,15 +40,16 @@ Planned = tuple[Fault, int]
 class Record:
     """The results of a run, kept as lines of JSON where a file is given; a run that was stopped goes on behind them.
 
-    Each names the code it was played on: a run that takes days may well have met more than one. A round that was wrong
-    is played again when the run is taken up, and then counts as it went last.
+    Each names the code it was played on: a run that takes days may well have met more than one. A round that went wrong
+    on other code is played again, and then counts as it went there; on the same code it stays wrong, however often it
+    is played: its seed does not decide all.
     """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
         self._code = _code()
-        self._rounds: dict[tuple[str, int], tuple[str, Result]] = {}
-        self._stops: list[Result] = []
+        self._rounds: dict[tuple[str, int], list[tuple[str, Result]]] = {}
+        self._stops: list[tuple[str, Result]] = []
         self.seed = 0
         if file is not None and file.exists():
             for line in map(json.loads, file.read_text().splitlines()):
@@ -62,27 +64,46 @@ class Record:
 
     def _take(self, code: str, result: Result) -> None:
         if result.fault == STOPPING:
-            self._stops.append(result)
+            self._stops.append((code, result))
         else:
-            self._rounds[result.fault, result.seed] = code, result
+            self._rounds.setdefault((result.fault, result.seed), []).append((code, result))
 
     def lacks(self, planned: Planned) -> bool:
-        """Whether this round has not been played, or went wrong."""
-        _, result = self._rounds.get((planned[0].name, planned[1]), ("", None))
-        return result is None or bool(result.problems)
+        """Whether this round has not been played, or went wrong on other code."""
+        played = self._rounds.get((planned[0].name, planned[1]), [])
+        return not played or (played[-1][0] != self._code and any(result.problems for _, result in _newest(played)))
+
+    @property
+    def _counted(self) -> list[tuple[str, Result]]:
+        return [each for played in self._rounds.values() for each in _newest(played)]
 
     @property
     def results(self) -> list[Result]:
-        return [*(result for _, result in self._rounds.values()), *self._stops]
+        """What counts: of a round played on several codes the last, and stops on those that count."""
+        codes = self.codes
+        return [result for _, result in self._counted] + [result for code, result in self._stops if code in codes]
 
     @property
     def codes(self) -> Counter[str]:
-        """How many rounds were played on which."""
-        return Counter(code for code, _ in self._rounds.values())
+        """How many rounds that count were played on which."""
+        return Counter(code for code, _ in self._counted)
+
+    @property
+    def replaced(self) -> int:
+        """How many rounds went wrong, and do not count since they were played on other code."""
+        played = [each for rounds in self._rounds.values() for each in rounds]
+        return sum(bool(result.problems) for _, result in played) - sum(
+            bool(result.problems) for _, result in self._counted
+        )
 
     @property
     def wrong(self) -> int:
         return sum(bool(result.problems) for result in self.results)
+
+
+def _newest(played: Sequence[tuple[str, Result]]) -> list[tuple[str, Result]]:
+    """Those of a round that were played on the code that it was played on last."""
+    return [each for each in played if each[0] == played[-1][0]]
 
 
 def chosen(names: str, seed: int, *, short: bool) -> list[Fault]:
@@ -105,13 +126,17 @@ def chosen(names: str, seed: int, *, short: bool) -> list[Fault]:
 
 
 def _code() -> str:
-    """The commit that is checked out, with a plus where the tree differs from it."""
-    asked = ("git", "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+")
+    """The commit that is checked out, with a plus where the tree differs from it, but in what was played."""
+    asked = ("git", "describe", "--always", "--abbrev=7", "--exclude=*")
+    changed = ("git", "status", "--porcelain", "--untracked-files=no", "--", ":/", f":!/{PLAYED}")
     try:
-        said = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True)
+        said, differs = [
+            subprocess.run(each, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+            for each in (asked, changed)
+        ]
     except FileNotFoundError:
         return "unknown"
-    return said.stdout.strip() or "unknown"
+    return said + ("+" if differs else "") if said else "unknown"
 
 
 def _kind(fault: Fault) -> tuple[bool, bool, bool, bool]:
@@ -173,7 +198,8 @@ def _summary(record: Record) -> None:
         shown = f"{statistics.median(times):19.1f} {times[-1]:8.1f}" if times else f"{'-':>19} {'-':>8}"
         print(f"{name:<26} {len(of_it):6} {wrong:6}  {shown}")
     codes = ", ".join(f"{count} on {code}" for code, count in record.codes.items())
-    print(f"{record.codes.total()} rounds ({codes}), {record.wrong} wrong")
+    again = f", {record.replaced} more that went wrong on other code and were played again" if record.replaced else ""
+    print(f"{record.codes.total()} rounds ({codes}), {record.wrong} wrong{again}")
 
 
 async def _run(given: argparse.Namespace, plan: Sequence[Planned], record: Record) -> None:

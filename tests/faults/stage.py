@@ -48,7 +48,7 @@ _AT_WORK = {
 """The ports from which they are connected."""
 _PUBLISHED = ("outbox", "dead_letters")
 
-OTHER_SESSIONS = 10
+OTHER_SESSIONS = 30
 """Of the API's pool, and of those who ask for health, at most."""
 LEAKED_TIMEOUT_S = 30.0
 _UNREACHABLE = (OSError, TimeoutError, KafkaError, asyncpg.PostgresError, asyncpg.InterfaceError)

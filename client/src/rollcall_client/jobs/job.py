@@ -185,8 +185,9 @@ async def drawable(job: Job, given: Items | Awaitable[Items]) -> Items:
 
     To be asked before a batch is opened: of what cannot be drawn it would have none, and be complete.
     """
-    # A cursor of asyncpg's is both: what it gives when it is awaited is nothing to iterate.
-    items = await given if inspect.isawaitable(given) and not isinstance(given, AsyncIterable) else given
+    items = await given if inspect.isawaitable(given) else given
+    if not isinstance(items, Iterable | AsyncIterable) and isinstance(given, AsyncIterable):
+        items = given  # a cursor of asyncpg's is both, and what it gives when it is awaited is nothing to iterate
     if isinstance(items, Iterable | AsyncIterable):
         return items
     raise ConfigurationError(
