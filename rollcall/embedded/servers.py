@@ -17,17 +17,22 @@ class EmbeddedServerError(RuntimeError):
     """An embedded server could not be installed or started; the message carries the tail of its log."""
 
 
-def free_port() -> int:
-    """A TCP port nobody listens on at 127.0.0.1 right now."""
+def free_port(in_a_row: int = 1) -> int:
+    """The first of so many TCP ports that nobody listens on at 127.0.0.1 right now."""
     for port in random.sample(_PORTS, 200):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if all(map(_is_free, range(port, port + in_a_row))):
             return port
     raise EmbeddedServerError("no free TCP port found on 127.0.0.1")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def log_size(log: Path) -> int:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -16,15 +15,21 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from rollcall.embedded.servers import free_port
 from rollcall.settings import Settings
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
+PORTS = 6
+"""Of a run and its processes."""
+
 
 def with_free_port(settings: Settings, **changes: Any) -> Settings:
-    """The same settings with a port for metrics that is free just now, and so are the few behind it, most likely."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return settings.model_copy(update={"metrics_port": free.getsockname()[1], **changes})
+    """The same settings with a port for metrics that is free just now, as are the few behind it.
+
+    None that the system gives to connections: one of those may have it by the time that it is listened on.
+    """
+    return settings.model_copy(update={"metrics_port": free_port(PORTS), **changes})
 
 
 async def get(settings: Settings, path: str, *, behind: int = 0) -> tuple[int, str]:
