@@ -11,7 +11,6 @@ import os
 import platform
 import re
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -29,7 +28,7 @@ from rollcall.children import kill_all_children
 from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.embedded.kafka_jars import Progress
 from rollcall.embedded.postgres import EmbeddedPostgres
-from rollcall.embedded.servers import EmbeddedServerError
+from rollcall.embedded.servers import EmbeddedServerError, free_port, is_free
 from rollcall.operations import serving, watching
 from rollcall.readiness import READY_FILE, announced
 from rollcall.settings import ENV_PREFIX, Settings, load_settings
@@ -222,13 +221,7 @@ def _settings_for(kafka: EmbeddedKafka, postgres: EmbeddedPostgres) -> Settings:
 
 def _free_port(wanted: int) -> int:
     """The port that is wanted where nobody has it, else any other; to be the same when the API is started again."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return wanted if wanted and is_free(wanted) else free_port()
 
 
 async def _migrate(settings: Settings) -> None:

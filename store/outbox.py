@@ -30,7 +30,11 @@ ON CONFLICT (topic, partition, record_offset)
 DO UPDATE SET reason = EXCLUDED.reason, message = EXCLUDED.message, batch_id = EXCLUDED.batch_id, redriven_at = NULL
 """
 
-_SUMMARIES = "'batch.summarized/' || o.batch_id"
+SUMMARIES_TOO = (
+    "({0}.id >= 'batch.summarized/' || o.batch_id || '/' AND {0}.id < 'batch.summarized/' || o.batch_id || '0')"
+)
+"""Whether a row is a summary of the batch that ``o`` is of, by a stretch of the key: "0" is what comes behind "/"."""
+
 # (revision, the record that asked again or 0); null of an id that is none of ours: a topic may hold anything.
 _SUMMARY_OF = (
     "(SELECT CASE WHEN asked ~ '^[0-9]{{1,9}}(/[0-9]{{1,18}})?$'"
@@ -49,7 +53,7 @@ SELECT {column_list(OutboxRow._fields, "o.")}, CASE o.channel WHEN 'finalized' T
       AND p.published_at IS NOT NULL
 ) WHEN 'summaries' THEN EXISTS (
     SELECT FROM outbox p
-    WHERE p.id >= {_SUMMARIES} || '/' AND p.id < {_SUMMARIES} || '0' AND p.batch_id = o.batch_id
+    WHERE {SUMMARIES_TOO.format("p")} AND p.batch_id = o.batch_id
       AND p.published_at IS NOT NULL AND {_SUMMARY_OF.format("p")} >= {_SUMMARY_OF.format("o")}
 ) ELSE false END AS said
 FROM (

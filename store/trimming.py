@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from store.connection import Connection
-from store.outbox import WITHHELD
+from store.outbox import SUMMARIES_TOO, WITHHELD
 
 _IS_WITHHELD = f"published_at IS NULL AND refused = '{WITHHELD}'"
 
@@ -22,8 +22,7 @@ WITH old AS MATERIALIZED (
           SELECT FROM outbox u WHERE u.channel = 'finalized' AND u.batch_id = o.batch_id AND u.published_at IS NULL
             AND u.refused IS DISTINCT FROM '{WITHHELD}'))
       AND NOT (o.channel = 'summaries' AND EXISTS (
-          SELECT FROM outbox u WHERE u.id >= 'batch.summarized/' || o.batch_id || '/'
-            AND u.id < 'batch.summarized/' || o.batch_id || '0' AND u.published_at IS NULL
+          SELECT FROM outbox u WHERE {SUMMARIES_TOO.format("u")} AND u.published_at IS NULL
             AND u.refused IS DISTINCT FROM '{WITHHELD}'))
       AND NOT (o.channel = 'alerts' AND EXISTS (
           SELECT FROM batches b WHERE b.batch_id = o.batch_id AND b.outcome IS NULL))

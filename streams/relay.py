@@ -39,7 +39,6 @@ from streams.portion import Portion
 from streams.retrying import attempts
 from streams.tracing import span
 
-READ_BACK_RECORDS = 1_000
 ROUND_BYTES = 4 * 1024 * 1024
 """A round of about so many bytes of values, whatever its rows are: it bounds the relay's memory."""
 SINGLY = 20
@@ -153,8 +152,7 @@ class Publisher(Generic[Row]):
             reported = time.monotonic()
             while pending:
                 health.beat(self._loop)
-                at_once = min(READ_BACK_RECORDS, self._portion.count)
-                found = await consumer.getmany(*pending, timeout_ms=200, max_records=at_once)
+                found = await consumer.getmany(*pending, timeout_ms=200, max_records=self._portion.count)
                 records = [record for part in found.values() for record in part]
                 read = await self._positions(consumer, pending)
                 if records:

@@ -20,12 +20,13 @@ class EmbeddedServerError(RuntimeError):
 def free_port(in_a_row: int = 1) -> int:
     """The first of so many TCP ports that nobody listens on at 127.0.0.1 right now."""
     for port in random.sample(_PORTS, 200):
-        if all(map(_is_free, range(port, port + in_a_row))):
+        if all(map(is_free, range(port, port + in_a_row))):
             return port
     raise EmbeddedServerError("no free TCP port found on 127.0.0.1")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens on this TCP port at 127.0.0.1 right now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
