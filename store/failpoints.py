@@ -1,7 +1,8 @@
-"""Points at which a process under test kills itself, as a crash at that very moment would.
+"""Points at which a process under test kills itself, as a crash at that very moment would, or stops.
 
 ``ROLLCALL_FAILPOINT=cas.after`` kills it with SIGKILL where it first gets there, ``cas.after:3`` where it does for
-the third time. Meant for tests; without the variable ``reach`` does nothing.
+the third time; ``cas.after:3:stop`` stops it there with SIGSTOP, until somebody has it go on (SIGCONT). Meant for
+tests; without the variable ``reach`` does nothing.
 """
 
 import os
@@ -12,6 +13,7 @@ from typing import NoReturn
 
 VARIABLE = "ROLLCALL_FAILPOINT"
 
+_SIGNALS = {"": signal.SIGKILL, "stop": signal.SIGSTOP}
 _WORKER_STEPS = ("read", "cas", "copy", "batches", "outbox", "commit", "kafka_commit")
 _RELAY_STEPS = ("read_back", "send", "relay.commit", "mark")
 
@@ -27,18 +29,24 @@ def armed(setting: str) -> Callable[[str], None]:
     """What ``reach`` does under this setting. Raises UnknownFailpointError."""
     if not setting:
         return _pass_by
-    wanted, _, count = setting.partition(":")
-    if wanted not in WORKER + RELAY or not (count or "1").isdecimal() or int(count or "1") < 1:
+    wanted, _, how = setting.partition(":")
+    count, _, action = how.partition(":")
+    if (
+        wanted not in WORKER + RELAY
+        or not (count or "1").isdecimal()
+        or int(count or "1") < 1
+        or action not in _SIGNALS
+    ):
         known = ", ".join(WORKER + RELAY)
-        raise UnknownFailpointError(f"{VARIABLE}={setting} is no failpoint (name or name:n, of: {known})")
-    left = int(count or "1")
+        raise UnknownFailpointError(f"{VARIABLE}={setting} is no failpoint (name, name:n or name:n:stop, of: {known})")
+    left, signum = int(count or "1"), _SIGNALS[action]
 
     def reach(name: str) -> None:
         nonlocal left
         if name == wanted:
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signum)
 
     return reach
 

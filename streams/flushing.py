@@ -130,6 +130,7 @@ class Flusher:
 
     async def _flush(self, reading: Reading) -> None:
         """Forward what is misplaced and commit the micro-batch, however long it takes; or learn that it isn't ours."""
+        reach("read.after")
         started, forwarded = time.perf_counter(), len(reading.forwards)
         async for attempt in self._attempts("flush"):
             with attempt:

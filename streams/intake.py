@@ -229,7 +229,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             self._reading = False
 
     async def _take(self, parts: Parts) -> None:
-        reach("read.after")
         epoch = self._anchors.epoch
         ends = await self._ends(parts)
         for chunk in _chunks(parts, self._portion):

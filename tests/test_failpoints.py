@@ -30,7 +30,20 @@ def test_with_a_number_it_kills_itself_when_it_gets_there_for_that_time() -> Non
     assert run("send.after:3", "reach('send.after'); " * 3 + "0").returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("setting", ["cas.during", "cas", "cas.after:0", "cas.after:x", ":1"])
+def test_where_it_is_to_stop_it_goes_on_when_it_is_told_to() -> None:
+    stopped = subprocess.Popen(
+        [sys.executable, "-c", REACH.format("reach('cas.after')")],
+        env={**os.environ, VARIABLE: "cas.after:1:stop"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    _, status = os.waitpid(stopped.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    stopped.send_signal(signal.SIGCONT)
+    assert stopped.communicate()[0] == "alive\n"
+
+
+@pytest.mark.parametrize("setting", ["cas.during", "cas", "cas.after:0", "cas.after:x", "cas.after:1:pause", ":1"])
 def test_what_is_no_failpoint_is_refused(setting: str) -> None:
     with pytest.raises(UnknownFailpointError, match="is no failpoint"):
         armed(setting)

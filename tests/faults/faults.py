@@ -17,6 +17,7 @@ FAULTS = [
     Fault("terminate-twice", "shutdown", processes.terminate_twice, proxied=True),
     Fault("terminate-silent", "shutdown", processes.terminate_silent, proxied=True),
     Fault("stop-worker", "zombies", processes.stop_worker),
+    Fault("stop-worker-with-records", "zombies", processes.stop_worker_with_records, separate=True),
     Fault("stop-relay", "zombies", processes.stop_relay),
     Fault(
         "failpoints-worker", "failpoints", partial(processes.failpoint, names=failpoints.WORKER, times=1), separate=True

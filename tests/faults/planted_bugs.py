@@ -38,7 +38,7 @@ class Bug:
 BUGS = [
     Bug(
         "no compare-and-set",
-        "stop-worker",
+        "stop-worker-with-records",
         (("store/positions.py", " AND p.next_offset = v.expected\n", "\n"),),
     ),
     Bug(

@@ -24,6 +24,7 @@ RELAY_SESSION_TIMEOUT_S = 15.0
 SESSION_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 15.0
 LONG_STOP_TIMEOUT_S = 40.0
+LOST_TIMEOUT_S = 15.0
 KILLED_TIMEOUT_S = 10.0
 SUPERVISED = ("worker", "relay", "clock", "api")
 STORM_EVERY_S = 3.0
@@ -178,20 +179,60 @@ def _is_alive(pid: int) -> bool:
 
 
 async def stop_worker(each: Round) -> None:
-    """Stopped past its session, until the others hold all partitions."""
+    """Stopped past its session wherever it is, until the others hold all partitions."""
     zombie = await _one_at_work(each, "worker")
-    client_id = _client_id(zombie)
     begun = time.monotonic()
     with stopped(zombie):
-        await asyncio.sleep(SESSION_TIMEOUT_S + each.some(1.5, 4))
-
-        async def is_replaced() -> bool:
-            held = await each.product.held()
-            others = {number for other, numbers in held.items() if other != client_id for number in numbers}
-            return len(others) == PARTITIONS
-
-        await until(is_replaced, "the others hold what the stopped worker held")
+        await _others_hold_all(each, zombie)
         each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, its partitions are held by others")
+
+
+async def stop_worker_with_records(each: Round) -> None:
+    """Stopped with records that it has read, until the others have applied these, too.
+
+    Its session in PostgreSQL lives on, no transaction of it is open, and what it does first is to apply the records.
+    """
+    async with during(feed(each)):
+        await each.product.roles["worker-0"].kill()
+        setting = f"read.after:{each.random.randint(3, 8)}:stop"
+        zombie = psutil.Process((await each.product.start_usual("worker-0", {failpoints.VARIABLE: setting})).pid)
+
+        async def is_stopped() -> bool:
+            return zombie.status() == psutil.STATUS_STOPPED
+
+        await until(is_stopped, "a worker that has stopped with records in its hands")
+        begun = time.monotonic()
+        with stopped(zombie):
+            await _others_hold_all(each, zombie)
+            await each.product.caught_up(await each.product.ends(), each.patience_s)
+            lost = _lost_races(each)
+            each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, the others have applied what it had read")
+
+        each.over.set()
+
+        async def has_lost() -> bool:
+            return _lost_races(each) > lost
+
+        try:
+            await until(has_lost, "", LOST_TIMEOUT_S)
+        except AssertionError:
+            each.problems.append("the worker that was stopped has lost no race to those that took its place")
+
+
+def _lost_races(each: Round) -> int:
+    return each.product.log.read_bytes().count(b"lost a race")
+
+
+async def _others_hold_all(each: Round, zombie: psutil.Process) -> None:
+    client_id = _client_id(zombie)
+    await asyncio.sleep(SESSION_TIMEOUT_S + each.some(1.5, 4))
+
+    async def do_they() -> bool:
+        held = await each.product.held()
+        others = {number for other, numbers in held.items() if other != client_id for number in numbers}
+        return len(others) == PARTITIONS
+
+    await until(do_they, "the others hold what the stopped worker held")
 
 
 def _client_id(worker: psutil.Process) -> str:
