@@ -19,6 +19,7 @@ FAULTS = [
     Fault("stop-worker", "zombies", processes.stop_worker),
     Fault("stop-worker-with-records", "zombies", processes.stop_worker_with_records, separate=True),
     Fault("stop-relay", "zombies", processes.stop_relay),
+    Fault("stop-relay-in-transaction", "zombies", processes.stop_relay_in_transaction, separate=True),
     Fault(
         "failpoints-worker", "failpoints", partial(processes.failpoint, names=failpoints.WORKER, times=1), separate=True
     ),

@@ -126,7 +126,7 @@ class Player:
         product.rounds += 1
         product.largest_mb = 0
         patience_s = max(self.patience_s, fault.patience_s)
-        prefix = f"{product.direct.topic_prefix}{product.rounds}"
+        prefix = f"{fault.name}-{seed}"  # the same at each replay: it decides where batches are at home
         this = Round(self.stage, product, Random(seed), self.short, prefix, patience_s)
         problems: list[str] = []
         recovery_s: float | None = None
@@ -169,6 +169,8 @@ class Player:
         problems += this.problems
         if fault.proxied and self._harmed_on_the_way() == unharmed:
             problems.append("there was no harm: nothing on the way to Kafka or PostgreSQL was cut, held or late")
+        if flow.too_large:
+            problems.append(f"{flow.too_large} records were too large for the topic")
         if sent - unknown < FEWEST_ACKNOWLEDGED * results:
             problems.append(f"{sent - unknown} records were acknowledged, of {results} results")
         problems += [f"{kind}: {what}" for kind, what in report["findings"]]

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 from aiokafka.errors import KafkaError
@@ -24,7 +25,8 @@ RELAY_SESSION_TIMEOUT_S = 15.0
 SESSION_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 15.0
 LONG_STOP_TIMEOUT_S = 40.0
-LOST_TIMEOUT_S = 15.0
+A_DEATH_S = 15.0
+"""About how long it takes a process to come up and to die at its failpoint."""
 KILLED_TIMEOUT_S = 10.0
 SUPERVISED = ("worker", "relay", "clock", "api")
 STORM_EVERY_S = 3.0
@@ -193,34 +195,40 @@ async def stop_worker_with_records(each: Round) -> None:
     Its session in PostgreSQL lives on, no transaction of it is open, and what it does first is to apply the records.
     """
     async with during(feed(each)):
-        await each.product.roles["worker-0"].kill()
-        setting = f"read.after:{each.random.randint(3, 8)}:stop"
-        zombie = psutil.Process((await each.product.start_usual("worker-0", {failpoints.VARIABLE: setting})).pid)
-
-        async def is_stopped() -> bool:
-            return zombie.status() == psutil.STATUS_STOPPED
-
-        await until(is_stopped, "a worker that has stopped with records in its hands")
+        zombie, log = await _stopped_at(each, "worker-0", f"read.after:{each.random.randint(3, 8)}")
         begun = time.monotonic()
         with stopped(zombie):
             await _others_hold_all(each, zombie)
             await each.product.caught_up(await each.product.ends(), each.patience_s)
-            lost = _lost_races(each)
             each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, the others have applied what it had read")
-
         each.over.set()
-
-        async def has_lost() -> bool:
-            return _lost_races(each) > lost
-
-        try:
-            await until(has_lost, "", LOST_TIMEOUT_S)
-        except AssertionError:
-            each.problems.append("the worker that was stopped has lost no race to those that took its place")
+        await _says(each, log, b"lost a race")
 
 
-def _lost_races(each: Round) -> int:
-    return each.product.log.read_bytes().count(b"lost a race")
+async def _stopped_at(each: Round, name: str, failpoint: str) -> tuple[psutil.Process, Path]:
+    """One in place of the worker or relay of this name that has stopped there, and where it logs, alone."""
+    await each.product.roles[name].kill()
+    log = each.stage.directory / f"{each.prefix}.zombie.log"
+    child = await each.product.start_usual(name, {failpoints.VARIABLE: f"{failpoint}:stop"}, log)
+    zombie = psutil.Process(child.pid)
+
+    async def is_stopped() -> bool:
+        return zombie.status() == psutil.STATUS_STOPPED
+
+    await until(is_stopped, f"{name} that has stopped at {failpoint}")
+    return zombie, log
+
+
+async def _says(each: Round, log: Path, wanted: bytes) -> None:
+    """The round is wrong unless what was stopped finds that others have taken its place."""
+
+    async def does_it() -> bool:
+        return wanted in await asyncio.to_thread(log.read_bytes)
+
+    try:
+        await until(does_it, "")
+    except AssertionError:
+        each.problems.append(f"what was stopped did not say {wanted.decode()!r} when it went on")
 
 
 async def _others_hold_all(each: Round, zombie: psutil.Process) -> None:
@@ -260,6 +268,23 @@ async def stop_relay(each: Round) -> None:
             await asyncio.sleep(each.some(0, 1.5))
 
 
+async def stop_relay_in_transaction(each: Round) -> None:
+    """Stopped with events in a transaction of Kafka's, in front of its commit, until another relay has published them.
+
+    What it does first is to commit. Its epoch is an old one by then.
+    """
+    await each.product.start_role("relay-2", "relay")
+    async with during(feed(each)):
+        zombie, log = await _stopped_at(each, "relay", f"relay.commit.before:{each.random.randint(1, 4)}")
+        begun = time.monotonic()
+        with stopped(zombie):
+            written = await each.product.written()
+            await until(lambda: each.product.publishes_behind(written), "another relay that publishes")
+            each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, another relay publishes")
+        each.over.set()
+        await _says(each, log, b"failed, beginning anew")
+
+
 async def _relays_wait(each: Round) -> bool:
     async with each.product.connection() as connection:
         relays = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'rollcall relay leader'"
@@ -270,6 +295,7 @@ async def failpoint(each: Round, names: tuple[str, ...], times: int) -> None:
     """Start a process that will kill itself there, in place of the one that runs; so often for each name."""
     order = list(names)
     each.random.shuffle(order)
+    each.running.last(A_DEATH_S * len(names) * times)
     async with during(feed(each)):
         for name in order:
             for _ in range(times):

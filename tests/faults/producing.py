@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import msgspec
 from aiokafka.partitioner import murmur2
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Producer
 
 from tests.harness.broken_records import BROKEN
 
@@ -234,7 +234,7 @@ class Flow:
         self._bootstrap = bootstrap
         self._topic = topic
         self._messages = list(messages)
-        self._rate = rate
+        self._rate = self._usual_rate = rate
         self._interjected: deque[Message] = deque()
         # Only who interjects counts the one, only the thread the other.
         self._asked = self._answered = 0
@@ -242,6 +242,7 @@ class Flow:
         self._stop = threading.Event()
         self.begun_at = 0.0
         self.sent = 0
+        self.too_large = 0
         self.paused = threading.Event()
         self._outcomes: list[tuple[int, int] | None] = []
         self._thread = threading.Thread(target=self._run, name="flow", daemon=True)
@@ -281,8 +282,14 @@ class Flow:
         while not self.done and None in self._outcomes[:sent]:  # noqa: ASYNC110 - a thread sends
             await asyncio.sleep(0.02)
 
+    def last(self, seconds: float) -> None:
+        """Let what is not sent and not held back last so long, as long as nobody lets go."""
+        left = len(self._messages) * (1 - HELD_BACK - self.share)
+        self._rate = max(1.0, min(self._usual_rate, left / seconds))
+
     def let_go(self) -> None:
-        """Let go of what was held back."""
+        """Let go of what was held back, at the usual rate."""
+        self._rate = self._usual_rate
         self.paused.clear()
         self._let_go.set()
 
@@ -373,3 +380,5 @@ class Flow:
     def _delivered(self, number: int, error: Any, sent: Any) -> None:
         if error is None:
             self._outcomes[number] = (sent.partition(), sent.offset())
+        elif error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            self.too_large += 1

@@ -117,12 +117,14 @@ def chosen(names: str, seed: int, *, short: bool) -> list[Fault]:
         raise SystemExit(f"faults: no such fault: {', '.join(sorted(unknown))}; there are {known}")
     if not short or wanted:
         return sorted(found, key=_kind)
-    # One process after the other covers the failpoints in little time.
     found = [fault for fault in found if not fault.only_long]
     random = Random(seed)
     random.shuffle(found)
+    # A budget that is spent early must not always leave out the same kinds.
+    kinds = list(dict.fromkeys(map(_kind, found)))
     first = list({fault.group: fault for fault in found}.values())
-    return sorted(first, key=_kind) + sorted((fault for fault in found if fault not in first), key=_kind)
+    others = (fault for fault in found if fault not in first)
+    return [fault for part in (first, others) for fault in sorted(part, key=lambda fault: kinds.index(_kind(fault)))]
 
 
 def _code() -> str:

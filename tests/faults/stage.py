@@ -175,9 +175,11 @@ class Installation:
         """All of it, under the supervisor."""
         self.supervisor = await self._spawn("run", "run", "--workers", str(workers))
 
-    async def start_role(self, name: str, *role: str, env: Mapping[str, str] | None = None) -> Child:
+    async def start_role(
+        self, name: str, *role: str, env: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> Child:
         """One process of its own, kept by name."""
-        self.roles[name] = child = await self._spawn(name, *role, env=env)
+        self.roles[name] = child = await self._spawn(name, *role, env=env, log=log)
         return child
 
     async def start_all(self, workers: int) -> None:
@@ -193,17 +195,19 @@ class Installation:
             if name not in self.roles or self.roles[name].returncode is not None:
                 await self.start_usual(name)
 
-    async def start_usual(self, name: str, env: Mapping[str, str] | None = None) -> Child:
-        """`relay` or `worker-<slot>`, without a supervisor."""
+    async def start_usual(self, name: str, env: Mapping[str, str] | None = None, log: Path | None = None) -> Child:
+        """`relay` or `worker-<slot>`, without a supervisor; it logs where all do, or where it is told to."""
         if name == "relay":
-            return await self.start_role("relay", "relay", env=env)
-        return await self.start_role(name, "worker", "--slot", f"s{name.removeprefix('worker-')}", env=env)
+            return await self.start_role("relay", "relay", env=env, log=log)
+        return await self.start_role(name, "worker", "--slot", f"s{name.removeprefix('worker-')}", env=env, log=log)
 
-    async def _spawn(self, name: str, *command: str, env: Mapping[str, str] | None = None) -> Child:
+    async def _spawn(
+        self, name: str, *command: str, env: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> Child:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
         environment |= self._settings().environment() | dict(env or {})
         return await Child.spawn(
-            [sys.executable, "-P", "-m", "rollcall", *command], name=name, env=environment, log=self.log
+            [sys.executable, "-P", "-m", "rollcall", *command], name=name, env=environment, log=log or self.log
         )
 
     def _settings(self) -> Settings:
