@@ -3,8 +3,6 @@
 from store.connection import Connection
 
 ITEMS_PER_BATCH = 100
-BIG = "big"
-"""One batch that holds a tenth of all items."""
 
 # Batches of all ages and ends, most of them long done, as a year leaves behind.
 _BATCHES = """

@@ -22,7 +22,7 @@ from store.diagnosis import DeadLetter
 from store.reads import BatchStatus
 from streams.commanding import Command, applied_within
 from streams.decoding import decode
-from streams.observing import home_partitions
+from streams.observing import home_partition_count
 from streams.reading import Homes
 from streams.sending import Place, Sender
 
@@ -63,7 +63,7 @@ async def carried_out(action: str, batch_id: str, command: Command, settings: Se
         connection = await database.connect("batch")
     try:
         with naming(settings, "Kafka"):
-            sender = Sender(kafka, topics, Homes(await home_partitions(connection, kafka, topics)))
+            sender = Sender(kafka, topics, Homes(await home_partition_count(connection, kafka, topics)))
         with _saying_which(command, batch_id):
             with naming(settings, "Kafka"):
                 try:

@@ -18,7 +18,7 @@ from rollcall.settings import Settings
 from schemas.dead_letters import Refused
 from schemas.topics import Topics
 from streams.ndjson import Lines, batch_of
-from streams.observing import home_partitions
+from streams.observing import home_partition_count
 from streams.reading import Homes
 from streams.sending import Sender
 
@@ -123,7 +123,7 @@ async def _send(file: Path, settings: Settings, tally: Tally, *, skip_bad: bool)
         connection = await settings.database().connect("publish")
     with naming(settings, "Kafka"):
         try:
-            partitions = await home_partitions(connection, kafka, topics)
+            partitions = await home_partition_count(connection, kafka, topics)
         finally:
             connection.terminate()
         sender = Sender(kafka, topics, Homes(partitions))

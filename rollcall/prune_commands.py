@@ -104,7 +104,7 @@ async def _prune(settings: Settings, finalized_before: datetime) -> Pruned:
     from rollcall.reaching import naming
     from schemas.topics import Topics
     from store.connection import BY_KEY, SERVING
-    from streams.observing import home_partitions
+    from streams.observing import home_partition_count
     from streams.pruning import prune as pruning
     from streams.reading import Homes
     from streams.sending import Sender
@@ -114,7 +114,7 @@ async def _prune(settings: Settings, finalized_before: datetime) -> Pruned:
     try:
         await check(connection, settings.database_schema)
         with naming(settings, "Kafka"):
-            homes = Homes(await home_partitions(connection, kafka, topics))
+            homes = Homes(await home_partition_count(connection, kafka, topics))
         sender = Sender(kafka, topics, homes)
         try:
             async with aclosing(pruning(connection, sender, topics, finalized_before)) as progress:

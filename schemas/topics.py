@@ -47,7 +47,7 @@ class Topics:
         return f"{self.prefix}workers"
 
     def relay_transactional_id(self, channel: str, database: str) -> str:
-        """The Kafka transactional id under which one channel of the outbox is published."""
+        """The Kafka transactional id under which one of the relay's queues is published."""
         return f"{self.prefix}relay.{channel}.{database}"
 
     @property

@@ -132,7 +132,7 @@ def _held_partitions(member: tuple[Any, ...], topic: str) -> tuple[int, ...]:
     return tuple(each.partition for each in decoded.partitions() if each.topic == topic)
 
 
-async def home_partitions(connection: Connection, kafka: KafkaConnection, topics: Topics) -> int:
+async def home_partition_count(connection: Connection, kafka: KafkaConnection, topics: Topics) -> int:
     """Among how many partitions batches have homes: as many as stored at the first start; before it, as there are.
 
     Raises NoTopicError where the input topic is not there, ForeignLogError, KafkaError and asyncpg's errors.

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
@@ -18,8 +17,6 @@ MAX_RECORD_BYTES = 1024 * 1024
 """What the topics take."""
 MAX_EVENT_BYTES = MAX_RECORD_BYTES - 2 * 1024
 """Of an event as JSON; the rest is for its key, a traceparent, and what Kafka puts around them."""
-
-log = structlog.get_logger(__name__)
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 

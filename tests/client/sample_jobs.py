@@ -138,8 +138,3 @@ async def first_step(item: str) -> None:
 @job(name="second-step", bucket="1d", after=first_step, after_outcomes=("completed",))
 async def second_step(item: str) -> None:
     pass
-
-
-@job(name="trivial", concurrency=16)
-async def trivial(item: int) -> None:
-    pass

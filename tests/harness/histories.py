@@ -99,9 +99,6 @@ class History:
     def __len__(self) -> int:
         return len(self.messages)
 
-    def of_batch(self, batch_id: str) -> list[Message]:
-        return [message for message in self.messages if message.batch_id == batch_id]
-
     def as_log(self, *, first_offset: int = 0, per_millisecond: int = 7) -> Iterator[tuple[int, int, bytes]]:
         """The history as one partition's log: made-up offsets without holes, several records to a millisecond."""
         for position, message in enumerate(self.messages):
