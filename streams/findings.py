@@ -134,7 +134,7 @@ def _not_read(facts: Facts) -> Iterator[Finding]:
         yield Finding("log_not_seen", f"the log could not be looked at: {facts.log_problem}")
     if log is None:
         if facts.partition is None:
-            yield Finding("not_started", "nothing was ever read: no worker has run on this database yet")
+            yield Finding("not_started", "nothing was ever read: no worker has run here with this topic prefix yet")
         return
     search, where = log.search, f"its partition {facts.partition}"
     if log.worker is None:
