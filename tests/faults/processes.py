@@ -273,11 +273,11 @@ async def stop_relay_in_transaction(each: Round) -> None:
 
     What it does first is to commit. Its epoch is an old one by then.
     """
-    await each.product.start_role("relay-2", "relay")
     async with during(feed(each)):
         zombie, log = await _stopped_at(each, "relay", f"relay.commit.before:{each.random.randint(1, 4)}")
         begun = time.monotonic()
         with stopped(zombie):
+            await each.product.start_role("relay-2", "relay")
             written = await each.product.written()
             await until(lambda: each.product.publishes_behind(written), "another relay that publishes")
             each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, another relay publishes")
