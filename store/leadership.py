@@ -1,4 +1,9 @@
-"""A role's lead: an advisory lock, held by a connection of its own for as long as that stands."""
+"""A role's lead: an advisory lock, held by a connection of its own for as long as that stands.
+
+It spares work and quarrels, and is not what anything rests on: of two relays each fences the other and reads back
+first, and what two clocks of a schema say or store twice changes nothing. So processes may name the lock otherwise
+than older ones did.
+"""
 
 import hashlib
 
@@ -19,15 +24,18 @@ async def database_name(connection: Connection) -> str:
     return str(await connection.fetchval("SELECT current_database()"))
 
 
-async def try_lead(connection: Connection, role: str, prefix: str) -> bool:
-    """Whether this connection now leads a role of the installation of that topic prefix; asking again is harmless."""
-    key = int.from_bytes(await _lock_name(connection, role, prefix), "big", signed=True)
+async def try_lead(connection: Connection, role: str, prefix: str, schema: str) -> bool:
+    """Whether this connection now leads a role of the installation with that topic prefix and (live) schema.
+
+    Asking again is harmless.
+    """
+    key = int.from_bytes(await _lock_name(connection, role, prefix, schema), "big", signed=True)
     return bool(await connection.fetchval("SELECT pg_try_advisory_lock($1)", key))
 
 
-async def is_led(connection: Connection, role: str, prefix: str) -> bool:
+async def is_led(connection: Connection, role: str, prefix: str, schema: str) -> bool:
     """Whether any connection leads that role; takes no lock itself."""
-    name = await _lock_name(connection, role, prefix)
+    name = await _lock_name(connection, role, prefix, schema)
     return bool(await connection.fetchval(_IS_LED, int.from_bytes(name[:4], "big"), int.from_bytes(name[4:], "big")))
 
 
@@ -37,5 +45,7 @@ async def heartbeat(connection: Connection) -> None:
     await connection.execute("SELECT 1")
 
 
-async def _lock_name(connection: Connection, role: str, prefix: str) -> bytes:
-    return hashlib.sha256(f"rollcall {role} {prefix} {await database_name(connection)}".encode()).digest()[:8]
+async def _lock_name(connection: Connection, role: str, prefix: str, schema: str) -> bytes:
+    # The schema by the name that is set: a promotion gives that to another one, which the same leader goes on with.
+    name = f"rollcall {role} {prefix} {schema} {await database_name(connection)}"
+    return hashlib.sha256(name.encode()).digest()[:8]

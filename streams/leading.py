@@ -82,7 +82,10 @@ async def _leadership(
     try:
         await check(connection, database.schema)
         waiting = False
-        while not (leads := await leadership.try_lead(connection, role, topics.prefix)) and not stop.is_set():
+        while (
+            not (leads := await leadership.try_lead(connection, role, topics.prefix, database.schema))
+            and not stop.is_set()
+        ):
             if not waiting:
                 log.info(f"another {role} leads, waiting")
                 waiting = True

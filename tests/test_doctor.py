@@ -44,7 +44,7 @@ async def test_of_a_sound_installation_nothing_is_wrong(settings: Settings) -> N
 
         async def the_clock_leads() -> bool:
             async with product.connection() as connection:
-                return await is_led(connection, "clock", topics.prefix)
+                return await is_led(connection, "clock", topics.prefix, settings.database_schema)
 
         await eventually(the_clock_leads, 60)
         done = await rollcall(settings, "doctor", "--json")

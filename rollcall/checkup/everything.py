@@ -68,7 +68,7 @@ class _Checkup:
         if connection is not None and admin is not None and usable:
             await self._add("Kafka", reading_checks(connection, self._kafka, admin, topics))
         if connection is not None and usable:
-            await self._add("PostgreSQL", leaders(connection, topics))
+            await self._add("PostgreSQL", leaders(connection, topics, self._settings.database_schema))
             await self._add("PostgreSQL", stored_checks(connection))
 
     async def _add(self, server: Server, part: AsyncIterator[Check]) -> set[Level]:

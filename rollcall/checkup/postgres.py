@@ -41,10 +41,10 @@ async def privilege_checks(connection: Connection) -> AsyncIterator[Check]:
         )
 
 
-async def leaders(connection: Connection, topics: Topics) -> AsyncIterator[Check]:
+async def leaders(connection: Connection, topics: Topics, schema: str) -> AsyncIterator[Check]:
     """Whether each role of which one process works has one."""
     for role, what in _LEADERS.items():
-        if await leadership.is_led(connection, role, topics.prefix):
+        if await leadership.is_led(connection, role, topics.prefix, schema):
             yield ok(role, f"one leads: it {what}")
         else:
             yield wrong(role, f"none leads, so nobody {what}: start `rollcall {role}` or `rollcall run`")
