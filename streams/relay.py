@@ -37,6 +37,7 @@ from streams.leading import Duty, lead
 from streams.metrics import relay_metrics
 from streams.portion import Portion
 from streams.retrying import attempts
+from streams.topics import UnusableTopicError, ensure_some
 from streams.tracing import span
 
 ROUND_BYTES = 4 * 1024 * 1024
@@ -98,6 +99,8 @@ class Publisher(Generic[Row]):
                 producer: AIOKafkaProducer | None = None
                 reach("relay.start")
                 try:
+                    await self._ensure_outputs()
+                    health.beat(self._loop)
                     producer = await self._fencing_producer(connection)
                     reach("read_back.before")
                     await self._read_back(connection)
@@ -122,6 +125,13 @@ class Publisher(Generic[Row]):
     @property
     def _transaction_timeout_s(self) -> float:
         return TRANSACTION_TIMEOUT_S * self._patience
+
+    async def _ensure_outputs(self) -> None:
+        """Before the first step: somebody may have deleted a topic. What cannot be created here is waited for."""
+        try:
+            await ensure_some(self._kafka, self._channel.topics, self._channel.output_topics())
+        except UnusableTopicError as error:
+            log.error(str(error))
 
     async def _fencing_producer(self, connection: Connection) -> AIOKafkaProducer:
         """The first step: from here on no predecessor can commit a transaction; an open one of its is aborted."""

@@ -1,7 +1,7 @@
 """Creates Rollcall's topics with explicit settings, and checks those it finds."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -128,12 +128,21 @@ async def ensure_topics(kafka: KafkaConnection, topics: Topics) -> int:
     too few of them).
     """
     async with asyncio.timeout(ADMIN_TIMEOUT_S), started(kafka.admin()) as admin:
-        existing = set(await admin.list_topics())
-        settings = wanted(topics)
-        missing = {name: setting for name, setting in settings.items() if name not in existing}
-        await _create(admin, missing)
-        await _check(admin, {name: setting for name, setting in settings.items() if name not in missing})
+        await _ensure(admin, wanted(topics))
         return await _partition_count(admin, topics.events)
+
+
+async def ensure_some(kafka: KafkaConnection, topics: Topics, names: Collection[str]) -> None:
+    """Create those of these topics that are missing, check the others. Raises as ``ensure_topics`` does."""
+    async with asyncio.timeout(ADMIN_TIMEOUT_S), started(kafka.admin()) as admin:
+        await _ensure(admin, {name: setting for name, setting in wanted(topics).items() if name in names})
+
+
+async def _ensure(admin: AIOKafkaAdminClient, settings: dict[str, TopicSettings]) -> None:
+    existing = set(await admin.list_topics())
+    missing = {name: setting for name, setting in settings.items() if name not in existing}
+    await _create(admin, missing)
+    await _check(admin, {name: setting for name, setting in settings.items() if name not in missing})
 
 
 async def log_identity(kafka: KafkaConnection, topics: Topics) -> str:

@@ -14,7 +14,8 @@ from rollcall.settings import Settings
 from schemas.topics import Topics
 from store.connection import Connection
 from streams import relay
-from streams.topics import ensure_topics
+from streams.kafka import started
+from streams.topics import configs_of, ensure_topics
 from tests.harness.histories import Message, make_history
 from tests.harness.librdkafka import MURMUR2, produce_with_librdkafka
 from tests.harness.product import Product, running
@@ -25,7 +26,7 @@ from tests.harness.tables import (
     folded,
     table_rows,
 )
-from tests.harness.topics import create_topic, drain, produce
+from tests.harness.topics import create_topic, delete_topic, drain, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -303,3 +304,20 @@ async def test_marks_that_are_not_taken_in_time_are_made_with_less_of_them_and_m
             "CREATE TRIGGER slow BEFORE UPDATE ON outbox FOR EACH ROW EXECUTE FUNCTION slow()"
         )
     assert len(await drain(settings.bootstrap_servers, topics.finalized)) == 300
+
+
+async def test_an_output_topic_that_is_deleted_is_made_again_and_everything_goes_on(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    async with running(settings) as product:
+        await publish(settings, empty_batches(0, 20))
+        await product.settled()
+        await delete_topic(settings.bootstrap_servers, topics.finalized)
+        await publish(settings, empty_batches(20, 20))
+        await product.settled(120)
+    assert set(await finalized_events(settings)) == {f"batch-{number:05}" for number in range(20, 40)}
+    admin = settings.kafka_connection().admin()
+    async with started(admin):
+        found = (await configs_of(admin, [topics.finalized]))[topics.finalized]
+    assert isinstance(found, dict)
+    assert found["cleanup.policy"] == "compact"

@@ -57,6 +57,21 @@ async def create_topic(
         await admin.close()
 
 
+async def delete_topic(bootstrap: str, topic: str) -> None:
+    """Delete a topic and wait until it is gone."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.delete_topics([topic])
+
+        async def is_gone() -> bool:
+            return topic not in await admin.list_topics()
+
+        await eventually(is_gone, 30)
+    finally:
+        await admin.close()
+
+
 async def produce(
     bootstrap: str, topic: str, messages: Iterable[Message], *, partition: int | None = None
 ) -> list[tuple[int, int]]:

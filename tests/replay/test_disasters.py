@@ -22,7 +22,7 @@ from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import Product, running
 from tests.harness.tables import comparable_tables
-from tests.harness.topics import create_topic, drain, end_offsets, produce
+from tests.harness.topics import create_topic, delete_topic, drain, end_offsets, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -233,7 +233,7 @@ async def test_a_topic_created_again_is_refused_and_the_runbooks_way_out_works(s
     async with running(settings, workers=1) as product:
         await produce(settings.bootstrap_servers, topics.events, [*answered("old"), still_open])
         await product.settled()
-    await delete_topic(settings, topics.events)
+    await delete_topic(settings.bootstrap_servers, topics.events)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
     await produce(settings.bootstrap_servers, topics.events, answered("new"))
     refused = await commands.rollcall(settings, "worker", timeout_s=60)
@@ -265,15 +265,6 @@ async def grow(settings: Settings, topic: str, partitions: int) -> None:
 
 async def _has_partitions(settings: Settings, topic: str, partitions: int) -> bool:
     return len(await end_offsets(settings.bootstrap_servers, topic)) == partitions
-
-
-async def delete_topic(settings: Settings, topic: str) -> None:
-    from confluent_kafka.admin import AdminClient
-
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    for future in admin.delete_topics([topic]).values():
-        future.result(30)
-    await eventually(lambda: topic not in admin.list_topics(timeout=10).topics, 30)
 
 
 async def delete_before(settings: Settings, topic: str, offset: int) -> None:
