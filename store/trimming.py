@@ -36,6 +36,7 @@ DELETE FROM outbox o USING old WHERE o.id = old.id
 
 # Published dead letters, the oldest first. What stays although it is old:
 # - what lies behind the position: it is known from the topic, and its record will be read again;
+# - what was redriven since: its record may be yet to be read, and, refused again, would be a new one;
 # - the newest: as above.
 # ($1: published before, $2: how many)
 _DEAD_LETTERS = """
@@ -43,7 +44,7 @@ WITH old AS MATERIALIZED (
     SELECT d.topic, d.partition, d.record_offset
     FROM dead_letters d
     JOIN positions p ON p.topic = d.topic AND p.partition = d.partition AND p.next_offset > d.record_offset
-    WHERE d.published_at < $1
+    WHERE d.published_at < $1 AND (d.redriven_at IS NULL OR d.redriven_at < $1)
       AND d.seq <> (SELECT seq FROM dead_letters WHERE published_at IS NOT NULL ORDER BY published_at DESC LIMIT 1)
     ORDER BY d.published_at LIMIT $2 FOR UPDATE OF d SKIP LOCKED
 )
