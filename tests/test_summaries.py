@@ -16,6 +16,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import asyncpg
 import pytest
 
 from handlers import summary
@@ -351,6 +352,27 @@ async def test_a_failed_attempt_is_made_again_after_a_while(connection: Connecti
         await connection.execute("""UPDATE item_results SET metrics = '{"n": 1}'""")
         found = await settled(connection)
     assert (found["b"]["state"], found["b"]["attempts"], found["b"]["problem"]) == ("ready", 1, None)
+    assert await events(connection, "alerts") == {}
+
+
+async def test_a_disk_that_is_full_for_long_ends_no_summary(
+    connection: Connection, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+
+    async def load(*arguments: Any) -> Any:
+        nonlocal failures
+        if failures < summary.ATTEMPTS:
+            failures += 1
+            raise asyncpg.DiskFullError("could not write to file: No space left on device")
+        return await stored_load(*arguments)
+
+    stored_load = stored_statistics.load
+    monkeypatch.setattr(stored_statistics, "load", load)
+    await store(connection, ended("b"))
+    async with summarizing_in(settings.database()):
+        found = await settled(connection)
+    assert (found["b"]["state"], failures) == ("ready", summary.ATTEMPTS)
     assert await events(connection, "alerts") == {}
 
 
