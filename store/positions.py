@@ -64,6 +64,13 @@ ORDER BY v.partition
 ON CONFLICT (topic, partition) DO UPDATE SET next_offset = greatest(positions.next_offset, EXCLUDED.next_offset)
 """
 
+# An output topic is another one than it was.
+_SET_BACK = """
+UPDATE positions p SET next_offset = v.next_offset
+FROM unnest($2::int4[], $3::int8[]) AS v(partition, next_offset)
+WHERE p.topic = $1 AND p.partition = v.partition AND p.next_offset > v.next_offset
+"""
+
 # One process at a time fixes what is fixed at the first start.
 _LOCK_LOGS = "LOCK TABLE logs IN SHARE ROW EXCLUSIVE MODE"
 
@@ -136,6 +143,11 @@ async def commit_lightly(connection: Connection) -> None:
 async def note_known(connection: Connection, topic: str, next_offsets: dict[int, int]) -> None:
     """Everything before these offsets of an output topic is in the outbox; never moves back."""
     await connection.execute(_KNOWN, topic, list(next_offsets), list(next_offsets.values()))
+
+
+async def forget_known(connection: Connection, topic: str, next_offsets: dict[int, int]) -> None:
+    """No more than what is before these offsets of an output topic is in the outbox; never moves on."""
+    await connection.execute(_SET_BACK, topic, list(next_offsets), list(next_offsets.values()))
 
 
 async def partition_count(connection: Connection, topic: str) -> int | None:

@@ -209,6 +209,8 @@ class Publisher(Generic[Row]):
                 if start > ends[tp]:
                     log.warning("an output topic is shorter than it was; reading all of it", partition=str(tp))
                     start = starts[tp]
+                    # Else a backup restored later would have it that the new log is known up to where the old one was.
+                    await positions.forget_known(connection, topic, {number: start})
                 consumer.seek(tp, max(start, starts[tp]))
                 if start < ends[tp]:
                     pending.add(tp)

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store import positions
 from store.connection import Connection
 from streams import relay
 from streams.kafka import started
@@ -26,7 +28,7 @@ from tests.harness.tables import (
     folded,
     table_rows,
 )
-from tests.harness.topics import create_topic, delete_topic, drain, produce
+from tests.harness.topics import create_topic, delete_topic, drain, end_offsets, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -310,12 +312,17 @@ async def test_an_output_topic_that_is_deleted_is_made_again_and_everything_goes
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
     async with running(settings) as product:
-        await publish(settings, empty_batches(0, 20))
+        await publish(settings, empty_batches(0, 300))
         await product.settled()
         await delete_topic(settings.bootstrap_servers, topics.finalized)
-        await publish(settings, empty_batches(20, 20))
+        await publish(settings, empty_batches(300, 20))
         await product.settled(120)
-    assert set(await finalized_events(settings)) == {f"batch-{number:05}" for number in range(20, 40)}
+        async with product.connection() as connection:
+            known = await positions.load_all(connection, settings.database_schema, topics.finalized)
+    assert set(await finalized_events(settings)) == {f"batch-{number:05}" for number in range(300, 320)}
+    ends = await end_offsets(settings.bootstrap_servers, topics.finalized)
+    for partition, position in known.items():
+        assert position.next_offset <= ends[TopicPartition(topics.finalized, partition)], "is of the old log"
     admin = settings.kafka_connection().admin()
     async with started(admin):
         found = (await configs_of(admin, [topics.finalized]))[topics.finalized]
