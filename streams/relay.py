@@ -24,6 +24,8 @@ from aiokafka.errors import (
     RecordTooLargeError,
 )
 from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatch
 
 from schemas.topics import Topics
 from store import leadership, outbox, positions
@@ -53,6 +55,8 @@ HASHED_BYTES = 1024
 """Of a key: more than any batch id has. A foreign one may have a megabyte, which takes seconds."""
 MAX_SENT_BYTES = 64 * 1024 * 1024
 """Of one record; a broker breaks the connection off at 100 MiB (``socket.request.max.bytes``), and would for ever."""
+MAX_COMPRESSED_BYTES = 8 * 1024 * 1024
+"""Of one record; that takes up to a second, in which nothing else in this process happens."""
 
 # Not among them: a time that the topic refuses is this host's clock, which will be set right.
 _REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError)
@@ -295,7 +299,7 @@ class Publisher(Generic[Row]):
         refused: dict[int, KafkaError],
     ) -> None:
         """Send one partition's records in produce batches; notes at which offset each is, or that it is refused."""
-        for batch, indexes in _batches(producer, part, singly=self._singly > 0):
+        for batch, indexes in _single_batches(part) if self._singly else _batches(producer, part):
             try:
                 if batch.size() > MAX_SENT_BYTES:
                     raise RecordTooLargeError("larger than any broker takes")
@@ -306,7 +310,7 @@ class Publisher(Generic[Row]):
             places.update((index, (tp, acknowledged.offset + number)) for number, index in enumerate(indexes))
 
     async def _set_aside(self, connection: Connection, rows: Sequence[Row], refused: dict[int, KafkaError]) -> None:
-        """Rows refused together are sent again, each in a produce batch of its own; one refused alone is put aside."""
+        """Rows refused together are sent again, each alone and compressed; one refused even then is put aside."""
         if not self._singly:
             self._singly = len(rows)
             return
@@ -340,14 +344,12 @@ def _murmur2(key: bytes) -> int:
     return int(murmur2(key) & 0x7FFFFFFF)
 
 
-def _batches(
-    producer: AIOKafkaProducer, part: Sequence[tuple[int, Outgoing]], *, singly: bool
-) -> Iterator[tuple[Any, list[int]]]:
-    """Produce batches of about PRODUCE_BATCH_BYTES, or of one record each, with the numbers of their records."""
+def _batches(producer: AIOKafkaProducer, part: Sequence[tuple[int, Outgoing]]) -> Iterator[tuple[Any, list[int]]]:
+    """Produce batches of about PRODUCE_BATCH_BYTES, with the numbers of their records."""
     batch, indexes = producer.create_batch(), list[int]()
     for index, record in part:
         fields = {"timestamp": None, "key": record.key, "value": record.value, "headers": record.headers}
-        if (singly and indexes) or batch.append(**fields) is None:
+        if batch.append(**fields) is None:
             batch.close()
             yield batch, indexes
             batch, indexes = producer.create_batch(), list[int]()
@@ -355,3 +357,14 @@ def _batches(
         indexes.append(index)
     batch.close()
     yield batch, indexes
+
+
+def _single_batches(part: Sequence[tuple[int, Outgoing]]) -> Iterator[tuple[Any, list[int]]]:
+    """Produce batches of one record each, compressed: what it is made from may have been, and have fitted so."""
+    for index, record in part:
+        size = sum(len(each or b"") for each in (record.key, record.value, *(value for _, value in record.headers)))
+        codec = DefaultRecordBatch.CODEC_GZIP if size <= MAX_COMPRESSED_BYTES else DefaultRecordBatch.CODEC_NONE
+        batch = BatchBuilder(PRODUCE_BATCH_BYTES, codec, is_transactional=True)  # as the producer's create_batch does
+        batch.append(timestamp=None, key=record.key, value=record.value, headers=record.headers)
+        batch.close()
+        yield batch, [index]

@@ -68,7 +68,7 @@ async def test_an_event_that_the_broker_refuses_is_put_aside_with_an_alert_and_t
     await create_topic(
         settings.bootstrap_servers, topics.finalized, configs={"max.message.bytes": "4096", "cleanup.policy": "compact"}
     )
-    too_large = empty_batches(50, 1, metadata={"x": "y" * 16_000})
+    too_large = empty_batches(50, 1, metadata={"x": random.Random(7).randbytes(8_000).hex()})
     async with running(settings) as product:
         await publish(settings, [*empty_batches(0, 50), *too_large, *empty_batches(51, 50)])
         await product.settled()
@@ -87,6 +87,23 @@ async def test_an_event_that_the_broker_refuses_is_put_aside_with_an_alert_and_t
     assert unpublished == ["batch-00050"]
 
 
+async def test_an_event_that_is_too_large_for_its_topic_goes_out_compressed(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    await create_topic(settings.bootstrap_servers, topics.requests, configs={"max.message.bytes": "4096"})
+    ids = [f"item-{number:08}" for number in range(1_000)]
+    asked = {"type": "batch.opened", "batch_id": "b", "item_ids": ids, "retry_of": "a", "request_retry": True}
+    async with running(settings) as product:
+        await publish(settings, [*empty_batches(0, 20), Message(b"b", json.dumps(asked).encode(), "b")])
+        await product.settled()
+        await publish(settings, empty_batches(20, 20))
+        await product.settled()
+    [request] = await drain(settings.bootstrap_servers, topics.requests)
+    assert json.loads(request.value)["item_ids"] == ids
+    assert len(await finalized_events(settings)) == 40
+    assert [row["id"] for row in await table_rows(settings, "outbox") if row["refused"] is not None] == []
+
+
 async def test_dead_letters_that_their_topic_refuses_are_put_aside_with_an_alert_and_the_rest_goes_on(
     settings: Settings,
 ) -> None:
@@ -95,7 +112,8 @@ async def test_dead_letters_that_their_topic_refuses_are_put_aside_with_an_alert
     await create_topic(settings.bootstrap_servers, topics.dead_letters, configs={"max.message.bytes": "4096"})
     broken = [Message(b"k%d" % number, b"no JSON %d" % number, "") for number in range(100)]
     for number in (0, 50, 51):
-        broken[number] = Message(b"k%d" % number, b"no JSON, but much of it: " + b"x" * 9_000, "")
+        much = random.Random(number).randbytes(9_000)
+        broken[number] = Message(b"k%d" % number, b"no JSON, but much of it: " + much, "")
     async with running(settings) as product:
         await publish(settings, broken + empty_batches(0, 20))
         await product.settled()

@@ -124,7 +124,7 @@ def main() -> int:
     arguments.add_argument("--since", default="{}", help="JSON: where to begin, by topic (unprefixed) and partition")
     arguments.add_argument("--batches", default="", help="check batches of this prefix only")
     arguments.add_argument("--refused", default="", help="batches whose event the topic refuses, with commas between")
-    arguments.add_argument("--refused-above", type=int, help="dead letters of more bytes of value are refused")
+    arguments.add_argument("--refused-above", type=int, help="dead letters of more bytes (compressed) are refused")
     arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
     gc.disable()  # it makes a million objects, keeps them all, and ends

@@ -76,8 +76,8 @@ class Observed:
     `expected_items`, are the ids by batch. `ends` says where the log ended when all was read, by partition; `since`
     where reading it began, if not at 0.
 
-    The events of the batches in `refused` nobody can send. `refused_above` is the size (bytes of value) above which the
-    topic takes no dead letter, None where it takes all.
+    The events of the batches in `refused` nobody can send. `refused_above` is the size (bytes of value, compressed)
+    above which the topic takes no dead letter, None where it takes all.
     """
 
     partitions: int

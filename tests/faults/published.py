@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -254,5 +255,6 @@ def dead_letter_findings(
 
 
 def is_refused(record: LogRecord, observed: Observed) -> bool:
-    """Whether a record is too large for the topic of dead letters."""
-    return observed.refused_above is not None and len(record.value or b"") > observed.refused_above
+    """Whether a record is too large for the topic of dead letters, also compressed."""
+    limit, value = observed.refused_above, record.value or b""
+    return limit is not None and len(value) > limit and len(gzip.compress(value)) > limit

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import string
 import time
+from random import Random
 
 from tests.faults.producing import Message, broken_records, home
 from tests.faults.round import Round, batch_of_one, during, feed
@@ -55,23 +57,23 @@ async def with_oversize(each: Round) -> list[Message]:
 
 
 async def with_refused_events(each: Round) -> list[Message]:
-    """The topic of finalized events takes 12 kB at most; some batches' metadata are larger."""
+    """The topic of finalized events takes 10 kB at most; some batches' metadata are larger, also compressed."""
     await create_topic(
         each.product.direct.bootstrap_servers,
         each.product.topics.finalized,
         partitions=3,
-        configs={"max.message.bytes": "12000", "cleanup.policy": "compact"},
+        configs={"max.message.bytes": "10000", "cleanup.policy": "compact"},
     )
     messages = []
     for number in range(5):
         batch_id = f"{each.prefix}-refused-{number}"
         each.refused.append(batch_id)
-        messages += batch_of_one(batch_id, metadata={"x": "x" * 14_000})
+        messages += batch_of_one(batch_id, metadata={"x": _noise(each.random, 15_500)})
     return messages
 
 
 async def with_refused_dead_letters(each: Round) -> list[Message]:
-    """The topic of dead letters takes 3 kB at most; some broken records are larger."""
+    """The topic of dead letters takes 3 kB at most; some broken records are larger, also compressed."""
     await create_topic(
         each.product.direct.bootstrap_servers,
         each.product.topics.dead_letters,
@@ -79,10 +81,15 @@ async def with_refused_dead_letters(each: Round) -> list[Message]:
         configs={"max.message.bytes": "3000"},
     )
     each.refused_above = 2_500
+    broken = [f"no JSON {number} {_noise(each.random, 5_000)}".encode() for number in range(20)]
     return [
-        Message(f"{each.prefix}-{number}".encode(), f"no JSON {number} {'x' * 5_000}".encode(), broken="invalid_json")
-        for number in range(20)
+        Message(f"{each.prefix}-{number}".encode(), value, broken="invalid_json") for number, value in enumerate(broken)
     ]
+
+
+def _noise(random: Random, length: int) -> str:
+    """Characters that compression makes a quarter shorter, and no more."""
+    return "".join(random.choices(string.ascii_letters + string.digits + "-_", k=length))
 
 
 async def nothing(each: Round) -> None:
