@@ -23,15 +23,15 @@ LONGEST_DELAY_S = 30.0
 HEALTHY_AFTER_S = 30.0
 GRACE_S = 15.0
 
-# The exit code with which a role says that starting it again is no use: wrong settings, wrong schema version.
+# The exit code with which a role says that starting it again is no use: wrong settings, another schema version or log.
 REFUSED = 2
 
 
 class RoleRefusedError(RuntimeError):
-    """A role ended with exit code 2 before everything was ready; it has said why on stderr."""
+    """A role ended with exit code 2, at its start or, as where the log is another one, later; it says why on stderr."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} refused to start")
+        super().__init__(f"{name} cannot run (it has said why), and no restart helps: stopping everything")
         self.name = name
 
 

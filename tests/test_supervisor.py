@@ -68,7 +68,7 @@ async def test_leaving_the_supervisor_stops_everything_and_starts_nothing_again(
 async def test_a_role_that_says_it_cannot_run_at_all_ends_the_wait_for_readiness() -> None:
     async with Supervisor() as supervisor:
         await supervisor.keep(python("raise SystemExit(2)"))
-        with pytest.raises(RoleRefusedError, match="worker refused to start"):
+        with pytest.raises(RoleRefusedError, match="worker cannot run"):
             await supervisor.unless_refused(asyncio.Event().wait())
 
 
