@@ -291,6 +291,27 @@ async def relaying(settings: Settings, *, events: int) -> AsyncIterator[Connecti
     await connection.close()
 
 
+async def test_of_two_relays_that_both_lead_none_repeats_what_the_other_has_published(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while processes of a version are upgraded that names the lock of the lead otherwise."""
+
+    async def lead_at_once(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr("store.leadership.try_lead", lead_at_once)
+    monkeypatch.setattr("streams.channels.Events.round_rows", 50)
+    topics, stop = Topics(settings.topic_prefix), asyncio.Event()
+    async with relaying(settings, events=2_000):
+        other = asyncio.create_task(
+            relay.run(settings.kafka_connection(), settings.database(), topics, stop, ready=lambda: None)
+        )
+    stop.set()
+    await other
+    ids = [dict(record.headers)["ce_id"] for record in await drain(settings.bootstrap_servers, topics.finalized)]
+    assert len(ids) == len(set(ids)) == 2_000
+
+
 async def test_a_round_that_is_not_taken_in_time_is_tried_with_less_of_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
