@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -215,12 +216,12 @@ async def _check(admin: AIOKafkaAdminClient, found: dict[str, TopicSettings]) ->
         return
     for name, actual in (await configs_of(admin, found)).items():
         if isinstance(actual, str):
-            log.warning("topic settings can't be read, so not checked", topic=name, reason=actual)
+            _warn("topic settings can't be read, so not checked", topic=name, reason=actual)
             continue
         if (reason := unusable(name, found[name], actual)) is not None:
             raise UnusableTopicError(reason)
         for each in differences(name, found[name], actual):
-            log.warning(
+            _warn(
                 "a topic is not set as Rollcall would",
                 topic=name,
                 setting=each.setting,
@@ -228,6 +229,12 @@ async def _check(admin: AIOKafkaAdminClient, found: dict[str, TopicSettings]) ->
                 wanted=each.wanted,
                 cost=each.cost,
             )
+
+
+@lru_cache(1_000)
+def _warn(what: str, **about: str) -> None:
+    """Once a process: the relay looks at its topics whenever it begins anew."""
+    log.warning(what, **about)
 
 
 def _as_good(is_input: bool, key: str, want: str, have: str) -> bool:
