@@ -66,8 +66,8 @@ ORDER BY l.seq
 """
 
 # Dead letters that no replay can give: of records that it has not folded (before where it began; or, found on the topic
-# after a loss of the database, yet to be read), and of forwards that the broker refused, which only a worker tries.
-# Those name no batch, as all others that are too large do.
+# after a loss of the database, yet to be read), of batches that are carried, and of forwards that the broker refused,
+# which only a worker tries. Those name no batch, as all others that are too large do.
 _COPY_LETTERS = """
 INSERT INTO {shadow}.dead_letters ({columns})
 SELECT {columns} FROM {live}.dead_letters l
@@ -77,6 +77,7 @@ WHERE NOT EXISTS (
   AND (NOT EXISTS (
         SELECT FROM {shadow}.positions p WHERE p.topic = l.topic AND p.partition = l.partition
                                            AND p.first_offset <= l.record_offset AND p.next_offset > l.record_offset)
+       OR EXISTS (SELECT FROM {shadow}.carried c WHERE c.batch_id = l.batch_id)
        OR l.reason = 'too_large' AND l.batch_id IS NULL)
 ORDER BY l.seq
 """
@@ -356,6 +357,8 @@ class Promotion:
         await self._execute(
             "DELETE FROM {shadow}.outbox WHERE batch_id IN (SELECT * FROM {shadow}.carried) AND value IS NOT NULL"
         )
+        # Half of a history also refuses what the whole one took, and takes what that refused: `_COPY_LETTERS`.
+        await self._execute("DELETE FROM {shadow}.dead_letters WHERE batch_id IN (SELECT * FROM {shadow}.carried)")
         return number
 
     async def _execute(self, statement: str, *arguments: object) -> None:

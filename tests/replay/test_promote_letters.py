@@ -7,6 +7,8 @@ import random
 from datetime import timedelta
 
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from rollcall.settings import Settings
 from schemas.headers import DLT_OFFSET
@@ -24,6 +26,11 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 def broken(first: int, last: int) -> list[Message]:
     return [Message(b"?", b"%d{" % number, "?") for number in range(first, last)]
+
+
+def event(batch_id: str, kind: str, **fields: object) -> Message:
+    body = {"type": f"batch.{kind}", "batch_id": batch_id, **fields}
+    return Message(batch_id.encode(), json.dumps(body).encode(), batch_id)
 
 
 async def promote(settings: Settings, *arguments: str) -> None:
@@ -117,3 +124,28 @@ async def test_dead_letters_that_no_replay_can_give_are_taken_over(settings: Set
         found = {each["record"]: each["reason"] for each in json.loads(listed.stdout)["dead_letters"]}
     assert found == {f"{home}:0": "invalid_event", f"{1 - home}:0": "too_large", f"{home}:1": "invalid_json"}
     assert await said(settings) == [0, 0], "what was found there is not sent again"
+
+
+async def test_a_batch_that_is_carried_keeps_the_dead_letters_that_it_had_and_gets_none(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    async with running(settings, workers=1, relay=False) as product:
+        opened = [event("counted", "opened", total_items=2, sealed=False), event("listed", "opened", item_ids=["1"])]
+        await produce(settings.bootstrap_servers, topics.events, opened)
+        await product.await_applied(2)
+        admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+        await admin.start()
+        try:
+            await admin.delete_records({TopicPartition(topics.events, 0): RecordsToDelete(2)})
+        finally:
+            await admin.close()
+        # Whoever has not seen them opened refuses the one, and takes the other.
+        more = [event("counted", "sealed"), event("listed", "items_expected", item_ids=["2"])]
+        await produce(settings.bootstrap_servers, topics.events, more)
+        await product.await_applied(4)
+        assert await letters(settings) == {(0, 3): None}
+        await promote(settings, "--emit-changes")
+        assert await letters(settings) == {(0, 3): None}
+        await product.start_relay()
+        await product.settled()
+    assert await said(settings) == [3]
