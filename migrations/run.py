@@ -7,11 +7,8 @@ from alembic.config import Config
 from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import text
 
-from migrations.version import check_server_version
+from migrations.version import MIGRATION_LOCK, check_server_version
 from store.connection import Database
-
-# One migration at a time on a database, whoever starts it: transaction-scoped, so it goes with the connection.
-_MIGRATION_LOCK = 0x726F6C6C63616C6C  # "rollcall"
 
 STATEMENT_TIMEOUT_S = 6 * 3600.0
 """An index on a large table takes its time."""
@@ -39,7 +36,7 @@ async def migrate(url: str, schema: str) -> None:
             await connection.rollback()
             check_server_version(number)
             async with connection.begin():
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
                 await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
                 await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{schema}"'))
                 await connection.run_sync(_upgrade)

@@ -7,6 +7,9 @@ SCHEMA_VERSION = "0009"
 
 MINIMUM_SERVER_VERSION = 180_000
 
+MIGRATION_LOCK = 0x726F6C6C63616C6C  # "rollcall"
+"""One migration at a time on a database, whoever starts it: transaction-scoped, so it goes with the connection."""
+
 
 class WrongSchemaError(Exception):
     """The database is not one this version can work on; the message says what to run."""
@@ -44,3 +47,22 @@ async def check(connection: Connection, schema: str) -> None:
         f'the schema "{schema}" is at version {current}, which this Rollcall ({SCHEMA_VERSION}) does not know:'
         " it was migrated by a newer one; install that"
     )
+
+
+async def keep_migrations_off(connection: Connection) -> None:
+    """Let nobody migrate any schema of this database until this transaction ends.
+
+    Raises asyncpg.LockNotAvailableError where one is at it for longer than this connection waits for a lock.
+    """
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+
+
+async def check_still(connection: Connection, *schemas: str) -> None:
+    """Raise WrongSchemaError where one of these, which were of this version, was migrated since."""
+    for schema in schemas:
+        version = await connection.fetchval(f'SELECT version_num FROM "{schema}".alembic_version')
+        if version != SCHEMA_VERSION:
+            raise WrongSchemaError(
+                f'the schema "{schema}" was migrated meanwhile: it is at version {version}, this Rollcall needs'
+                f" {SCHEMA_VERSION}"
+            )

@@ -214,6 +214,7 @@ async def _take_over(
     deadline = asyncio.get_running_loop().time() + TAKE_OVER_TIMEOUT_S
     try:
         async with asyncio.timeout_at(deadline):
+            await _check_not_migrated(settings, connection, promotion.shadow)
             await replay.fold_to(await _live_ends(settings, connection, live))
             await _check_same_place(settings, connection, live, promotion.shadow)
             changed, dropped, carried = await promotion.take_over(
@@ -304,22 +305,43 @@ async def _correct(settings: Settings, live: Live, corrections: list[Changed], d
 
 
 async def _locked(connection: Connection, promotion: Promotion) -> float:
-    """Begin the transaction and lock; gives way to writers that hold what it wants. Returns when the pause began."""
+    """Begin the transaction and lock; gives way to writers that hold what it wants. Returns when the pause began.
+
+    A migration that began before us would go on in the other schema, so it is waited for before any table is locked.
+    """
     import asyncpg
 
+    from migrations.version import keep_migrations_off
     from rollcall.replaying import ReplayError
 
     for attempt in range(LOCK_ATTEMPTS):
         await connection.execute("BEGIN")
-        started = time.monotonic()
         try:
+            await keep_migrations_off(connection)
+            started = time.monotonic()
             await promotion.lock()
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             await connection.execute("ROLLBACK")
             await asyncio.sleep(0.2 * (attempt + 1))
         else:
             return started
-    raise ReplayError("writers hold their locks for too long; nothing has changed. Try again when less is going on")
+    raise ReplayError(
+        "writers, or a migration, hold their locks for too long; nothing has changed. Try again when less is going on"
+    )
+
+
+async def _check_not_migrated(settings: Settings, connection: Connection, schema: str) -> None:
+    """Neither schema may have been migrated since `_checked` looked, which may be hours ago."""
+    from migrations.version import WrongSchemaError, check_still
+    from rollcall.replaying import ReplayError
+
+    try:
+        await check_still(connection, settings.database_schema, schema)
+    except WrongSchemaError as error:
+        raise ReplayError(
+            f"{error}; nothing has changed. With the Rollcall of that version, run `rollcall replay --into {schema}`"
+            " again, and then this"
+        ) from None
 
 
 async def _check_same_place(settings: Settings, connection: Connection, live: Live, schema: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rollcall.promote_commands import _promote
+from migrations.version import SCHEMA_VERSION
+from rollcall.promote_commands import _locked, _promote
 from rollcall.replaying import ReplayError
 from rollcall.settings import Settings
 from schemas.topics import Topics
@@ -229,6 +230,24 @@ async def test_whoever_cannot_send_corrections_is_told_that_some_may_be_on_the_l
         assert "some of the 1 corrections may be on the log" in str(failed.value)
     [row] = await table_rows(settings, "batches")
     assert row["outcome"] == "failed", "it was given up"
+
+
+async def test_a_schema_that_is_migrated_until_the_pause_begins_is_not_promoted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replayed(settings) as (product, shadow):
+        for schema in (settings.database_schema, shadow):
+
+            async def locked(*of: Any, schema: str = schema) -> float:
+                async with product.connection() as connection:
+                    await connection.execute(f"UPDATE {schema}.alembic_version SET version_num = '9999'")
+                return await _locked(*of)
+
+            monkeypatch.setattr("rollcall.promote_commands._locked", locked)
+            with pytest.raises(ReplayError, match=f'"{schema}" was migrated meanwhile: it is at version 9999'):
+                await _promote(settings, shadow, emit_changes=False, processes=1)
+            async with product.connection() as connection:
+                await connection.execute(f"UPDATE {schema}.alembic_version SET version_num = $1", SCHEMA_VERSION)
 
 
 async def test_a_promotion_that_has_happened_is_told_whatever_fails_behind_it(settings: Settings) -> None:

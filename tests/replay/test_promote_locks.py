@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from migrations.run import migrate
+from migrations.version import MIGRATION_LOCK
+from rollcall.promote_commands import _locked
+from rollcall.replaying import ReplayError
 from rollcall.settings import Settings
 from schemas.topics import Topics
 from store import pruning
@@ -70,6 +73,25 @@ async def test_a_promotion_gives_way_to_a_dump_and_comes_when_that_is_done(setti
                 await dump.rollback()
                 _, stderr = await asyncio.wait_for(promoting.communicate(), 60)
             assert promoting.returncode == 0, stderr.decode()
+
+
+async def test_a_promotion_waits_for_a_migration_before_it_locks_anything(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(settings.database_url, settings.database_schema)
+    monkeypatch.setattr("rollcall.promote_commands.LOCK_ATTEMPTS", 1)
+    migrating = await settings.database().connect("test")
+    promoting = await settings.database().connect("test", lock_timeout="100")
+    promotion = Promotion(promoting, settings.database_schema, f"{settings.database_schema}_s")
+    try:
+        async with migrating.transaction():
+            await migrating.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+            with pytest.raises(ReplayError, match="or a migration, hold their locks for too long"):
+                await _locked(promoting, promotion)
+        await _locked(promoting, promotion)
+    finally:
+        for connection in (migrating, promoting):
+            connection.terminate()
 
 
 async def test_a_verification_that_meets_a_promotion_says_so_and_finds_no_differences(settings: Settings) -> None:
