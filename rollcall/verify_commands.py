@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -155,7 +156,7 @@ async def _compare(
 ) -> AsyncGenerator[Difference, None]:
     from dataclasses import replace
 
-    from rollcall.replaying import replaying, shadow_database
+    from rollcall.replaying import replaying
     from store import positions
     from store.comparison import Comparison
     from streams.log_span import log_span, times_at
@@ -163,10 +164,7 @@ async def _compare(
     from streams.verifying import event_differences, position_differences, scan_into, state_differences
 
     kafka, topics = settings.kafka_connection(), live.topics
-    connection = await shadow_database(settings, schema).connect("verify", command_timeout=COMPARE_TIMEOUT_S)
-    transaction = connection.transaction(isolation="repeatable_read")
-    await transaction.start()
-    try:
+    async with _snapshot(settings, schema) as connection:
         stored = await positions.load_all(connection, settings.database_schema, topics.events)
         live = replace(live, positions=stored, span=await log_span(kafka, topics.events))
         ends = _ends(live)
@@ -200,9 +198,30 @@ async def _compare(
                 yield difference
         finally:
             await now.close()
-    finally:
+
+
+@asynccontextmanager
+async def _snapshot(settings: Settings, schema: str) -> AsyncIterator[Connection]:
+    """A connection for which all that it reads is of one moment, and of what it writes nothing stays.
+
+    Whatever fails, it is dropped: after a time-out or a cancellation a ROLLBACK would wait, for as long again.
+    """
+    from rollcall.replaying import shadow_database
+    from streams.applying import CLIENT_CHECK_MS
+
+    connection = await shadow_database(settings, schema).connect(
+        "verify",
+        command_timeout=COMPARE_TIMEOUT_S,
+        # Dropped in the midst of a statement, it would hold its locks until that ends.
+        client_connection_check_interval=CLIENT_CHECK_MS,
+    )
+    try:
+        transaction = connection.transaction(isolation="repeatable_read")
+        await transaction.start()
+        yield connection
         await transaction.rollback()
-        await connection.close()
+    finally:
+        connection.terminate()
 
 
 def _conclude(differences: list[Difference], verified: Verified) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from rollcall import verify_commands
 from rollcall.settings import Settings
 from schemas.topics import Topics, home_partition
 from store import shadows
 from store.connection import Connection
+from tests.faults.proxy import Proxy
 from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import Product, running
@@ -164,3 +168,34 @@ async def spoil_the_topic(settings: Settings, events: dict[str, Record]) -> None
     value = json.dumps(json.loads(invented.value) | {"revision": 2}).encode()
     await produce(settings.bootstrap_servers, topic, [twice])
     await produce(settings.bootstrap_servers, topic, [Message(invented.key, value, "by-hand-invented", tuple(headers))])
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_a_comparison_that_gets_no_answer_waits_for_none_to_its_rollback(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    monkeypatch.setattr(verify_commands, "COMPARE_TIMEOUT_S", 60.0 if is_cancelled else 4.0)
+    where = urlsplit(settings.database_url)
+    proxy = Proxy(lambda: where.port)
+    await proxy.start()
+    proxied = urlunsplit(where._replace(netloc=where.netloc.replace(f":{where.port}", f":{proxy.port}")))
+
+    async def compare() -> None:
+        behind = settings.model_copy(update={"database_url": proxied})
+        async with verify_commands._snapshot(behind, settings.database_schema) as connection:
+            proxy.black_hole()
+            asked.set()
+            await connection.fetchval("SELECT 1")
+
+    try:
+        asked = asyncio.Event()
+        comparing = asyncio.create_task(compare())
+        await asyncio.wait_for(asked.wait(), 30)
+        if is_cancelled:
+            comparing.cancel()
+        done, _ = await asyncio.wait({comparing}, timeout=7)
+        assert done, "it waits once more"
+        assert comparing.cancelled() or isinstance(comparing.exception(), TimeoutError)
+    finally:
+        comparing.cancel()
+        await proxy.stop()
