@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -16,11 +18,20 @@ from sqlalchemy import Connection as SyncConnection
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from migrations.run import config, migrate
-from migrations.version import MINIMUM_SERVER_VERSION, SCHEMA_VERSION, WrongSchemaError, check, check_server_version
+from migrations import run
+from migrations.run import AnotherMigrationError, config, migrate
+from migrations.version import (
+    MIGRATION_LOCK,
+    MINIMUM_SERVER_VERSION,
+    SCHEMA_VERSION,
+    WrongSchemaError,
+    check,
+    check_server_version,
+)
 from rollcall.settings import Settings
 from store.connection import Connection, Database
 from store.tables import BATCH_STATUS_VIEW, metadata
+from tests.faults.proxy import Proxy
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -132,6 +143,67 @@ async def test_a_migration_that_has_to_wait_for_a_table_gives_up_before_the_work
         await check(reader, database.schema)
     finally:
         await reader.close()
+
+
+async def test_a_migration_that_another_one_holds_up_says_so(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("migrations.run.TURN_TIMEOUT_S", 0.2)
+    other = await database.connect("test")
+    try:
+        async with other.transaction():
+            await other.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+            with pytest.raises(AnotherMigrationError, match="another migration has been at work"):
+                await migrate(database.url, database.schema)
+        await migrate(database.url, database.schema)
+    finally:
+        await other.close()
+
+
+async def test_a_migration_that_is_stopped_between_two_statements_lets_go_of_its_locks(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("migrations.run.IDLE_IN_TRANSACTION_TIMEOUT_MS", "200")
+    upgrade = run._upgrade
+
+    def stopped(connection: SyncConnection) -> None:
+        upgrade(connection)
+        time.sleep(1)
+        connection.execute(text("SELECT 1"))
+
+    monkeypatch.setattr(run, "_upgrade", stopped)
+    with pytest.raises(DBAPIError, match="idle-in-transaction timeout"):
+        await migrate(database.url, database.schema)
+    monkeypatch.setattr(run, "_upgrade", upgrade)
+    await migrate(database.url, database.schema)
+
+
+@pytest.mark.parametrize("answers", range(3))
+async def test_a_migration_that_gets_no_answer_at_first_gives_up_soon(
+    database: Database, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    monkeypatch.setattr("migrations.run.ANSWER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("migrations.run.TURN_TIMEOUT_S", 0.1)
+    where = urlsplit(database.url)
+    proxy = Proxy(lambda: where.port)
+    await proxy.start()
+    proxied = urlunsplit(where._replace(netloc=where.netloc.replace(f":{where.port}", f":{proxy.port}")))
+    silenced_at = ("SELECT pg_catalog.version()", "SHOW server_version_num", "SELECT pg_advisory_xact_lock")[answers]
+    prepare = asyncpg.Connection.prepare
+
+    async def prepared(connection: Connection, query: str, **options: Any) -> Any:
+        if query.lower().startswith(silenced_at.lower()):
+            proxy.black_hole()
+        return await prepare(connection, query, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "prepare", prepared)
+    try:
+        async with asyncio.timeout(30):
+            with pytest.raises(TimeoutError):
+                await migrate(proxied, database.schema)
+        assert proxy.harmed
+    finally:
+        await proxy.stop()
 
 
 async def test_downgrading_to_the_beginning_leaves_nothing(database: Database) -> None:
