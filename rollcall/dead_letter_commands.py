@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 
 PAGE = 200
+PAGE_BYTES = 4 * 1024 * 1024
+"""What is sent again together has to be with Kafka within one time-out, however large it is."""
 IDLE_IN_TRANSACTION_TIMEOUT_MS = "30000"
 AWAKE_EVERY_S = 5.0
 
@@ -287,10 +289,20 @@ async def _pages(
     from store import dead_letters
 
     if positions:
-        yield [await _found(connection, settings, position) for position in dict.fromkeys(positions)]
+        some: list[DeadLetter] = []
+        for position in dict.fromkeys(positions):
+            some.append(await _found(connection, settings, position))
+            if len(some) == PAGE or sum(each.bytes for each in some) >= PAGE_BYTES:
+                yield some
+                some = []
+        if some:
+            yield some
         return
     after, left = -1, await dead_letters.count(connection, chosen)
-    while left > 0 and (letters := await dead_letters.page(connection, chosen, after=after, limit=min(PAGE, left))):
+    while left > 0:
+        letters = await dead_letters.page(connection, chosen, after=after, limit=min(PAGE, left), max_bytes=PAGE_BYTES)
+        if not letters:
+            return
         after, left = letters[-1].seq, left - len(letters)
         yield letters
 

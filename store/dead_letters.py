@@ -37,6 +37,11 @@ class DeadLetter:
     discard_reason: str | None
 
     @property
+    def bytes(self) -> int:
+        """How large its record is, about."""
+        return len(self.value or b"") + len(self.record_key or b"") + len(self.headers)
+
+    @property
     def status(self) -> Status:
         """What became of it: ``open`` until somebody does something."""
         if self.discarded_at is not None:
@@ -64,8 +69,18 @@ _CHOSEN = """
 AND ($2::text IS NULL OR reason = $2) AND ($3::text IS NULL OR batch_id = $3)
 """
 
-# A page, oldest first, behind a sequence number.
-_LIST = f"SELECT {_COLUMNS} FROM dead_letters WHERE {_CHOSEN} AND seq > $4 ORDER BY seq LIMIT $5"
+# A page, oldest first, behind a sequence number. (at most so many, and bytes: the last may exceed them)
+_LIST = f"""
+SELECT {_COLUMNS} FROM (
+    SELECT *, sum(bytes) OVER (ORDER BY seq) - bytes AS bytes_before
+    FROM (
+        SELECT *, octet_length(coalesce(value, '')) + octet_length(coalesce(key, ''))
+            + octet_length(headers::text) AS bytes
+        FROM dead_letters WHERE {_CHOSEN} AND seq > $4 ORDER BY seq LIMIT $5
+    ) next
+) d
+WHERE $6::int8 IS NULL OR bytes_before < $6 ORDER BY seq
+"""
 
 _COUNT = f"SELECT count(*) FROM dead_letters WHERE {_CHOSEN}"
 
@@ -91,9 +106,11 @@ WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.re
 """
 
 
-async def page(connection: Connection, chosen: Chosen, *, after: int = -1, limit: int) -> list[DeadLetter]:
-    """The next ones in the order in which they were found."""
-    rows = await connection.fetch(_LIST, chosen.status, chosen.reason, chosen.batch_id, after, limit)
+async def page(
+    connection: Connection, chosen: Chosen, *, after: int = -1, limit: int, max_bytes: int | None = None
+) -> list[DeadLetter]:
+    """The next ones in the order in which they were found; the last may exceed ``max_bytes``."""
+    rows = await connection.fetch(_LIST, chosen.status, chosen.reason, chosen.batch_id, after, limit, max_bytes)
     return [DeadLetter(Key(*row[:3]), *row[3:]) for row in rows]
 
 

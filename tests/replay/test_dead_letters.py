@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from migrations.run import migrate
+from rollcall import dead_letter_commands
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store.dead_letters import Chosen
 from streams.topics import log_identity
 from tests.harness import commands
 from tests.harness.histories import Message
@@ -96,6 +99,28 @@ async def test_a_dead_letter_that_kafka_takes_no_more_is_named_and_the_others_ar
     letters = await table_rows(settings, "dead_letters")
     redriven = {row["record_offset"] for row in letters if row["redriven_at"] is not None}
     assert redriven == {0, 2, 4, 5}
+
+
+@pytest.mark.parametrize("are_named", [False, True])
+async def test_large_dead_letters_are_sent_a_few_at_a_time(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, are_named: bool
+) -> None:
+    """So many as Kafka takes in time: of a page that it does not, none would ever be done with."""
+    monkeypatch.setattr(dead_letter_commands, "PAGE_BYTES", 100_000)
+    await migrate(settings.database_url, settings.database_schema)
+    connection = await settings.database().connect("test")
+    try:
+        await connection.execute(
+            "INSERT INTO dead_letters (topic, partition, record_offset, appended_at, reason, message, value, headers)"
+            " SELECT $1, 0, n, now(), 'invalid_json', '', convert_to(repeat('x', 40000), 'UTF8'), '[]'"
+            " FROM generate_series(0, 6) n",
+            Topics(settings.topic_prefix).events,
+        )
+        named = [f"0:{offset}" for offset in range(7)] if are_named else None
+        pages = [page async for page in dead_letter_commands._pages(connection, settings, named, Chosen())]
+    finally:
+        await connection.close()
+    assert [[each.key.record_offset for each in page] for page in pages] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 async def test_a_redriven_result_never_beats_a_newer_one(settings: Settings) -> None:
