@@ -7,7 +7,7 @@ import json
 import sys
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -279,6 +279,39 @@ async def test_behind_a_part_of_a_manifest_that_was_given_up_nothing_of_its_batc
         await batch.succeeded(items[2])
     found = [(record.key, json.loads(record.value)) for record in await drain(servers.bootstrap_servers, topic)]
     assert [said.get("item_id") for key, said in found if key == b"b"] == [items[2]], "a flush has said so"
+
+
+@pytest.mark.parametrize("during", ["the opening", "the work"])
+async def test_a_batch_whose_manifest_was_given_up_is_not_sealed_though_another_flush_was_told(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, during: str
+) -> None:
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic, configs={"max.message.bytes": "40000"})
+    items = [f"item-{number:05d}" for number in range(10_100)]  # the first part of them is too large
+    async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix) as rc:
+        if during == "the opening":
+            publish = publishing.Publisher.publish
+
+            async def told_before_the_last_part(self: publishing.Publisher, *message: Any, **options: Any) -> None:
+                if b"items_expected" in message[2] or b"batch.sealed" in message[2] or b'"item-10050"' in message[2]:
+                    with suppress(DeliveryError):
+                        await rc.flush()
+                await publish(self, *message, **options)
+
+            monkeypatch.setattr(publishing.Publisher, "publish", told_before_the_last_part)
+            with pytest.raises(DeliveryError, match=r"send again: batch b$"):
+                await rc.open(items=items, batch_id="b")
+        else:
+            batch = await rc.open(items=items, batch_id="b", sealed=False)
+            with pytest.raises(DeliveryError):
+                await rc.flush()
+            with pytest.raises(DeliveryError, match=r"send again: batch b$"):
+                await batch.seal()
+        again = await rc.open(items=items[:10], batch_id="b", sealed=False)
+        await again.seal()
+    found = [json.loads(record.value) for record in await drain(servers.bootstrap_servers, topic)]
+    assert [said["type"] for said in found][-2:] == ["batch.opened", "batch.sealed"]
+    assert sum(said["type"] == "batch.sealed" for said in found) == 1
 
 
 async def test_whatever_a_producer_raises_what_was_published_goes_out_through_another(

@@ -49,6 +49,10 @@ class Publishing(Protocol):
         """Buffer a message."""
         ...
 
+    def check_opened(self, batch_id: str) -> None:
+        """Raises DeliveryError where some of what opened the batch was given up."""
+        ...
+
     async def flush(self) -> None:
         """Wait until Kafka has acknowledged all that was published before."""
         ...
@@ -116,7 +120,11 @@ class Batch:
 
         Left out, and the batch opened by this client with neither total nor items nor a batch id: it has the items
         that results were published of through this object, which holds up to a million ids for that.
+
+        Raises DeliveryError where this client opened the batch and Kafka did not take all of that: the batch would end
+        with a part of its items. Open it again.
         """
+        self._client.check_opened(self.batch_id)
         if total_items is None and self._total == "counted here":
             total_items = len(self._seen)
         if total_items is None and self._total == "told at the end":

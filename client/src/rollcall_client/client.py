@@ -166,7 +166,7 @@ class Rollcall:
         is half-finished; once it is finalized that changes nothing. ``deadline``: a time with a zone, or how long from
         now.
 
-        Raises InvalidMessageError.
+        Raises InvalidMessageError, and DeliveryError where some of a long manifest was given up meanwhile.
         """
         given = batch_id is not None
         total: Total = "not ours to say"
@@ -187,15 +187,15 @@ class Rollcall:
         pieces = None if items is None else list(messages.manifest_pieces(items))
         if pieces is None or len(pieces) == 1:
             ids = None if pieces is None else pieces[0]
-            await self.publish(opened(total_items=total_items, item_ids=ids, sealed=sealed))
+            await self._publish_opening(opened(total_items=total_items, item_ids=ids, sealed=sealed))
             return batch
         first, *others = pieces
         opening = opened(total_items=total_items, item_ids=first, sealed=False)
-        await self.publish(opening)
+        await self._publish_opening(opening)
         for piece in others:
             # What was sealed before takes no batch.items_expected, but the same opening again.
             again = {**opening, "item_ids": piece} if given else messages.items_expected(batch.batch_id, piece)
-            await self.publish(again)
+            await self._publish_opening(again, first=False)
         if sealed is not False:
             await batch.seal()
         return batch
@@ -217,9 +217,24 @@ class Rollcall:
 
     async def publish_encoded(self, message: Encoded) -> None:
         """Publish a message as it goes out."""
+        await self._started.publish(*message)
+
+    async def _publish_opening(self, message: Message, *, first: bool = True) -> None:
+        ready = messages.encoded(message)
+        if first:
+            self._started.open_anew(ready.batch_id)
+        await self._started.publish(*ready, opens=True)
+
+    def check_opened(self, batch_id: str) -> None:
+        """Raises DeliveryError where this client opened the batch last, and Kafka did not take all of that."""
+        if self._publisher is not None:
+            self._publisher.check_opened(batch_id)
+
+    @property
+    def _started(self) -> Publisher:
         if self._publisher is None:
             raise RollcallError("this client is not started: use it as async with Rollcall(...) as rc")
-        await self._publisher.publish(*message)
+        return self._publisher
 
     async def flush(self) -> None:
         """Wait until Kafka has acknowledged all that was published before.

@@ -73,6 +73,7 @@ class _Buffered(NamedTuple):
     key: bytes
     value: bytes
     mark: _Mark
+    opens: bool
 
 
 class _Chunk(NamedTuple):
@@ -88,7 +89,8 @@ class Publisher:
     changes nothing there.
 
     Where a message about a batch itself is given up, all that comes behind it of this batch is given up with it, until
-    a flush has said so: a part of a manifest, and the seal behind it, would end the batch before its time.
+    a flush has said so: a part of a manifest, and the seal behind it, would end the batch before its time. That flush
+    may be somebody else's: ``check_opened`` is for who is about to seal.
     """
 
     def __init__(self, kafka: Kafka, *, delivery_timeout_s: float, buffer_bytes: int, compression: str | None) -> None:
@@ -108,6 +110,7 @@ class Publisher:
         self._mark = _Mark()
         self._marks = [self._mark]  # and those before that no flush has seen the end of
         self._halted: dict[str, bool] = {}  # of all of these
+        self._half_opened: dict[str, bool] = {}  # whose opening was given up, also in part; whether for want of time
         self._cause = ""
         self._closed = False
         self._appended: dict[str, Appended] = {}
@@ -144,8 +147,18 @@ class Publisher:
         self._sending = asyncio.create_task(self._send_rounds(), name="rollcall-publisher")
         self._sending.add_done_callback(self._end)
 
-    async def publish(self, batch_id: str, item_id: str | None, value: bytes) -> None:
-        """Buffer a message; waits only while the buffer is full."""
+    def open_anew(self, batch_id: str) -> None:
+        """Say that all of a batch's opening is to come."""
+        self._half_opened.pop(batch_id, None)
+
+    def check_opened(self, batch_id: str) -> None:
+        """Raises DeliveryError where some of the batch's opening was given up, whoever was told so."""
+        may_pass = self._half_opened.get(batch_id)
+        if may_pass is not None:
+            raise DeliveryError([(batch_id, None)], self._cause, may_pass=may_pass)
+
+    async def publish(self, batch_id: str, item_id: str | None, value: bytes, *, opens: bool = False) -> None:
+        """Buffer a message, which may be (a part of) what ``opens`` a batch; waits only while the buffer is full."""
         while self._buffered > self._buffer_bytes and not self._has_ended:
             self._room.clear()
             await self._room.wait()
@@ -153,14 +166,15 @@ class Publisher:
             raise RollcallError("this client is closed" if self._closed else "this client is not started: async with")
         if self._has_ended:
             raise RollcallError(f"this client sends nothing any more: {self._cause}")
+        message = _Buffered(batch_id, item_id, batch_id.encode(), value, self._mark, opens)
         if self._is_halted(batch_id):
-            self._note_given_up(batch_id, item_id, self._mark, may_pass=self._halted.get(batch_id, True))
+            self._note_given_up(message, may_pass=self._halted.get(batch_id, True))
             return
         home = self._home(batch_id)
         lane = self._lanes.get(home)
         if lane is None:
             lane = self._lanes[home] = deque()
-        lane.append(_Buffered(batch_id, item_id, batch_id.encode(), value, self._mark))
+        lane.append(message)
         self._mark.waiting += 1
         self._buffered += len(value)
         self._work.set()
@@ -300,19 +314,24 @@ class Publisher:
         for chunk in chunks:
             _log.error("messages given up", cause=cause, count=len(chunk.messages))
             for each in chunk.messages:
-                self._note_given_up(each.batch_id, each.item_id, each.mark, may_pass=may_pass)
+                self._note_given_up(each, may_pass=may_pass)
             self._settle(chunk.messages)
             lane = self._lanes[chunk.partition]
             if lane and any(each.item_id is None for each in chunk.messages):
                 self._lanes[chunk.partition] = deque(self._without_halted(lane))
 
-    def _note_given_up(self, batch_id: str, item_id: str | None, mark: _Mark, *, may_pass: bool) -> None:
-        mark.given_up.append((batch_id, item_id))
+    def _note_given_up(self, message: _Buffered, *, may_pass: bool) -> None:
+        batch_id, mark = message.batch_id, message.mark
+        mark.given_up.append((batch_id, message.item_id))
         mark.may_pass |= may_pass
-        if item_id is None or self._is_halted(batch_id):
+        if message.item_id is None or self._is_halted(batch_id):
             for halted in (self._halted, mark.halted):
                 if len(halted) < REMEMBERED_BATCHES:
                     halted[batch_id] = may_pass
+        if message.opens:
+            if len(self._half_opened) >= REMEMBERED_BATCHES:
+                self._half_opened.pop(next(iter(self._half_opened)))
+            self._half_opened[batch_id] = may_pass
 
     def _is_halted(self, batch_id: str) -> bool:
         """Whether nothing of this batch goes out; where they are too many to be told apart, nothing of any does."""
@@ -325,8 +344,7 @@ class Publisher:
         for each in messages:
             (held if self._is_halted(each.batch_id) else going).append(each)
         for each in held:
-            may_pass = self._halted.get(each.batch_id, True)
-            self._note_given_up(each.batch_id, each.item_id, each.mark, may_pass=may_pass)
+            self._note_given_up(each, may_pass=self._halted.get(each.batch_id, True))
         self._settle(held)
         return going
 

@@ -156,6 +156,9 @@ class _Loop:
         if too_many:
             self._there.call(self._hand_over)
 
+    def check_opened(self, batch_id: str) -> None:
+        self._twin.check_opened(batch_id)
+
     async def flush(self) -> None:
         self.call(self._twin.flush)
 
