@@ -255,6 +255,20 @@ async def test_a_message_too_large_for_its_topic_is_named_and_others_go(servers:
     assert await item_ids(servers.bootstrap_servers, topic) == {None, *map(str, range(200))}
 
 
+async def test_what_is_refused_for_ever_and_never_flushed_is_counted_beyond_a_number(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "NAMED_AT_MOST", 3)
+    await create_topic(servers.bootstrap_servers, f"{topic_prefix}events", configs={"max.message.bytes": "1000"})
+    async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix) as rc:
+        batch = rc.batch("b")
+        for number in range(5):
+            await batch.succeeded(f"{number}", output="y" * 2_000)
+        with pytest.raises(DeliveryError, match=r"0 of b, 1 of b, 2 of b and 2 more$") as raised:
+            await rc.flush()
+        assert (len(raised.value.items), raised.value.unnamed) == (3, 2)
+
+
 @pytest.mark.parametrize("chunk_bytes", [publishing.CHUNK_BYTES, 1])
 async def test_behind_a_part_of_a_manifest_that_was_given_up_nothing_of_its_batch_goes_out(
     servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int

@@ -31,15 +31,19 @@ class UnreachableError(RollcallError):
 class DeliveryError(RollcallError):
     """Messages that Kafka did not acknowledge in time; they may or may not be in the log.
 
-    ``items`` names them: (batch id, item id), or (batch id, None) for a message about the batch itself. ``may_pass``
-    is False where Kafka refuses all of them.
+    ``items`` names them: (batch id, item id), or (batch id, None) for a message about the batch itself; those behind
+    the first 100,000 are only counted, ``unnamed``. ``may_pass`` is False where Kafka refuses all of them.
     """
 
-    def __init__(self, items: Sequence[tuple[str, str | None]], cause: str, *, may_pass: bool = True) -> None:
+    def __init__(
+        self, items: Sequence[tuple[str, str | None]], cause: str, *, may_pass: bool = True, unnamed: int = 0
+    ) -> None:
         self.items = list(items)
         self.may_pass = may_pass
+        self.unnamed = unnamed
         named = ", ".join(_named(*each) for each in self.items[:_NAMED])
-        more = f" and {len(self.items) - _NAMED} more" if len(self.items) > _NAMED else ""
+        left = max(0, len(self.items) - _NAMED) + unnamed
+        more = f" and {left} more" if left else ""
         super().__init__(f"not acknowledged by Kafka ({cause}), send again: {named}{more}")
 
 

@@ -37,6 +37,8 @@ STARTING_S = 30.0
 ATTEMPT_S = 30.0
 """How long one producer may take for a round: aiokafka's idempotent one never fails for want of an answer."""
 REMEMBERED_BATCHES = 10_000
+NAMED_AT_MOST = 100_000
+"""Messages given up since the last flush that are named by it: who never flushes may be refused for ever."""
 CLOSING_S = 5.0
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -62,6 +64,7 @@ class _Mark:
 
     waiting: int = 0
     given_up: list[tuple[str, str | None]] = field(default_factory=list)
+    unnamed: int = 0  # how many more were given up
     may_pass: bool = False  # whether some of it was given up for want of time
     halted: dict[str, bool] = field(default_factory=dict)  # batches that lack a message, and whether for want of time
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -204,7 +207,12 @@ class Publisher:
         self._marks = [mark for mark in self._marks if mark not in seen]
         self._halted = {batch_id: may_pass for mark in self._marks for batch_id, may_pass in mark.halted.items()}
         if given_up := [each for mark in covered for each in mark.given_up]:
-            raise DeliveryError(given_up, self._cause, may_pass=any(mark.may_pass for mark in covered))
+            raise DeliveryError(
+                given_up,
+                self._cause,
+                may_pass=any(mark.may_pass for mark in covered),
+                unnamed=sum(mark.unnamed for mark in covered),
+            )
 
     async def close(self) -> None:
         """Flush and disconnect; the second time does nothing. Raises what ``flush`` raises."""
@@ -322,7 +330,10 @@ class Publisher:
 
     def _note_given_up(self, message: _Buffered, *, may_pass: bool) -> None:
         batch_id, mark = message.batch_id, message.mark
-        mark.given_up.append((batch_id, message.item_id))
+        if len(mark.given_up) < NAMED_AT_MOST:
+            mark.given_up.append((batch_id, message.item_id))
+        else:
+            mark.unnamed += 1
         mark.may_pass |= may_pass
         if message.item_id is None or self._is_halted(batch_id):
             for halted in (self._halted, mark.halted):
