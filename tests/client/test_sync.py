@@ -161,10 +161,42 @@ with Rollcall(sys.argv[1], topic_prefix=sys.argv[2]) as rc:
 """
 
 
-async def test_a_forked_process_is_told_that_the_client_is_not_its_own(product: Product) -> None:
+FORKING_ITS_LOOP = """
+import asyncio
+import os
+import sys
+from rollcall_client import Rollcall, RollcallError
+
+async def not_its_own(rc, batch):
+    async def listen():
+        await anext(rc.finalized())
+    for call in (lambda: batch.succeeded("a"), rc.flush, lambda: rc.wait(batch.batch_id), listen):
+        try:
+            await call()
+        except RollcallError as error:
+            print(error, flush=True)
+    await rc.close()
+
+async def main():
+    async with Rollcall(sys.argv[1], topic_prefix=sys.argv[2]) as rc:
+        batch = await rc.open(total_items=1)
+        child = os.fork()
+        if child == 0:
+            asyncio.run(not_its_own(rc, batch))
+            os._exit(0)
+        assert os.waitpid(child, 0) == (child, 0)
+        await batch.succeeded("a")
+        print((await rc.wait(batch.batch_id, timeout=60)).outcome)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("program", [FORKING, FORKING_ITS_LOOP], ids=["without asyncio", "with asyncio"])
+async def test_a_forked_process_is_told_that_the_client_is_not_its_own(product: Product, program: str) -> None:
     settings = product.settings
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "ignore", "-c", FORKING, settings.bootstrap_servers, settings.topic_prefix),
+        *(sys.executable, "-W", "ignore", "-c", program, settings.bootstrap_servers, settings.topic_prefix),
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
     )

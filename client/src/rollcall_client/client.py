@@ -44,7 +44,8 @@ class Rollcall:
     further options of aiokafka's (``security_protocol``, ``ssl_context``, ``sasl_mechanism`` ...). Messages are
     buffered up to ``buffer_bytes`` and sent again for ``delivery_timeout_s`` seconds; leaving the block flushes
     (also by ``sys.exit``, but not where it is cancelled or interrupted), and raises DeliveryError naming the items that
-    Kafka did not acknowledge. ``compression`` is None, "gzip", or with aiokafka's extras "snappy", "lz4" or "zstd".
+    Kafka did not acknowledge. ``compression`` is None, "gzip", or with aiokafka's extras "snappy", "lz4" or "zstd". A
+    forked process needs a client of its own: there, this one raises RollcallError.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Rollcall:
             **self._publisher_options,
         }
         self._api = None if api_url is None else Api(api_url, api_key)
+        self._started_in: int | None = None
         self._fresh: dict[str, None] = {}
         self._listeners: WeakSet[AsyncGenerator[Any, None]] = WeakSet()
 
@@ -106,13 +108,17 @@ class Rollcall:
 
     async def start(self) -> None:
         """Connect; ``async with`` does it. Raises RollcallError where Kafka or the topics are not there."""
+        self._check_own()
         if self._publisher is not None:
             raise RollcallError("this client was started before: make a new one")
+        self._started_in = os.getpid()
         self._publisher = Publisher(self._kafka, **self._publisher_options)
         await self._publisher.start()
 
     async def close(self) -> None:
         """Flush, and let go of all connections. Raises DeliveryError naming what Kafka did not acknowledge."""
+        if self._is_anothers:
+            return  # it has nothing here to let go of
         try:
             if self._publisher is not None:
                 await self._publisher.close()
@@ -130,7 +136,7 @@ class Rollcall:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not isinstance(error, INTERRUPTIONS):
+        if not isinstance(error, INTERRUPTIONS) or self._is_anothers:
             await self.close()
             return
         if self._publisher is not None:
@@ -234,7 +240,17 @@ class Rollcall:
     def _started(self) -> Publisher:
         if self._publisher is None:
             raise RollcallError("this client is not started: use it as async with Rollcall(...) as rc")
+        self._check_own()
         return self._publisher
+
+    @property
+    def _is_anothers(self) -> bool:
+        """Whether this process was forked since it was started: its loop and connections are that one's."""
+        return self._started_in not in (None, os.getpid())
+
+    def _check_own(self) -> None:
+        if self._is_anothers:
+            raise forked()
 
     async def flush(self) -> None:
         """Wait until Kafka has acknowledged all that was published before.
@@ -244,7 +260,7 @@ class Rollcall:
         next one, or to the end of the block.
         """
         if self._publisher is not None:
-            await self._publisher.flush()
+            await self._started.flush()
 
     def _remember(self, batch_id: str) -> None:
         if len(self._fresh) >= REMEMBERED_BATCHES:
@@ -264,6 +280,7 @@ class Rollcall:
 
         Raises RollcallError where Kafka does not answer, ConfigurationError where the topic is missing.
         """
+        self._check_own()
         stream = listening.finalized(self._kafka, group=group, start=start)
         self._listeners.add(stream)
         return stream
@@ -318,6 +335,7 @@ class Rollcall:
         missed: str,
         timeout_s: float | None,
     ) -> T:
+        self._check_own()
         messages.check_batch_id(batch_id)
         if since is not None and since.tzinfo is None:
             raise ConfigurationError(f"since={since} has no zone: use datetime.now(UTC)")
@@ -350,6 +368,11 @@ class Rollcall:
         if found is None:
             return NOT_YET
         return time_of(found.get("opened_at") or found.get("first_result_at"))
+
+
+def forked() -> RollcallError:
+    """What a client is to say in another process than its own."""
+    return RollcallError("this client was started before this process was forked: make a new one here")
 
 
 def _missed(what: str, revision: int) -> str:

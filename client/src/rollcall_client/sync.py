@@ -20,7 +20,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from rollcall_client import environment
 from rollcall_client.batch import Batch as AsyncBatch
-from rollcall_client.client import INTERRUPTIONS
+from rollcall_client.client import INTERRUPTIONS, forked
 from rollcall_client.client import Rollcall as AsyncRollcall
 from rollcall_client.errors import RollcallError
 from rollcall_client.events import FinalizedEvent
@@ -194,7 +194,7 @@ class _Loop:
         return self._portal
 
     def _not_running(self) -> RollcallError:
-        return _forked() if self.is_anothers else _not_started()
+        return forked() if self.is_anothers else _not_started()
 
 
 _RUNNING: WeakSet[_Loop] = WeakSet()
@@ -370,10 +370,6 @@ class Rollcall(_Twin[AsyncRollcall]):
 
 def _not_started() -> RollcallError:
     return RollcallError("this client is not started, or closed: use it as with Rollcall(...) as rc")
-
-
-def _forked() -> RollcallError:
-    return RollcallError("this client was started before this process was forked: make a new one here")
 
 
 def _closed_meanwhile() -> RollcallError:
