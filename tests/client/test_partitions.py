@@ -120,6 +120,42 @@ async def test_a_signal_to_all_processes_loses_nothing_that_was_done(product: Pr
     assert await answered(product, batch_id) == done_items(log).keys()
 
 
+SLOW_TO_IMPORT = """
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from rollcall_client.jobs import job
+
+HERE = Path(__file__).parent
+if multiprocessing.current_process().name != "MainProcess":
+    (HERE / f"{os.getpid()}.importing").touch()
+    while not (HERE / "go").exists():
+        time.sleep(0.02)
+
+@job(items=lambda: map(str, range(1_000_000)))
+def slow_to_import(item):
+    time.sleep(0.01)
+"""
+
+
+async def test_a_signal_while_processes_import_the_job_stops_it_in_order(product: Product, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_TO_IMPORT)
+    parent = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, "--path", str(tmp_path), "run", "slow:slow_to_import", "--partitions", "2"),
+        env=environment(product),
+        start_new_session=True,
+    )
+    try:
+        await eventually(lambda: len(list(tmp_path.glob("*.importing"))) == 2, 60)
+        os.killpg(parent.pid, signal.SIGTERM)
+        (tmp_path / "go").touch()
+        assert await asyncio.wait_for(parent.wait(), 60) == STOPPED
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+
+
 async def test_children_end_with_their_parent(product: Product, tmp_path: Path) -> None:
     settings = product.settings
     parent = await asyncio.create_subprocess_exec(

@@ -10,6 +10,7 @@ import signal
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ from rollcall_client.messages import error_of
 _log = structlog.get_logger(__name__)
 
 ENDING_S = 30.0
+FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl+C and systemd reach all processes: the parent says when to end."""
 
 
 class More(NamedTuple):
@@ -97,7 +100,7 @@ async def run_in_processes(
             arguments = (job, client.options, batch_id, worker_of(worker, number, count), count, theirs)
             process = context.Process(target=_child, args=arguments, daemon=True, name=f"{job.name}-{number}")
             try:
-                await to_thread.run_sync(process.start)
+                await to_thread.run_sync(_start, process)
             except Exception as error:
                 raise RollcallError(
                     f"{job.name} cannot be handed to another process ({error}): define it at the top of a module, and "
@@ -124,10 +127,20 @@ def worker_of(worker: str, number: int, count: int) -> str:
     return f"{worker}-{number}of{count}"
 
 
+def _start(process: SpawnProcess) -> None:
+    """Start it with signals blocked, as it inherits from this thread: one would kill it while it imports."""
+    resource_tracker.ensure_running()  # which else is started on the way, and unblocks them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_PARENT)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _child(job: Job, options: Mapping[str, Any], batch_id: str, worker: str, count: int, pipe: Connection) -> None:
-    # Ctrl+C and systemd reach all: the parent says when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)  # programs that the job starts would inherit SIG_IGN
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
     logs.to_stderr()
     if job.rate is not None:
         rate = Rate.of(job.rate) if isinstance(job.rate, str) else job.rate
