@@ -8,6 +8,7 @@ import os
 import signal
 import sysconfig
 import uuid
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,6 +74,17 @@ async def test_a_critical_error_in_one_process_stops_all(rc: Rollcall) -> None:
     assert (result.status, result.outcome, result.error) == ("FAILED", "failed", "the account is blocked")
     assert result.failed_item_ids == ["03"]
     assert result.processed < 2_000
+
+
+async def test_a_critical_error_in_one_process_does_not_wait_for_a_slow_source(rc: Rollcall) -> None:
+    async def that_stalls() -> AsyncIterator[str]:
+        for number in range(5):
+            yield f"{number:02d}"
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(100):
+        result = await run(stops_at_the_third, that_stalls(), rc=rc, partitions=2, progress=None, wait_timeout_s=60)
+    assert (result.status, result.error) == ("FAILED", "the account is blocked")
 
 
 async def test_shares_on_several_machines_end_in_one_result(product: Product, tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """A run spread over processes of this machine: one draws the items, the others handle them and report.
 
 Each child asks for more through a pipe of its own, so that a quick one gets more, and one that is killed takes nothing
-with it but what it had in hand.
+with it but what it had in hand. Through another it says at once what stopped it: who draws from a slow source hears
+nothing of the first.
 """
 
 import asyncio
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -65,8 +67,9 @@ async def run_in_processes(
     Raises RollcallError where one of them ended before its time: what it had in hand is unanswered then.
     """
     context = multiprocessing.get_context("spawn")
-    threads = CapacityLimiter(2 * count)
+    threads = CapacityLimiter(3 * count)
     children: list[tuple[SpawnProcess, Connection]] = []
+    watching: list[tuple[asyncio.Task[None], Connection]] = []
     answered = [More(0, 0)] * count
 
     def heard(number: int, more: More) -> None:
@@ -94,10 +97,16 @@ async def run_in_processes(
         except (EOFError, OSError):
             return False
 
+    async def watch(stops: Connection) -> None:
+        with suppress(EOFError, OSError):
+            error = await to_thread.run_sync(stops.recv, abandon_on_cancel=True, limiter=threads)
+            execution.end_by(CriticalError(error["message"]), error)
+
     try:
         for number in range(1, count + 1):
             ours, theirs = context.Pipe()
-            arguments = (job, client.options, batch_id, worker_of(worker, number, count), count, theirs)
+            heard_of, says = context.Pipe(duplex=False)
+            arguments = (job, client.options, batch_id, worker_of(worker, number, count), count, theirs, says)
             process = context.Process(target=_child, args=arguments, daemon=True, name=f"{job.name}-{number}")
             try:
                 await to_thread.run_sync(_start, process)
@@ -107,11 +116,16 @@ async def run_in_processes(
                     "give Kafka's options by the environment"
                 ) from error
             theirs.close()
+            says.close()
             children.append((process, ours))
+            watching.append((asyncio.create_task(watch(heard_of)), heard_of))
         ended = await asyncio.gather(*(feed(number, pipe) for number, (_, pipe) in enumerate(children)))
         for process, _ in children:
             await to_thread.run_sync(process.join, ENDING_S)
     finally:
+        for task, stops in watching:
+            task.cancel()
+            stops.close()
         for process, pipe in children:
             pipe.close()
             if process.is_alive():
@@ -137,7 +151,9 @@ def _start(process: SpawnProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _child(job: Job, options: Mapping[str, Any], batch_id: str, worker: str, count: int, pipe: Connection) -> None:
+def _child(
+    job: Job, options: Mapping[str, Any], batch_id: str, worker: str, count: int, pipe: Connection, stops: Connection
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)  # programs that the job starts would inherit SIG_IGN
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
@@ -145,16 +161,19 @@ def _child(job: Job, options: Mapping[str, Any], batch_id: str, worker: str, cou
     if job.rate is not None:
         rate = Rate.of(job.rate) if isinstance(job.rate, str) else job.rate
         job.rate = replace(rate, count=rate.count / count)
-    asyncio.run(_work(job, options, batch_id, worker, pipe))
+    asyncio.run(_work(job, options, batch_id, worker, pipe, stops))
 
 
-async def _work(job: Job, options: Mapping[str, Any], batch_id: str, worker: str, pipe: Connection) -> None:
+async def _work(
+    job: Job, options: Mapping[str, Any], batch_id: str, worker: str, pipe: Connection, stops: Connection
+) -> None:
     progress = Progress()
     async with Rollcall(**options) as client:
         execution = Execution(job, client.batch(batch_id), worker=worker, progress=progress, tell=lambda _: None)
         await job.begin()
         try:
-            await execution.run(_Received(pipe, execution, progress))
+            async with _said_when_critical(execution, stops):
+                await execution.run(_Received(pipe, execution, progress))
         finally:
             await job.end()
         await client.flush()
@@ -163,6 +182,21 @@ async def _work(job: Job, options: Mapping[str, Any], batch_id: str, worker: str
         await to_thread.run_sync(pipe.send, More(progress.succeeded, progress.failed))
         await to_thread.run_sync(pipe.recv)
         await to_thread.run_sync(pipe.send, Ended(critical, numbers_in(execution.job_metrics)))
+
+
+@asynccontextmanager
+async def _said_when_critical(execution: Execution, stops: Connection) -> AsyncIterator[None]:
+    async def say() -> None:
+        await execution.stopping.wait()
+        if execution.critical is not None:
+            with suppress(OSError):  # nobody is there any more
+                await to_thread.run_sync(stops.send, error_of(execution.critical))
+
+    saying = asyncio.create_task(say())
+    try:
+        yield
+    finally:
+        saying.cancel()
 
 
 class _Received:
