@@ -320,6 +320,28 @@ async def test_a_terminal_shows_a_bar_and_log_lines_above_it(product: Product, t
     assert (process.returncode, b"PARTIAL" in stdout) == (1, True)
 
 
+HANGING = """
+import atexit
+from threading import Event
+from rollcall_client.jobs import job
+
+atexit.register(print, "the end")
+
+@job(items=lambda: ["a"], item_timeout_s=0.2)
+def hangs(item):
+    Event().wait()
+"""
+
+
+async def test_a_thread_that_hangs_does_not_keep_the_command_from_ending(product: Product, tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text(HANGING)
+    done = await rollcall_job(product, None, "--path", str(tmp_path), "run", "hanging:hangs")
+    assert done.exit_code == 1
+    assert "failed 1" in done.stdout
+    assert done.stdout.endswith("the end\n")
+    assert "threads hang in the handle" in done.stderr
+
+
 async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:
     for arguments, says in (
         (["run", "tests.client.sample_jobs:nothing"], "has no nothing"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rollcall_client.client import Rollcall
 from rollcall_client.errors import ConfigurationError, InvalidMessageError, RollcallError
@@ -18,13 +18,28 @@ from rollcall_client.jobs.requests import listen
 from rollcall_client.jobs.results import JobResult
 from rollcall_client.jobs.running import run
 from rollcall_client.jobs.stopping import JobStoppedError
+from rollcall_client.jobs.threads import end_without_the_hung
 
 OK, WENT_WRONG, WRONG_USE = 0, 1, 2
 STOPPED = 130
 
+HUNG_AFTER_S = 5.0
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: exit code 0 where the run is COMPLETED, 1 where it isn't, 2 for wrong use, 130 stopped."""
+    try:
+        _main(arguments)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else WENT_WRONG if ended.code else OK
+        end_without_the_hung(code, HUNG_AFTER_S)
+        raise
+    except KeyboardInterrupt:
+        end_without_the_hung(STOPPED, 0)
+        raise
+
+
+def _main(arguments: Sequence[str] | None) -> NoReturn:
     options = _parser().parse_args(arguments)
     if options.path is not None:
         sys.path.insert(0, str(options.path))

@@ -21,6 +21,7 @@ from rollcall_client.jobs.outcomes import Failed, Outcome, Succeeded
 from rollcall_client.jobs.progress import Callback, Progress
 from rollcall_client.jobs.rates import Rate
 from rollcall_client.jobs.stopping import Stop
+from rollcall_client.jobs.threads import handled
 from rollcall_client.messages import Error, check_item_id, error_of
 
 _log = structlog.get_logger(__name__)
@@ -260,7 +261,7 @@ class Execution:
             if not await self._may_start():
                 return
         try:
-            tried = await to_thread.run_sync(self._try_all, chunk, limiter=threads)
+            tried = await to_thread.run_sync(handled, self._try_all, chunk, limiter=threads)
         except BaseException:
             self._stop.set()  # cancelled: the thread is to begin no further item, for which no loop may be left
             raise
@@ -303,7 +304,9 @@ class Execution:
             returned = self._job.handle(work.item)
         else:
             handle = self._job.handle
-            returned = await to_thread.run_sync(handle, work.item, abandon_on_cancel=True, limiter=self._threads)
+            returned = await to_thread.run_sync(
+                handled, handle, work.item, abandon_on_cancel=True, limiter=self._threads
+            )
         return await _awaited(returned)
 
     def _try_all(self, chunk: Sequence[Work]) -> list[Tried]:
