@@ -32,9 +32,10 @@ async def listen(jobs: Mapping[str, Job], client: Rollcall, *, group: str, stop:
     """Take up requests for these jobs, one after the other, until cancelled or ``stop`` is set.
 
     Listeners of a ``group`` share the requests. A request is committed once it is done with; one that is interrupted
-    comes again, and is then gone on with where the API is known. While Kafka or the API is away, or Rollcall far
-    behind, one is tried again and again, since the next would fare no better; what else goes wrong with one is logged,
-    and the next is taken.
+    comes again, and is then gone on with where the API is known. So does one whose partition Kafka gives to another
+    listener meanwhile, since some come or go: both then do what each finds undone, items perhaps twice. While Kafka or
+    the API is away, or Rollcall far behind, one is tried again and again, since the next would fare no better; what
+    else goes wrong with one is logged, and the next is taken.
     """
     topic = client.kafka.topic("requests")
     stream = listening.records(client.kafka, topic, group=group, start="earliest", max_body_s=listening.DAY_S)
