@@ -17,7 +17,7 @@ from rollcall_client.jobs.job import Items, Job, drawable
 from rollcall_client.jobs.prior import DONE, prior_of
 from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.rates import Retry
-from rollcall_client.jobs.running import begun, run, stopping, worker_name
+from rollcall_client.jobs.running import begun, end_of_work, run, stopping, worker_name
 from rollcall_client.jobs.stopping import JobStoppedError, unless_stopped
 from rollcall_client.messages import Message, check_batch_id, check_item_id
 
@@ -140,23 +140,14 @@ async def _retry_requested(
         return
     wanted = drawable(job, job.items_for(item_ids)) if item_ids else _left_of(job, client, retry_of)
     items = await unless_stopped(wanted, stop, f"the items of {job.name}")
-    execution = Execution(
-        job, client.batch(batch_id), worker=worker_name(None), progress=Progress(), tell=lambda _: None
-    )
+    batch = client.batch(batch_id)
+    execution = Execution(job, batch, worker=worker_name(None), progress=Progress(), tell=lambda _: None)
     drawing = Drawing(job, items, done, lambda _: True, execution.stopping)
     # Of a retry of many items there are several requests: what another has left failed is not done again by this one.
     await execution.take_back(done, set(item_ids).__contains__ if item_ids else lambda _: True)
     async with stopping(execution, stop), begun(job):
         await execution.run(drawing)
-    await client.flush()
-    execution.check_not_cut_short()
-    if execution.critical is not None:
-        await client.batch(batch_id).abort(execution.critical_details)
-        await client.flush()
-    elif drawing.error is not None:
-        raise drawing.error
-    elif execution.stopped:
-        raise JobStoppedError(f"{job.name} was stopped; batch {batch_id} stays open")
+    await end_of_work(client, job, batch, execution, drawing)
 
 
 async def _job_of(jobs: Mapping[str, Job], client: Rollcall, batch_id: str) -> Job | None:

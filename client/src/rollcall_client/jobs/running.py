@@ -230,20 +230,10 @@ class _Run:
         )
 
     async def _conclude(self, batch: Batch, execution: Execution, drawing: Drawing, *, sealed: bool) -> JobResult:
-        await self._client.flush()
-        execution.check_not_cut_short()
-        if execution.critical is not None:
-            self.log.error("job stopped by a critical error", error=str(execution.critical))
-            await batch.abort(execution.critical_details)
-        elif drawing.error is not None:
-            raise drawing.error
-        elif execution.stopped:
-            raise JobStoppedError(
-                f"{self._job.name} was stopped; batch {batch.batch_id} stays open: run it again to do the rest"
-            )
-        elif not sealed:
+        await end_of_work(self._client, self._job, batch, execution, drawing)
+        if execution.critical is None and not sealed:
             await batch.seal(total_items=drawing.drawn)
-        await self._client.flush()
+            await self._client.flush()
         critical = None if execution.critical is None else str(execution.critical)
         # Only these have something in the summary that the event has not.
         counted = execution.item_metrics or self._partitions > 1 or self._partition is not None or not self._fresh
@@ -273,6 +263,26 @@ class _Run:
             "job finished", **result.payload(), outcome=result.outcome, missing=result.missing, partial=result.partial
         )
         return result
+
+
+async def end_of_work(client: Rollcall, job: Job, batch: Batch, execution: Execution, drawing: Drawing) -> None:
+    """Once all items had their turn: see that Kafka has their results, and abort the batch of a critical error.
+
+    Raises JobStoppedError, DeliveryError, UnreachableError, and what the items' source raised: it then stays open.
+    """
+    await client.flush()
+    execution.check_not_cut_short()
+    if execution.critical is not None:
+        error = str(execution.critical)
+        _log.error("job stopped by a critical error", job=job.name, batch_id=batch.batch_id, error=error)
+        await batch.abort(execution.critical_details)
+        await client.flush()
+        return
+    if drawing.error is not None:
+        raise drawing.error
+    if execution.stopped:
+        raise JobStoppedError(f"{job.name} was stopped; batch {batch.batch_id} stays open: run it again to do the rest")
+    client.check_opened(batch.batch_id)
 
 
 async def _await_dependency(job: Job, client: Rollcall, now: datetime, batch_id: str | None) -> None:
