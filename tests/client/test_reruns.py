@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from rollcall_client import ApiError, Rollcall
+from rollcall_client import ApiError, Rollcall, listening, publishing
 from rollcall_client.api import Api
 from rollcall_client.jobs import JobResult, run
 from rollcall_client.jobs.prior import prior_of
+from rollcall_client.kafka import home_partition
 
 from rollcall.children import Child
 from tests.client.sample_jobs import Recorded, every_kind
@@ -229,6 +230,29 @@ async def test_who_did_not_open_a_batch_waits_for_what_others_have_just_reported
         await rc.flush()
         asking_prior = asyncio.create_task(prior_of(asking, batch.batch_id))
         await eventually(lambda: len(asked) >= 3 or asking_prior.done())
+    assert (await asking_prior).done == {"0000"}
+
+
+@pytest.mark.parametrize("opened_here", [True, False])
+async def test_what_is_yet_to_be_forwarded_is_waited_for_where_partitions_were_added(
+    asking: Rollcall, rc: Rollcall, product: Product, monkeypatch: pytest.MonkeyPatch, opened_here: bool
+) -> None:
+    def elsewhere(batch_id: str, partitions: int) -> int:
+        return (home_partition(batch_id, partitions) + 1) % partitions
+
+    for module in (publishing, listening):
+        monkeypatch.setattr(module, "home_partition", elsewhere)
+    batch = await rc.open(batch_id=f"forwarded-{uuid.uuid4().hex[:8]}", items=["0000", "0001"])
+    await rc.flush()
+    await eventually(lambda: known(asking, batch.batch_id))
+    with paused(product.children["worker-0"]):
+        await batch.succeeded("0000")
+        await rc.flush()
+        if opened_here:
+            await asking.open(batch_id=batch.batch_id, items=["0000", "0001"])
+        asking_prior = asyncio.create_task(prior_of(asking, batch.batch_id))
+        await asyncio.wait({asking_prior}, timeout=5)
+        assert not asking_prior.done()
     assert (await asking_prior).done == {"0000"}
 
 

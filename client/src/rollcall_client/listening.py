@@ -1,6 +1,7 @@
 """Finalized events from Kafka: a stream of them for a group, or the one of a batch."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +32,11 @@ class NotYet:
 NOT_YET = NotYet()
 Since: TypeAlias = datetime | NotYet | None
 """From when on a batch's event is looked for: None is from the beginning."""
+
+FORWARDED_PARTITION = "rollcall_forwarded_partition"
+FORWARDED_OFFSET = "rollcall_forwarded_offset"
+"""Headers of what a worker sent on to its batch's home: where it was first."""
+_NUMBER = re.compile(rb"[0-9]{1,18}")
 
 POLL_MS = 500
 COMMIT_EVERY_S = 0.2
@@ -223,6 +229,44 @@ async def home_end(kafka: Kafka, topic: str, batch_id: str) -> tuple[int, int]:
         return home.partition, end
 
 
+async def home_end_behind(
+    kafka: Kafka, topic: str, batch_id: str, *, partition: int, offset: int, home: int, since: datetime | None
+) -> int:
+    """The end of a batch's home once all of the batch up to this place of another partition is forwarded there.
+
+    Where partitions were added to the topic, clients publish to another than the one that workers apply the batch from.
+    Raises RollcallError; takes as long as the workers do.
+    """
+    consumer = kafka.consumer(auto_offset_reset="earliest")
+    there, here = TopicPartition(topic, partition), TopicPartition(topic, home)
+    key = batch_id.encode()
+    try:
+        await _started(kafka, consumer)
+        consumer.assign([there, here])
+        if since is None:
+            await consumer.seek_to_beginning(there, here)
+        else:
+            await _seek_to_time(consumer, [there, here], since - CLOCKS_DIFFER)
+        last = await _last(consumer, there, offset + 1, key, lambda record: record.offset)
+        if last is not None:
+            await _latest(consumer, here, 0, key, lambda record: _is_forward(record, partition, last))
+        [end] = (await consumer.end_offsets([here])).values()
+        return int(end)
+    except KafkaError as error:
+        raise _says(kafka, error) from error
+    finally:
+        await _stopped(consumer)
+
+
+def _is_forward(record: ConsumerRecord[bytes, bytes], partition: int, offset: int) -> Literal[True] | None:
+    """Whether this was forwarded from there, or from behind it."""
+    headers = dict(record.headers)
+    at = headers.get(FORWARDED_OFFSET) or b""
+    if headers.get(FORWARDED_PARTITION) != str(partition).encode() or not _NUMBER.fullmatch(at):
+        return None
+    return True if int(at) >= offset else None
+
+
 def event_of(record: ConsumerRecord[bytes, bytes]) -> FinalizedEvent | None:
     """The finalized event in a record; None, and a warning, where somebody else's message lies there."""
     try:
@@ -242,12 +286,38 @@ async def _latest(
     read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
 ) -> T:
     """The last before ``end``; where there is none, the first to come."""
+    found = await _last(consumer, home, end, key, read)
+    while found is None:
+        found = await _last_fetched(consumer, home, key, read)
+    return found
+
+
+async def _last(
+    consumer: AIOKafkaConsumer,
+    partition: TopicPartition,
+    end: int,
+    key: bytes,
+    read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
+) -> T | None:
+    """The last before ``end``, or of what is fetched with it."""
     found: T | None = None
-    while found is None or await consumer.position(home) < end:
-        fetched = await consumer.getmany(home, timeout_ms=POLL_MS)
-        for record in fetched.get(home, ()):
-            if record.key == key and (wanted := read(record)) is not None:
-                found = wanted
+    while await consumer.position(partition) < end:
+        wanted = await _last_fetched(consumer, partition, key, read)
+        found = found if wanted is None else wanted
+    return found
+
+
+async def _last_fetched(
+    consumer: AIOKafkaConsumer,
+    partition: TopicPartition,
+    key: bytes,
+    read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
+) -> T | None:
+    fetched = await consumer.getmany(partition, timeout_ms=POLL_MS)
+    found: T | None = None
+    for record in fetched.get(partition, ()):
+        if record.key == key and (wanted := read(record)) is not None:
+            found = wanted
     return found
 
 

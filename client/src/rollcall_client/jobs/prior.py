@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rollcall_client import listening
-from rollcall_client.api import Api
+from rollcall_client.api import Api, time_of
 from rollcall_client.client import Rollcall
 from rollcall_client.errors import ApiError, ConfigurationError
 from rollcall_client.jobs.execution import Prior
@@ -43,7 +43,7 @@ async def standing_of(client: Rollcall, api: Api, batch_id: str) -> Prior:
     await client.flush()
     place = client.appended_last(batch_id) or await _last_place(client, batch_id)
     try:
-        found = await _caught_up(api, batch_id, place)
+        found = await _caught_up(client, api, batch_id, place)
         return Prior(revision=found["revision"], finalized=found["outcome"] is not None)
     except KeyError as error:
         raise ApiError(
@@ -57,13 +57,15 @@ async def _last_place(client: Rollcall, batch_id: str) -> Appended:
     return Appended(partition, end - 1, None)
 
 
-async def _caught_up(api: Api, batch_id: str, place: Appended) -> Mapping[str, Any]:
+async def _caught_up(client: Rollcall, api: Api, batch_id: str, place: Appended) -> Mapping[str, Any]:
     try:
         async with asyncio.timeout(CAUGHT_UP_S):
             while True:
                 found = await api.batch(batch_id)
-                if found is not None and _has_read(found, place):
-                    return found
+                if found is not None and _home(found, place) != place.partition:
+                    place = await _forwarded(client, batch_id, place, found)
+                elif found is not None and (found["lag"]["next_offset"] or 0) > place.offset:
+                    return found  # that a batch has ended does not say so: it may have been reopened since
                 await asyncio.sleep(ASK_EVERY_S)
     except TimeoutError:
         raise ApiError(
@@ -71,12 +73,22 @@ async def _caught_up(api: Api, batch_id: str, place: Appended) -> Mapping[str, A
         ) from None
 
 
-def _has_read(found: Mapping[str, Any], place: Appended) -> bool:
-    """Whether the answer tells of all up to this place.
+def _home(found: Mapping[str, Any], place: Appended) -> int:
+    """The partition that the batch is applied from: another than one's own where partitions were added."""
+    decided = found["as_of"]
+    return place.partition if decided is None else int(decided["partition"])
 
-    That a batch has ended does not say so: it may have been reopened since.
-    """
-    decided, lag = found["as_of"], found["lag"]
-    if decided is not None and decided["partition"] != place.partition:
-        return found["outcome"] is not None or lag["records"] == 0  # partitions were added: it is forwarded
-    return (lag["next_offset"] or 0) > place.offset
+
+async def _forwarded(client: Rollcall, batch_id: str, place: Appended, found: Mapping[str, Any]) -> Appended:
+    """The last place of the batch's home once all up to this one is forwarded there."""
+    home = _home(found, place)
+    end = await listening.home_end_behind(
+        client.kafka,
+        client.kafka.topic("events"),
+        batch_id,
+        partition=place.partition,
+        offset=place.offset,
+        home=home,
+        since=time_of(found.get("opened_at") or found.get("first_result_at")),
+    )
+    return Appended(home, end - 1, None)
