@@ -366,6 +366,28 @@ async def test_a_thread_that_hangs_does_not_keep_the_command_from_ending(product
     assert "threads hang in the handle" in done.stderr
 
 
+async def test_the_command_can_be_stopped_while_it_waits_for_its_items(product: Product, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def read() -> int:
+        with suppress(OSError):
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # which takes somebody who reads
+        return 0
+
+    process = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, "run", "tests.client.sample_jobs:every_kind", "--items", str(pipe)), env=environment(product)
+    )
+    try:
+        writing = await eventually(read, 60)
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGTERM
+        os.close(writing)
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
 async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:
     for arguments, says in (
         (["run", "tests.client.sample_jobs:nothing"], "has no nothing"),

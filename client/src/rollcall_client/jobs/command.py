@@ -45,7 +45,10 @@ def _main(arguments: Sequence[str] | None) -> NoReturn:
         sys.path.insert(0, str(options.path))
     logs.to_stderr()
     try:
-        sys.exit(asyncio.run(_run(options) if options.command == "run" else _listen(options)))
+        if options.command == "listen":
+            sys.exit(asyncio.run(_listen(options)))
+        items = _items(options.items)  # here, where a signal ends the wait for them as usual
+        sys.exit(asyncio.run(_run(options, items)))
     except JobStoppedError as error:
         print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(STOPPED)
@@ -61,12 +64,12 @@ class _UsageError(Exception):
     pass
 
 
-async def _run(options: argparse.Namespace) -> int:
+async def _run(options: argparse.Namespace, items: list[Any] | None) -> int:
     job = load_job(options.job)
     with _stop_on_signals() as stop:
         result = await run(
             job,
-            _items(options.items),
+            items,
             rc=None,
             batch_id=options.batch_id,
             after_batch_id=options.after,
