@@ -137,6 +137,46 @@ async def test_a_listening_program_that_is_interrupted_ends_as_such(product: Pro
     assert "RuntimeError" not in stderr.decode()
 
 
+SIGNALLED = """
+import itertools
+import signal
+import sys
+from rollcall_client.sync import Rollcall
+
+def publish():
+    batch.succeeded(str(next(numbers)))
+
+def on_signal(*_):
+    publish()
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+
+with Rollcall(sys.argv[1], topic_prefix=sys.argv[2]) as rc:
+    batch, numbers = rc.open(), itertools.count()
+    signal.signal(signal.SIGALRM, on_signal)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    for _ in range(20_000):
+        publish()
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    total = next(numbers)
+    batch.seal(total)
+    print(total > 20_000, rc.wait(batch.batch_id, timeout=60).item_counts.succeeded == total)
+"""
+
+
+async def test_a_signals_handler_may_publish_in_the_midst_of_a_call(product: Product) -> None:
+    settings = product.settings
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SIGNALLED, settings.bootstrap_servers, settings.topic_prefix),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        stdout, _ = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert stdout.decode() == "True True\n"
+
+
 FORKING = """
 import os
 import sys
@@ -218,7 +258,7 @@ def test_the_twin_has_every_method_of_its_original() -> None:
         return {name for name in dir(of) if not name.startswith("_")}
 
     assert public(rollcall_client.Batch) - {"published_by"} <= public(Batch)
-    inner = {"api", "kafka", "publish", "publish_encoded", "appended_last", "options"}
+    inner = {"api", "kafka", "publish", "publish_encoded", "appended_last", "options", "check_opened"}
     assert public(rollcall_client.Rollcall) - inner <= public(Rollcall)
     assert Batch.failed.__doc__ == rollcall_client.Batch.failed.__doc__
 

@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from threading import Event, Lock
+from threading import Event, RLock
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from weakref import WeakSet
@@ -58,7 +58,7 @@ class _Loop:
         self._on_the_way: deque[Encoded] = deque()
         self._bytes_on_the_way = 0
         self._woken = False
-        self._lock = Lock()
+        self._lock = RLock()  # a signal's handler may publish, too, in the midst of it
         self._one_at_a_time = asyncio.Lock()
         self._handing_over: set[asyncio.Task[None]] = set()
         self._listening: set[asyncio.Task[Any] | None] = set()
@@ -77,7 +77,7 @@ class _Loop:
         portal, self._portal = self._portal, None
         if portal is not None:
             self.is_anothers = True
-            self._lock = Lock()  # another thread may have held it
+            self._lock = RLock()  # another thread may have held it
             with suppress(StopIteration, RuntimeError):
                 portal.stop().send(None)  # else its context, once let go of, would wait for the thread to end it
 
@@ -143,12 +143,13 @@ class _Loop:
 
     async def publish(self, message: Message) -> None:
         ready = encoded(message)
+        size = len(ready.value)
         with self._lock:
             loop = self._loop
             if self._portal is None or loop is None:
                 raise self._not_running()
             self._on_the_way.append(ready)
-            self._bytes_on_the_way += len(ready.value)
+            self._bytes_on_the_way += size
             too_many = self._bytes_on_the_way > MOST_BYTES_ON_THE_WAY
             wake, self._woken = not self._woken, True
         if wake:
