@@ -154,6 +154,13 @@ async def test_what_rollcall_could_not_take_is_refused_and_nothing_is_sent(rc: R
     assert (await batch.wait(timeout=60)).item_counts.total == 1
 
 
+async def test_a_client_says_that_another_event_loop_is_not_its_own(rc: Rollcall) -> None:
+    batch = await rc.open(total_items=1)
+    for call in (batch.succeeded("a"), rc.flush()):
+        with pytest.raises(RollcallError, match="started in another event loop"):
+            await asyncio.to_thread(asyncio.run, call)
+
+
 async def test_the_client_says_what_is_missing(servers: Servers) -> None:
     with pytest.raises(RollcallError, match=r"Kafka at 127\.0\.0\.1:1 does not answer"):
         await Rollcall("127.0.0.1:1").start()

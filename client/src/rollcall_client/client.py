@@ -78,6 +78,7 @@ class Rollcall:
         }
         self._api = None if api_url is None else Api(api_url, api_key)
         self._started_in: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._fresh: dict[str, None] = {}
         self._listeners: WeakSet[AsyncGenerator[Any, None]] = WeakSet()
 
@@ -112,6 +113,7 @@ class Rollcall:
         if self._publisher is not None:
             raise RollcallError("this client was started before: make a new one")
         self._started_in = os.getpid()
+        self._loop = asyncio.get_running_loop()
         self._publisher = Publisher(self._kafka, **self._publisher_options)
         await self._publisher.start()
 
@@ -241,6 +243,11 @@ class Rollcall:
         if self._publisher is None:
             raise RollcallError("this client is not started: use it as async with Rollcall(...) as rc")
         self._check_own()
+        if self._loop is not asyncio.get_running_loop():
+            raise RollcallError(
+                "this client was started in another event loop: make a new one here, or for threads one of "
+                "rollcall_client.sync"
+            )
         return self._publisher
 
     @property
