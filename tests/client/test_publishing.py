@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from rollcall_client import (
+    ApiError,
     ConfigurationError,
     DeliveryError,
     InvalidMessageError,
@@ -244,6 +246,12 @@ async def test_after_a_flush_that_was_cut_off_the_end_of_the_block_waits_for_its
             starting = asyncio.create_task(kafka.start())
         await starting
         assert await item_ids(kafka.bootstrap_servers, "rollcall.events") == {None, "one"}
+
+
+@pytest.mark.parametrize("error", [DeliveryError([("b", "a")], "away", may_pass=False, unnamed=2), ApiError("no", 503)])
+def test_errors_reach_the_process_that_a_pools_worker_raises_them_for(error: RollcallError) -> None:
+    there = pickle.loads(pickle.dumps(error))
+    assert (str(there), vars(there)) == (str(error), vars(error))
 
 
 async def test_a_message_too_large_for_its_topic_is_named_and_others_go(servers: Servers, topic_prefix: str) -> None:

@@ -1,6 +1,8 @@
 """What can go wrong, each with a message of one line that says what to do."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 _NAMED = 20
 
@@ -39,12 +41,18 @@ class DeliveryError(RollcallError):
         self, items: Sequence[tuple[str, str | None]], cause: str, *, may_pass: bool = True, unnamed: int = 0
     ) -> None:
         self.items = list(items)
+        self.cause = cause
         self.may_pass = may_pass
         self.unnamed = unnamed
         named = ", ".join(_named(*each) for each in self.items[:_NAMED])
         left = max(0, len(self.items) - _NAMED) + unnamed
         more = f" and {left} more" if left else ""
         super().__init__(f"not acknowledged by Kafka ({cause}), send again: {named}{more}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Else it could not be read in the process that a pool's worker raises it for: multiprocessing's waits for ever.
+        made = partial(DeliveryError, may_pass=self.may_pass, unnamed=self.unnamed)
+        return made, (self.items, self.cause)
 
 
 class ApiError(RollcallError):
