@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 log = structlog.get_logger(__name__)
 
-DRAIN_S = 8
+DRAIN_S = 7
 """What requests in flight are given to end."""
 
 

@@ -38,7 +38,7 @@ HEARTBEAT_INTERVAL_MS = 500
 """Members learn of a rebalance by their next heartbeat."""
 REBALANCE_TIMEOUT_MS = 5_000
 """A rebalance waits that long for a member that has died and is not yet given up, and nobody reads meanwhile."""
-DRAIN_TIMEOUT_S = 8.0
+DRAIN_TIMEOUT_S = 7.0
 POLL_FAILURE_LIMIT_S = 60.0
 """Polls that have only failed for so long fail for ever: aiokafka keeps a failed heartbeat and raises it at each."""
 

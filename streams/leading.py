@@ -18,7 +18,7 @@ from streams.retrying import attempts, end, may_pass, sleep
 LOCK_POLL_S = 0.5
 HEARTBEAT_S = 2.0
 HEARTBEAT_TIMEOUT_S = 5.0
-DRAIN_S = 8.0
+DRAIN_S = 7.0
 # A leader that does not even send heartbeats (stopped, cut off) loses its lock with its session.
 IDLE_SESSION_TIMEOUT_MS = "15000"
 
