@@ -1,6 +1,6 @@
 """What people do to a batch: seal, cancel, abort, finalize, reopen, retry. Each is a record on the stream."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
@@ -24,9 +24,19 @@ from streams.sending import Place
 router = APIRouter(tags=["actions"], dependencies=[Depends(OPERATOR)])
 
 
-class Reason(RequestBody):
-    """Why, for people."""
+EndedRevision = Annotated[
+    Count | None,
+    Field(
+        description="The revision that the open batch is at, as `GET` shows it: nothing is ended at another one. So a"
+        " repetition is harmless, also where somebody has reopened the batch meanwhile."
+    ),
+]
 
+
+class End(RequestBody):
+    """End it, and why, for people."""
+
+    revision: EndedRevision = None
     reason: str | None = None
 
 
@@ -40,6 +50,7 @@ class Abort(RequestBody):
     """A critical error stopped the job."""
 
     error: ItemError
+    revision: EndedRevision = None
 
 
 class Reopen(RequestBody):
@@ -109,25 +120,30 @@ async def seal(batch_id: str, here: Here, caller: Operator, body: Seal | None = 
 
 
 @router.post("/batches/{batch_id}/cancel", response_model=Acted, responses=_RESPONSES)
-async def cancel(batch_id: str, here: Here, caller: Operator, body: Reason | None = None) -> Response:
+async def cancel(batch_id: str, here: Here, caller: Operator, body: End | None = None) -> Response:
     """End it on purpose: its outcome is `cancelled`, and whoever has not answered stays missing."""
+    body = body or End()
     found = await may_exist(here, batch_id)
-    return await _act(here, caller, "cancel", commanding.cancel(batch_id, found, reason=body.reason if body else None))
+    command = commanding.cancel(batch_id, found, revision=body.revision, reason=body.reason)
+    return await _act(here, caller, "cancel", command, _again_with(found, body.revision))
 
 
 @router.post("/batches/{batch_id}/abort", response_model=Acted, responses=_RESPONSES)
 async def abort(batch_id: str, body: Abort, here: Here, caller: Operator) -> Response:
     """End it because of a critical error: its outcome is `failed`, and whoever has not answered stays missing."""
     found = await may_exist(here, batch_id)
-    return await _act(here, caller, "abort", commanding.abort(batch_id, found, error=body.error))
+    command = commanding.abort(batch_id, found, error=body.error, revision=body.revision)
+    return await _act(here, caller, "abort", command, _again_with(found, body.revision))
 
 
 @router.post("/batches/{batch_id}/finalize", response_model=Acted, responses=_RESPONSES)
-async def finalize(batch_id: str, here: Here, caller: Operator, body: Reason | None = None) -> Response:
-    """End it as it stands; of one that has ended, compute the summary again."""
+async def finalize(batch_id: str, here: Here, caller: Operator, body: End | None = None) -> Response:
+    """End it as it stands; of one that has ended, compute the summary again, unless a `revision` is named."""
+    body = body or End()
     found = await may_exist(here, batch_id)
-    command = commanding.finalize(batch_id, found, reason=body.reason if body else None)
-    return await _act(here, caller, "finalize", command)
+    command = commanding.finalize(batch_id, found, revision=body.revision, reason=body.reason)
+    only_summary = found is not None and found.outcome is not None
+    return await _act(here, caller, "finalize", command, None if only_summary else _again_with(found, body.revision))
 
 
 @router.post("/batches/{batch_id}/reopen", response_model=Acted, responses=_RESPONSES)
@@ -147,8 +163,7 @@ async def reopen(batch_id: str, here: Here, caller: Operator, body: Reopen | Non
         deadline_at=body.deadline_at,
         reason=body.reason,
     )
-    again_with = f'"revision": {found.revision}' if body.revision is None else None
-    return await _act(here, caller, "reopen", command, again_with)
+    return await _act(here, caller, "reopen", command, _again_with(found, body.revision))
 
 
 @router.post(
@@ -196,6 +211,11 @@ async def retry(
 
     request = {"route": "retry", "batch_id": batch_id, "body": body.model_dump(mode="json")}
     return (await once(here, caller, idempotency_key, request, act)).response()
+
+
+def _again_with(found: reads.BatchStatus | None, revision: int | None) -> str | None:
+    """What the same request would have to say to act on this revision only; None: it says so already."""
+    return f'"revision": {commanding.revision_of(found)}' if revision is None else None
 
 
 async def _act(here: Context, caller: Caller, action: str, command: Command, again_with: str | None = None) -> Response:

@@ -26,6 +26,15 @@ app = typer.Typer()
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until a worker has applied it, and show the batch.")]
 Reason = Annotated[str | None, typer.Option(help="Why, for people.", show_default=False)]
+Revision = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="NUMBER",
+        help="Only where the batch is at this revision (0 before its first end): to repeat it does no harm then.",
+        show_default=False,
+    ),
+]
 Deadline = Annotated[
     str | None, typer.Option(metavar="TIME", help="When it ends at the latest (RFC 3339).", show_default=False)
 ]
@@ -33,7 +42,12 @@ Deadline = Annotated[
 
 @app.command()
 def cancel(
-    batch_id: BatchId, reason: Reason = None, yes: Yes = False, wait: Wait = True, as_json: AsJson = False
+    batch_id: BatchId,
+    reason: Reason = None,
+    revision: Revision = None,
+    yes: Yes = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
 ) -> None:
     """End a batch on purpose: cancelled; whoever has not answered stays missing."""
 
@@ -42,7 +56,7 @@ def cancel(
         from streams import commanding
 
         found = await reads.batch(connection, topics_of(settings).events, possible(batch_id))
-        return commanding.cancel(batch_id, found, reason=reason)
+        return commanding.cancel(batch_id, found, revision=revision, reason=reason)
 
     _do("cancel", batch_id, plan, yes, wait, as_json)
 
@@ -52,6 +66,7 @@ def abort(
     batch_id: BatchId,
     error: Annotated[str, typer.Option(metavar="MESSAGE", help="The critical error that stopped the job.")],
     code: Annotated[str | None, typer.Option(help="The error's code.", show_default=False)] = None,
+    revision: Revision = None,
     yes: Yes = False,
     wait: Wait = True,
     as_json: AsJson = False,
@@ -63,21 +78,27 @@ def abort(
         from streams import commanding
 
         found = await reads.batch(connection, topics_of(settings).events, possible(batch_id))
-        return commanding.abort(batch_id, found, error={"message": error, "code": code})
+        return commanding.abort(batch_id, found, error={"message": error, "code": code}, revision=revision)
 
     _do("abort", batch_id, plan, yes, wait, as_json)
 
 
 @app.command()
 def finalize(
-    batch_id: BatchId, reason: Reason = None, yes: Yes = False, wait: Wait = True, as_json: AsJson = False
+    batch_id: BatchId,
+    reason: Reason = None,
+    revision: Revision = None,
+    yes: Yes = False,
+    wait: Wait = True,
+    as_json: AsJson = False,
 ) -> None:
     """End a batch as it stands; of one that has ended, only the summary is computed again."""
 
     async def plan(connection: AsyncConnection, settings: Settings) -> Command:
         from streams import commanding
 
-        return commanding.finalize(batch_id, await known(connection, settings, batch_id), reason=reason)
+        found = await known(connection, settings, batch_id)
+        return commanding.finalize(batch_id, found, revision=revision, reason=reason)
 
     _do("finalize", batch_id, plan, yes, wait, as_json)
 
@@ -91,6 +112,7 @@ def reopen(
     ] = None,
     deadline: Deadline = None,
     reason: Reason = None,
+    revision: Revision = None,
     yes: Yes = False,
     wait: Wait = True,
     as_json: AsJson = False,
@@ -104,7 +126,9 @@ def reopen(
         found = await known(connection, settings, batch_id)
         items = list(dict.fromkeys(item or ()))
         strange = await reads.strange_items(connection, found, items)
-        return commanding.reopen(found, item_ids=items, strange=strange, deadline_at=deadline, reason=reason)
+        return commanding.reopen(
+            found, item_ids=items, strange=strange, revision=revision, deadline_at=deadline, reason=reason
+        )
 
     _do("reopen", batch_id, plan, yes, wait, as_json)
 

@@ -57,23 +57,38 @@ def seal(batch_id: str, found: BatchStatus | None, *, total_items: int | None = 
     return Command(batch_id, items, "no more items come", [_event("batch.sealed", batch_id, total_items=total_items)])
 
 
-def cancel(batch_id: str, found: BatchStatus | None, *, reason: str | None = None) -> Command:
-    """End a batch on purpose; one that nobody has opened is created and ended."""
-    _check_open(found, "cancel")
+def cancel(
+    batch_id: str, found: BatchStatus | None, *, revision: int | None = None, reason: str | None = None
+) -> Command:
+    """End a batch on purpose; one that nobody has opened is created and ended.
+
+    ``revision``, here and where else a batch is ended: the one that is meant (None: whichever it is), so that a
+    repetition does not end what was reopened meanwhile.
+    """
+    _check_open(found, "cancel", revision)
     event = _event("batch.cancelled", batch_id, reason=reason)
     return Command(batch_id, _missing(found), _ends(found, "cancelled"), [event])
 
 
-def abort(batch_id: str, found: BatchStatus | None, *, error: Mapping[str, Any]) -> Command:
+def abort(
+    batch_id: str, found: BatchStatus | None, *, error: Mapping[str, Any], revision: int | None = None
+) -> Command:
     """End a batch because of a critical error; one that nobody has opened is created and ended."""
-    _check_open(found, "abort")
+    _check_open(found, "abort", revision)
     event = _event("batch.aborted", batch_id, error=_given(error))
     return Command(batch_id, _missing(found), _ends(found, "failed"), [event])
 
 
-def finalize(batch_id: str, found: BatchStatus | None, *, reason: str | None = None) -> Command:
-    """End a batch as it stands; of one that has ended, have the summary computed again."""
+def finalize(
+    batch_id: str, found: BatchStatus | None, *, revision: int | None = None, reason: str | None = None
+) -> Command:
+    """End a batch as it stands; of one that has ended, have the summary computed again.
+
+    Not where ``revision`` is given: who asked for that, and asks once more, might end what was reopened meanwhile.
+    """
     _check_kept(found)
+    if revision is not None:
+        _check_open(found, "finalize", revision)
     event = _event("batch.finalize_requested", batch_id, reason=reason)
     if found is not None and found.outcome is not None:
         return Command(batch_id, 0, f"it is {found.outcome}, only its summary is computed again", [event])
@@ -117,6 +132,11 @@ def reopen(
     )
     means = f"{_items(items)} asked for anew, it ends again with revision {found.revision + 1}"
     return Command(found.batch_id, items, means, [event])
+
+
+def revision_of(found: BatchStatus | None) -> int:
+    """The revision that a batch is at; 0 of one of which nothing is known."""
+    return found.revision if found else 0
 
 
 def retry(
@@ -219,9 +239,13 @@ async def _page(
     return [item.item_id for item in page.rows], page.next
 
 
-def _check_open(found: BatchStatus | None, action: str) -> None:
+def _check_open(found: BatchStatus | None, action: str, revision: int | None = None) -> None:
     if found is not None and found.outcome is not None:
         raise NotPossibleError(f"the batch is finalized already, {found.outcome}: there is nothing to {action}")
+    at = revision_of(found)
+    if revision not in (None, at):
+        since = "it ended and was reopened since" if at > revision else "it has not come so far"
+        raise NotPossibleError(f"the batch is at revision {at}, not {revision}: {since}")
 
 
 def _check_kept(found: BatchStatus | None) -> None:

@@ -106,6 +106,10 @@ async def test_a_batch_is_cancelled_reopened_and_retried_by_records_on_the_strea
         [reopening] = [each for each in sent if each.get("type") == "batch.reopened"]
         assert reopening == {"type": "batch.reopened", "batch_id": "b", "revision": 1, "reason": "file is back"}
 
+        for action in ("finalize", "cancel"):
+            late = await rollcall(settings, "batch", action, "b", "--revision", "0", "--yes")
+            assert (late.exit_code, "the batch is at revision 1, not 0" in late.stderr) == (1, True)
+
         unknown = await rollcall(settings, "batch", "finalize", "nobody", "--yes")
         assert (unknown.exit_code, unknown.stderr) == (1, 'rollcall: there is no batch "nobody"\n')
         finalized = await done(settings, "finalize", "b")

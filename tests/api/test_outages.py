@@ -104,9 +104,11 @@ async def test_where_no_revision_was_given_the_503_names_it(migrated: Settings, 
     await ensure_topics(migrated.kafka_connection(), Topics(migrated.topic_prefix))
     await rows.finalized("b", revision=3, outcome="failed", total_items=1, failed=1)
     async with serving(migrated.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})) as api:
-        refused = await api.post("batches/b/reopen", {}, 503)
-        assert 'send it again with "revision": 3 only' in refused["detail"]
-        assert "sending it again is harmless" in (await api.post("batches/b/reopen", {"revision": 3}, 503))["detail"]
+        await rows.batch("open", total_items=1)
+        for path, revision in (("batches/b/reopen", 3), ("batches/open/cancel", 0), ("batches/open/finalize", 0)):
+            refused = await api.post(path, {}, 503)
+            assert f'send it again with "revision": {revision} only' in refused["detail"]
+            assert "sending it again is harmless" in (await api.post(path, {"revision": revision}, 503))["detail"]
 
 
 async def test_a_try_that_did_not_come_to_sending_gives_no_right_to_a_batch_that_is_there(

@@ -260,6 +260,23 @@ async def test_a_reopening_that_names_its_revision_can_be_repeated(live: ServedA
     assert (await live.get(f"batches/{batch_id}"))["status"] == "failed"
 
 
+@pytest.mark.parametrize("action", ["cancel", "abort", "finalize"])
+async def test_an_end_that_names_its_revision_ends_nothing_that_was_reopened_meanwhile(
+    live: ServedApi, batch_id: str, action: str
+) -> None:
+    await live.post("batches", {"batch_id": batch_id, "item_ids": ["a"]}, 201)
+    end = {"revision": 0} | ({"error": {"message": "disk full"}} if action == "abort" else {})
+    refused = await live.post(f"batches/{batch_id}/{action}", end | {"revision": 1}, 409)
+    assert refused["detail"] == "the batch is at revision 0, not 1: it has not come so far"
+    assert (await live.post(f"batches/{batch_id}/{action}", end))["batch"]["revision"] == 1
+    repeated = await live.post(f"batches/{batch_id}/{action}", end, 409)
+    assert f"there is nothing to {action}" in repeated["detail"]
+    await live.post(f"batches/{batch_id}/reopen", {"revision": 1})
+    repeated = await live.post(f"batches/{batch_id}/{action}", end, 409)
+    assert repeated["detail"] == "the batch is at revision 1, not 0: it ended and was reopened since"
+    assert (await live.get(f"batches/{batch_id}"))["outcome"] is None
+
+
 async def test_a_retry_is_a_new_batch_of_what_failed_or_is_missing(live: ServedApi, batch_id: str) -> None:
     await live.post("batches", {"batch_id": batch_id, "item_ids": ["a", "b", "c", "d"], "name": "import"}, 201)
     results = [
