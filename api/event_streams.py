@@ -32,8 +32,8 @@ _RECONNECT = format_sse_event(comment="rollcall", retry=1_000)
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "Events `batch` (its present state), `finalized` (the same, it has just ended), `ready` (all "
-        "that was missed has been told) and `resync` (too much was missed: load it again), each with an id to come "
-        "back with.",
+        "that was missed has been told) and `resync` (too much was missed, or a promotion replaced the state: load it "
+        "again), each with an id to come back with.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
 }
@@ -126,7 +126,7 @@ async def batch_events(
     return EventStream(here.feed.listening(frozenset((batch_id,)), since))
 
 
-def _since(event_id: str | None) -> feed.Cursor | None:
+def _since(event_id: str | None) -> feed.Seen | None:
     if event_id is None:
         return None
     try:

@@ -4,6 +4,7 @@ While somebody listens, one task looks twice a second, in one snapshot: at the s
 between them and the positions it saw before, and at the batches that are watched. Each event is encoded once and put
 into every listener's bounded queue. Its id is the cursor behind it: whoever comes back with it as ``Last-Event-ID``
 gets what was decided since, from the log's own order, and the present state of what it watches; nothing is skipped.
+A promotion may bring ends that lie before every cursor: then, and to whoever comes back from before, ``resync``.
 A listener whose queue is full is dropped, and comes back the same way.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import structlog
 from fastapi.sse import format_sse_event
@@ -39,6 +41,15 @@ NEWEST = 50
 log = structlog.get_logger(__name__)
 
 Cursor = dict[int, int]
+
+
+class Seen(NamedTuple):
+    """Up to where a listener has been told, and of which schema (None: its id is of a version that did not say)."""
+
+    cursor: Cursor
+    schema: int | None
+
+
 _LOOP = "feed"
 _State = tuple[BatchStatus, bool | None]
 
@@ -47,21 +58,22 @@ class MalformedCursorError(ValueError):
     """A ``Last-Event-ID`` that is none of ours."""
 
 
-def written(cursor: changes.Cursor) -> str:
-    """A cursor as an event's id: ``partition-offset``, joined by dots."""
-    return ".".join(f"{partition}-{offset}" for partition, offset in sorted(cursor.items()) if offset)
+def written(cursor: changes.Cursor, schema: int) -> str:
+    """A cursor as an event's id: the schema, a colon, and ``partition-offset`` joined by dots."""
+    return f"{schema}:" + ".".join(f"{partition}-{offset}" for partition, offset in sorted(cursor.items()) if offset)
 
 
-def read(text: str) -> Cursor:
-    """The cursor an id stands for. Raises MalformedCursorError."""
+def read(text: str) -> Seen:
+    """What an id stands for. Raises MalformedCursorError."""
+    schema, colon, places = text.rpartition(":")
     try:
-        pairs = [part.split("-") for part in text.split(".")] if text else []
-        cursor = {int(partition): int(offset) for partition, offset in pairs}
+        pairs = [part.split("-") for part in places.split(".")] if places else []
+        seen = Seen({int(partition): int(offset) for partition, offset in pairs}, int(schema) if colon else None)
     except ValueError:
         raise MalformedCursorError(text) from None
-    if len(text) > 20_000 or any(not 0 <= n < 2**63 for pair in cursor.items() for n in pair):
+    if len(text) > 20_000 or any(not 0 <= n < 2**63 for pair in seen.cursor.items() for n in pair):
         raise MalformedCursorError(text)
-    return cursor
+    return seen
 
 
 @dataclass(eq=False)
@@ -69,7 +81,7 @@ class Listener:
     """One event stream: what it wants (None: all batches), where it was, and what is ready for it."""
 
     wanted: frozenset[str] | None
-    since: Cursor | None
+    since: Seen | None
     queue: "asyncio.Queue[bytes | None]" = field(default_factory=lambda: asyncio.Queue(QUEUE_EVENTS))
     greeted: bool = False
 
@@ -104,11 +116,12 @@ class Feed:
         self._listeners: set[Listener] = set()
         self._wake = asyncio.Event()
         self._cursor: Cursor | None = None
+        self._schema = 0
         self._seen: dict[str, _State] = {}
         self._closed = False
 
     @contextmanager
-    def listening(self, wanted: frozenset[str] | None, since: Cursor | None) -> Iterator[Listener]:
+    def listening(self, wanted: frozenset[str] | None, since: Seen | None) -> Iterator[Listener]:
         """A listener for as long as the context is open. Raises 503 where there are too many, or on the way down."""
         if self._closed or len(self._listeners) >= self._max_listeners:
             raise unavailable("too many event streams are open" if not self._closed else "the API is going down")
@@ -157,8 +170,11 @@ class Feed:
 
     async def _look(self, connection: AsyncConnection) -> bool:
         """Tell everybody what is new; returns whether there is more to tell at once."""
+        schema = await changes.schema(connection)  # first: what is read behind it may be of a newer one
         end = await changes.cursor(connection, self._topic)
         listeners = list(self._listeners)
+        if schema != self._schema:
+            self._begin_anew(schema, end)
         greeted = [listener for listener in listeners if listener.greeted]
         now = await self._watched(connection, listeners)
         start = end if self._cursor is None else self._cursor
@@ -168,7 +184,7 @@ class Feed:
         if more and len(await self._decided(connection, start, end, MAX_CATCH_UP + 1)) > MAX_CATCH_UP:
             # They come faster than they are told: whoever wants all loads it again, who wants some is told of those.
             for listener in (each for each in greeted if each.wanted is None):
-                self._put(listener, _event("resync", "{}", end))
+                self._put(listener, self._event("resync", "{}", end))
             told = [listener for listener in greeted if listener.wanted is not None]
             decided, more = _decided_since(start, now.values()), False
         reached = _behind(decided, start, end) if more else end
@@ -180,6 +196,13 @@ class Feed:
             for newcomer in (listener for listener in listeners if not listener.greeted):
                 await self._greet(connection, newcomer, now, end)
         return more
+
+    def _begin_anew(self, schema: int, end: Cursor) -> None:
+        """Behind a promotion whoever listens loads all again: of what ended before the cursor nobody has been told."""
+        self._cursor, self._schema, self._seen = None, schema, {}
+        for listener in [each for each in self._listeners if each.greeted]:
+            listener.greeted, listener.since = False, None
+            self._put(listener, self._event("resync", "{}", end))
 
     async def _watched(self, connection: AsyncConnection, listeners: Sequence[Listener]) -> dict[str, BatchStatus]:
         named = {batch_id for listener in listeners for batch_id in listener.wanted or ()}
@@ -195,19 +218,22 @@ class Feed:
         if newcomer.since is not None:
             decided = await self._missed(connection, newcomer.since, end, newcomer.wanted)
             if decided is None:
-                newcomer.put(_event("resync", "{}", end))
+                newcomer.put(self._event("resync", "{}", end))
             else:
-                self._tell_decided([newcomer], decided, newcomer.since, end)
+                self._tell_decided([newcomer], decided, newcomer.since.cursor, end)
         for found in now.values():
             if newcomer.wants(found.batch_id):
                 newcomer.put(self._batch_event("batch", found, end))
-        newcomer.put(_event("ready", "{}", end))
+        newcomer.put(self._event("ready", "{}", end))
         newcomer.greeted = True  # behind all that may fail: the next look begins anew with it
 
     async def _missed(
-        self, connection: AsyncConnection, since: Cursor, end: Cursor, wanted: frozenset[str] | None
+        self, connection: AsyncConnection, seen: Seen, end: Cursor, wanted: frozenset[str] | None
     ) -> Sequence[BatchStatus] | None:
-        """What was decided since a cursor; None where that cannot be told: too much, or a cursor of another log."""
+        """What was decided since; None where that cannot be told: too much, or a cursor of another log or schema."""
+        since = seen.cursor
+        if seen.schema not in (None, self._schema):
+            return None
         if any(offset > end.get(partition, 0) for partition, offset in since.items()):
             return None
         if wanted is not None:
@@ -258,11 +284,10 @@ class Feed:
             log.info("an event stream was ended: its listener does not keep up")
 
     def _batch_event(self, name: str, found: BatchStatus, cursor: changes.Cursor) -> bytes:
-        return _event(name, shown(found, self._log_ends).model_dump_json(), cursor)
+        return self._event(name, shown(found, self._log_ends).model_dump_json(), cursor)
 
-
-def _event(name: str, data: str, cursor: changes.Cursor) -> bytes:
-    return format_sse_event(event=name, data_str=data, id=written(cursor))
+    def _event(self, name: str, data: str, cursor: changes.Cursor) -> bytes:
+        return format_sse_event(event=name, data_str=data, id=written(cursor, self._schema))
 
 
 def _offset(decided: BatchStatus) -> int:

@@ -7,7 +7,7 @@ a column, a trigger or a lock of its own on the hot path.
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Integer, any_, bindparam, column, select, true, values
+from sqlalchemy import Integer, any_, bindparam, column, select, text, true, values
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger
@@ -17,6 +17,12 @@ from store.tables import batches, positions
 
 Cursor = Mapping[int, int]
 """Partition to the next offset; one that is absent stands at 0."""
+
+
+async def schema(connection: AsyncConnection) -> int:
+    """Which schema the tables are in: after each promotion another one, also to a transaction begun before."""
+    found: int = await connection.scalar(text("SELECT to_regnamespace(quote_ident(current_schema()))::oid::int8"))
+    return found
 
 
 async def cursor(connection: AsyncConnection, events_topic: str) -> dict[int, int]:

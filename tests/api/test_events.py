@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from api import event_streams, feed
+from migrations.run import migrate
 from rollcall.settings import Settings
 from tests.harness.api import ServedApi, serving
 from tests.harness.event_stream import EventListener, listening
@@ -154,6 +155,43 @@ async def test_who_missed_too_much_is_told_to_load_again(
     for malformed in ("x", "1-2-3", "1-", "-1-5", "9" * 30 + "-1"):
         async with listening(api.url, "/api/events", last_event_id=malformed) as listener:
             assert listener.status == 422, malformed
+
+
+async def test_behind_a_promotion_all_load_again_since_ends_may_lie_before_what_was_told(
+    api: ServedApi, log: Log, migrated: Settings
+) -> None:
+    live, old, shadow = (f'"{migrated.database_schema}{suffix}"' for suffix in ("", "_old", "_shadow"))
+    await log.opened("b")
+    await log.opened("c")
+    async with (
+        listening(api.url, "/api/events") as all_of_them,
+        listening(api.url, "/api/batches/b/events") as one,
+    ):
+        for listener in (all_of_them, one):
+            await listener.until("ready")
+        before = all_of_them.events[-1].id
+        connection = log.rows.connection
+        await migrate(migrated.database_url, migrated.database_schema + "_shadow")
+        async with connection.transaction():
+            for table in ("positions", "batches"):
+                await connection.execute(f"INSERT INTO {shadow}.{table} SELECT * FROM {live}.{table}")
+            await connection.execute(
+                f"UPDATE {shadow}.batches SET state = 'finalized', outcome = 'completed', revision = 1,"
+                " finalized_by = 'all_items_in', finalized_at = now(), decided_offset = 0 WHERE batch_id = 'b'"
+            )
+            await connection.execute(f"ALTER SCHEMA {live} RENAME TO {old}")
+            await connection.execute(f"ALTER SCHEMA {shadow} RENAME TO {live}")
+        for listener in (all_of_them, one):
+            assert await listener.until("resync") == [{}]
+            await listener.until("ready", 2)
+        assert one.named("batch")[-1]["status"] == "completed"
+        await log.finalized("c")
+        assert ids(await all_of_them.until("finalized")) == ["c"]
+        behind = all_of_them.events[-1].id
+    for last_id, again in ((before, 1), (behind, 0)):
+        async with listening(api.url, "/api/events", last_event_id=last_id) as listener:
+            await listener.until("ready")
+            assert (len(listener.named("resync")), listener.named("finalized")) == (again, [])
 
 
 async def test_where_more_ends_come_than_can_be_told_all_load_again_and_nobody_waits(
