@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,9 @@ log = structlog.get_logger(__name__)
 DRAIN_S = 7
 """What requests in flight are given to end."""
 
+STALLED_S = 120
+"""A client that takes nothing of its answer for so long is cut off."""
+
 
 class CannotListenError(OSError):
     """The address cannot be listened on; the message is one line and names the settings."""
@@ -23,11 +27,16 @@ def listening(host: str, port: int) -> socket.socket:
     """A listening socket. Raises CannotListenError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise CannotListenError(
             f"cannot listen on {host}:{port} (ROLLCALL_API_HOST, ROLLCALL_API_PORT): {error.strerror or error}"
         ) from None
+    if sys.platform == "linux":
+        # Its connections have it from it. A time-out of ours would free what makes an answer, but not what the socket
+        # still holds of it.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_S * 1000))
+    return listener
 
 
 async def serve(

@@ -1,27 +1,33 @@
 """What the API says of batches and items, from rows put there by hand."""
 
+import asyncio
 import csv
 import dataclasses
 import io
 import json
 import re
+import sys
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from api import history
+from api import history, serving
 from handlers.alerts import failure_rate_event, raised_event, retry_event
 from handlers.finalization import finalized_event
 from handlers.overdue import overdue_event
 from handlers.records import RaisedAlert, RaisedRetry
 from handlers.summary import summarized_event
+from rollcall.settings import Settings
 from store import details, outbox
 from store.overdue import Overdue
 from store.rows import Batch, DeadLetterRow, OutboxRow
 from store.summaries import PendingSummary
 from streams.channels import DeadLetters, Events
 from tests.harness.api import ServedApi
+from tests.harness.api import serving as serve_api
+from tests.harness.event_stream import listening
 from tests.harness.stored import StoredRows
 
 AWKWARD_IDS = ["a/b", "/", "//x/", "a%2Fb", "50 %", "?q=1#frag", "ä 🙂", "a+b", "..", "../x", "."]
@@ -185,6 +191,35 @@ async def test_a_download_holds_every_result_and_no_formula(api: ServedApi, rows
     lines = [json.loads(line) for line in response.text.splitlines()]
     assert len(lines) == count
     assert lines[0]["message"] == f'{begin}cmd|"/C calc"!A0'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not tell who takes nothing")
+async def test_a_download_that_nobody_reads_is_ended(
+    migrated: Settings, rows: StoredRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "STALLED_S", 0.5)
+    await rows.batch("b")
+    await rows.connection.execute(
+        "INSERT INTO item_results (version, received_at, attempt, generation, batch_id, item_id, status, output)"
+        " SELECT n, now(), 1, 0, 'b', to_char(n, 'FM00000'), 'succeeded', to_jsonb(repeat('x', 60000))"
+        " FROM generate_series(1, $1::int) n",
+        2 * details.RESULTS_PAGE,
+    )
+    began, ended = asyncio.Event(), asyncio.Event()
+    pages = details.results
+
+    async def watched(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        try:
+            async for page in pages(*arguments, **options):
+                began.set()
+                yield page
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(details, "results", watched)
+    async with serve_api(migrated) as api, listening(api.url, "/api/batches/b/results", reading=False):
+        await asyncio.wait_for(began.wait(), 30)
+        await asyncio.wait_for(ended.wait(), 30)
 
 
 async def test_the_timeline_tells_what_happened_and_where_it_says_so(api: ServedApi, rows: StoredRows) -> None:
