@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.access import Caller
@@ -21,7 +21,7 @@ from api.problems import Problem, invalid, is_database_away, unavailable
 from schemas.dead_letters import Reason, Refused
 from store import access, details, reads
 from streams.decoding import decode
-from streams.sending import MAX_EVENT_BYTES, Place, encoded
+from streams.sending import MAX_EVENT_BYTES, NotAllTakenError, Place, encoded
 
 APPLY_TIMEOUT_S = 5.0
 """How long an answer waits for a worker to have read what was sent."""
@@ -94,8 +94,8 @@ async def submit(
         )
     try:
         places = await here.sender.events(events, traceparent)
-    except MessageSizeTooLargeError:
-        raise Problem(413, "the event is larger than the topic takes") from None
+    except NotAllTakenError as refused:
+        raise _not_all_taken(refused, len(events), "results" if action == "results" else None) from None
     except (KafkaError, OSError, TimeoutError) as error:
         again = f"send it again with {again_with} only" if again_with else "sending it again is harmless"
         raise unavailable(f"the broker did not acknowledge it in time; it may have arrived, and {again}") from error
@@ -113,6 +113,24 @@ async def submit(
             " sent again, but the database cannot be reached at the moment: what became of it is not known yet"
         ) from error
     return places
+
+
+def _not_all_taken(refused: NotAllTakenError, sent: int, field: str | None) -> Problem:
+    """413 that says what is in the log and what is not; ``field`` is the list that has an event for each member."""
+    out = refused.too_large | refused.behind
+    why = "larger than the topic takes (its max.message.bytes is below what Rollcall sets)"
+    if sent == 1:
+        return Problem(413, f"the event is {why}")
+    if field is None:
+        return Problem(413, f"sent in {sent} events, of which {len(out)} are not in the log: {why}")
+    return Problem(
+        413,
+        f"{len(out)} of {sent} {field} are not in the log, those that `errors` names: {why}",
+        errors=[
+            (f"{field}.{index}", "too large" if index in refused.too_large else "came behind one that is too large")
+            for index in sorted(out)
+        ],
+    )
 
 
 async def applied(here: Context, places: Sequence[Place]) -> bool:

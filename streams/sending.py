@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber, RecordListTooLargeError
 
 from schemas.topics import Topics
 from streams.kafka import KafkaConnection, stop
@@ -33,6 +33,22 @@ class Place(NamedTuple):
     offset: int
 
 
+class NotAllTakenError(MessageSizeTooLargeError):  # type: ignore[misc]  # aiokafka is untyped
+    """The topic takes no record as large as some of these; they are told by their indexes.
+
+    ``too_large`` were refused, each or with what was sent in one with it; ``behind`` came behind such a one, out of
+    order therefore. Neither are in the log; all others are.
+    """
+
+    def __init__(self, too_large: Set[int], behind: Set[int]) -> None:
+        super().__init__("the records are larger than the topic takes")
+        self.too_large = too_large
+        self.behind = behind
+
+
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+
+
 class _Record(NamedTuple):
     partition: int
     key: str
@@ -43,7 +59,8 @@ class _Record(NamedTuple):
 class Sender:
     """Puts events on the log, acknowledged by all replicas.
 
-    Raises KafkaError or TimeoutError: then some may have arrived, and sending all again is harmless.
+    Raises KafkaError or TimeoutError: then some may have arrived, and sending all again is harmless. NotAllTakenError
+    says which have.
     """
 
     def __init__(self, kafka: KafkaConnection, topics: Topics, homes: Homes) -> None:
@@ -91,11 +108,15 @@ class Sender:
                 await self._discard(producer)
                 raise
         places: list[Place] = []
-        for result in results:
+        failed: dict[int, BaseException] = {}
+        for index, result in enumerate(results):
             if isinstance(result, BaseException):
-                await self._discard(producer)
-                raise result
-            places.append(Place(result.partition, result.offset))
+                failed[index] = result
+            else:
+                places.append(Place(result.partition, result.offset))
+        if failed:
+            await self._discard(producer)
+            raise _which_failed(failed)
         return places
 
     async def _started(self) -> AIOKafkaProducer:
@@ -115,3 +136,13 @@ class Sender:
         if self._producer is producer:
             self._producer = None
             await stop(producer)
+
+
+def _which_failed(failed: Mapping[int, BaseException]) -> BaseException:
+    """What to raise: which records the topic refused, where that is all; else what befell the first."""
+    too_large = {index for index, error in failed.items() if isinstance(error, _TOO_LARGE)}
+    # aiokafka counts what was refused, the broker does not.
+    behind = {index for index, error in failed.items() if isinstance(error, OutOfOrderSequenceNumber)}
+    if too_large and len(too_large | behind) == len(failed):
+        return NotAllTakenError(too_large, behind)
+    return next(iter(failed.values()))

@@ -19,7 +19,7 @@ from tests.harness.api import ServedApi, serving
 from tests.harness.product import Product, running
 from tests.harness.servers import Servers
 from tests.harness.stored import StoredRows, stored_rows
-from tests.harness.topics import drain
+from tests.harness.topics import create_topic, drain
 from tests.harness.waiting import eventually
 
 
@@ -411,6 +411,26 @@ async def test_of_results_of_which_one_is_too_large_for_the_log_none_counts(live
     # Behind what had been sent, had any been.
     assert (await live.post(f"batches/{batch_id}/finalize"))["batch"]["answered"] == 0
     assert (await live.post(f"batches/{batch_id}/finalize", {"reason": large["message"]}, 413))["status"] == 413
+
+
+async def test_where_the_topic_takes_less_than_ours_the_answer_names_the_results_that_are_not_in_the_log(
+    migrated: Settings, rows: StoredRows
+) -> None:
+    topics = Topics(migrated.topic_prefix)
+    await rows.batch("b", partition=0, total_items=40)
+    await create_topic(migrated.bootstrap_servers, topics.events, configs={"max.message.bytes": "20000"})
+    results = [{"item_id": str(number), "status": "succeeded", "message": "x" * 1_000} for number in range(40)]
+    results[20]["output"] = "x" * 30_000
+    async with serving(migrated, partitions=1) as api:
+        refused = await api.post("batches/b/results", {"results": results}, 413)
+        small = await api.post("batches/b/results", {"results": results[:1]}, 202)
+    there = {json.loads(each.value)["item_id"] for each in await drain(migrated.bootstrap_servers, topics.events)}
+    named = {each["field"]: each["message"] for each in refused["errors"]}
+    assert named["results.20"] == "too large"
+    assert named.keys() == {f"results.{number}" for number in range(40) if str(number) not in there}
+    assert refused["detail"].startswith(f"{len(named)} of 40 results are not in the log, those that `errors` names:")
+    assert len(there) > 1
+    assert small["applied"] is False
 
 
 async def test_the_largest_event_that_is_taken_fits_the_log_with_the_longest_id_and_trace(live: ServedApi) -> None:
