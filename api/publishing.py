@@ -142,9 +142,10 @@ async def open_batch(
         events = [checked(event) for event in opening(opened, ids)]
         async with here.reading() as connection:
             known = await reads.batch(connection, here.topics.events, batch_id)
-            is_known = known is not None and (known.opened_at is not None or known.outcome is not None)
-        if is_known and not this.may_be_sent:
-            raise Problem(409, f'there is a batch "{batch_id}" already')
+        is_known = known is not None and (known.opened_at is not None or known.outcome is not None)
+        if known is not None and is_known and not this.may_be_sent:
+            may_be_part = len(events) > 1 and not known.sealed and known.outcome is None
+            raise Problem(409, f'there is a batch "{batch_id}" already' + (_IN_PART if may_be_part else ""))
         again_with = this.again_with(body.batch_id, batch_id)
         places = await submit(here, caller, "open", batch_id, total, events, traceparent, this, again_with)
         status = 201 if await applied(here, places) else 202
@@ -154,6 +155,12 @@ async def open_batch(
     request = {"route": "POST /batches", "body": body.model_dump(mode="json")}
     return (await once(here, caller, idempotency_key, request, act)).response()
 
+
+_IN_PART = (
+    ", not sealed: if that is this opening, of which a part arrived, send it again with the Idempotency-Key that it"
+    " had; without one, add its item_ids with POST .../items (those that are there already do no harm) and"
+    " POST .../seal"
+)
 
 _SENT = documented(400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
 

@@ -136,6 +136,19 @@ async def test_a_long_manifest_is_cut_and_arrives_whole(live: ServedApi, batch_i
     assert (found["total"], found["missing"], found["sealed"]) == (25_000, 25_000, True)
 
 
+async def test_a_long_opening_of_which_a_part_is_there_says_how_to_complete_it(live: ServedApi, batch_id: str) -> None:
+    ids = [f"item {number}" for number in range(10_001)]
+    await live.post("batches", {"batch_id": batch_id, "item_ids": ids[:10], "sealed": False}, 201)
+    refused = await live.post("batches", {"batch_id": batch_id, "item_ids": ids}, 409)
+    assert "not sealed: if that is this opening" in refused["detail"]
+    assert "with the Idempotency-Key that it had" in refused["detail"]
+    await live.post(f"batches/{batch_id}/items", {"item_ids": ids}, 202)
+    sealed = await live.post(f"batches/{batch_id}/seal")
+    assert (sealed["batch"]["sealed"], sealed["batch"]["total"]) == (True, 10_001)
+    refused = await live.post("batches", {"batch_id": batch_id, "item_ids": ids}, 409)
+    assert refused["detail"] == f'there is a batch "{batch_id}" already'
+
+
 async def test_a_long_opening_whose_answer_was_lost_can_be_repeated_under_its_key(
     live: ServedApi, product: Product, batch_id: str, unique: str
 ) -> None:
