@@ -67,7 +67,7 @@ def list_letters(
     chosen = Chosen(None if status == "any" else status, reason and reason.value, batch)
 
     async def ask(connection: Connection, _: Settings) -> tuple[list[DeadLetter], int]:
-        found = await dead_letters.page(connection, chosen, after=after, limit=limit)
+        found = await dead_letters.page(connection, chosen, after=after, limit=limit, records=as_json)
         return found, await dead_letters.count(connection, chosen)
 
     letters, total = _asked(ask)
@@ -207,7 +207,7 @@ def discard(
         chosen = _chosen(positions, reason, batch, all_)
         await _confirmed(connection, settings, positions, chosen, yes, "Give {} up?")
         count = 0
-        async for letters in _pages(connection, settings, positions, chosen):
+        async for letters in _pages(connection, settings, positions, chosen, records=False):
             await dead_letters.discard(connection, [each.key for each in letters], why)
             count += len(letters)
         return count
@@ -283,7 +283,12 @@ async def _confirmed(
 
 
 async def _pages(
-    connection: Connection, settings: Settings, positions: Sequence[str] | None, chosen: Chosen
+    connection: Connection,
+    settings: Settings,
+    positions: Sequence[str] | None,
+    chosen: Chosen,
+    *,
+    records: bool = True,
 ) -> AsyncIterator[list[DeadLetter]]:
     """The dead letters meant, some at a time, none that came after we began."""
     from store import dead_letters
@@ -300,7 +305,10 @@ async def _pages(
         return
     after, left = -1, await dead_letters.count(connection, chosen)
     while left > 0:
-        letters = await dead_letters.page(connection, chosen, after=after, limit=min(PAGE, left), max_bytes=PAGE_BYTES)
+        most = PAGE_BYTES if records else None
+        letters = await dead_letters.page(
+            connection, chosen, after=after, limit=min(PAGE, left), max_bytes=most, records=records
+        )
         if not letters:
             return
         after, left = letters[-1].seq, left - len(letters)

@@ -59,9 +59,11 @@ class Chosen:
 
 
 _COLUMNS = (
-    "topic, partition, record_offset, seq, appended_at, reason, message, batch_id, key, value, headers,"
+    "topic, partition, record_offset, seq, appended_at, reason, message, batch_id, {record},"
     " published_at, redriven_at, discarded_at, discard_reason"
 )
+_WITH_RECORD = _COLUMNS.format(record="key, value, headers")
+_WITHOUT_RECORD = _COLUMNS.format(record="NULL, NULL, '[]'")
 
 _CHOSEN = """
 ($1::text IS NULL OR $1 = CASE WHEN discarded_at IS NOT NULL THEN 'discarded'
@@ -71,7 +73,7 @@ AND ($2::text IS NULL OR reason = $2) AND ($3::text IS NULL OR batch_id = $3)
 
 # A page, oldest first, behind a sequence number. (at most so many, and bytes: the last may exceed them)
 _LIST = f"""
-SELECT {_COLUMNS} FROM (
+SELECT {{columns}} FROM (
     SELECT *, sum(bytes) OVER (ORDER BY seq) - bytes AS bytes_before
     FROM (
         SELECT *, octet_length(coalesce(value, '')) + octet_length(coalesce(key, ''))
@@ -85,7 +87,7 @@ WHERE $6::int8 IS NULL OR bytes_before < $6 ORDER BY seq
 _COUNT = f"SELECT count(*) FROM dead_letters WHERE {_CHOSEN}"
 
 # At most one row.
-_ONE = f"SELECT {_COLUMNS} FROM dead_letters WHERE topic = $1 AND partition = $2 AND record_offset = $3"
+_ONE = f"SELECT {_WITH_RECORD} FROM dead_letters WHERE topic = $1 AND partition = $2 AND record_offset = $3"
 
 _KEYS = "unnest($1::text[], $2::int4[], $3::int8[]) AS v(topic, partition, record_offset)"
 
@@ -107,10 +109,20 @@ WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.re
 
 
 async def page(
-    connection: Connection, chosen: Chosen, *, after: int = -1, limit: int, max_bytes: int | None = None
+    connection: Connection,
+    chosen: Chosen,
+    *,
+    after: int = -1,
+    limit: int,
+    max_bytes: int | None = None,
+    records: bool = True,
 ) -> list[DeadLetter]:
-    """The next ones in the order in which they were found; the last may exceed ``max_bytes``."""
-    rows = await connection.fetch(_LIST, chosen.status, chosen.reason, chosen.batch_id, after, limit, max_bytes)
+    """The next ones in the order in which they were found; the last may exceed ``max_bytes``.
+
+    Without ``records``, each of which may have a megabyte, their key, value and headers are left out.
+    """
+    listed = _LIST.format(columns=_WITH_RECORD if records else _WITHOUT_RECORD)
+    rows = await connection.fetch(listed, chosen.status, chosen.reason, chosen.batch_id, after, limit, max_bytes)
     return [DeadLetter(Key(*row[:3]), *row[3:]) for row in rows]
 
 

@@ -13,6 +13,7 @@ from migrations.run import migrate
 from rollcall import dead_letter_commands
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store import dead_letters
 from store.dead_letters import Chosen
 from streams.topics import log_identity
 from tests.harness import commands
@@ -50,6 +51,11 @@ async def test_dead_letters_are_listed_redriven_and_discarded(settings: Settings
             ("0:2", "invalid_json", None),
         ]
         assert base64.b64decode(listed[1]["value_base64"]) == broken.value
+        done = await commands.rollcall(settings, "dead-letters", "list")
+        assert ("0:1 " in done.stdout, "0:2 " in done.stdout) == (True, True)
+        async with product.connection() as connection:
+            without = await dead_letters.page(connection, Chosen(), limit=10, records=False)
+        assert {(each.reason, each.value) for each in without} == {("not_applicable", None), ("invalid_json", None)}
         done = await commands.rollcall(settings, "dead-letters", "show", "0:2")
         assert (done.exit_code, '{"no json' in done.stdout, "invalid_json" in done.stdout) == (0, True, True)
 
