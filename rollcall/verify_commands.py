@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +24,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 COMPARE_TIMEOUT_S = 3600.0
 """One statement that compares two tables."""
+MAX_LISTED = 10_000
+"""Differences in the JSON, at most; of the others it has the number."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,21 @@ class Chosen:
 
     batch_id: str | None = None
     since: datetime | None = None
+
+
+@dataclass
+class Found:
+    """The differences: how many, and the first ones, at most ``to_list``, to be listed in the end."""
+
+    to_list: int
+    count: int = 0
+    listed: list[Difference] = field(default_factory=list)
+
+    def add(self, difference: Difference) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.listed) < self.to_list:
+            self.listed.append(difference)
 
 
 @app.command()
@@ -50,7 +67,8 @@ def verify(
     """Fold the log once more and say where the state, or what was published, differs: exit code 1 if it does.
 
     The workers may go on. As JSON: {"differences": [{"what", "message", "batch_id", "item_id", "partition",
-    "offsets"}], "batches", "events", "left_out", "replayable_from", "not_comparable_events"}.
+    "offsets"}] (10,000 at most), "difference_count", "batches", "events", "left_out", "replayable_from",
+    "not_comparable_events"}.
     """
     from rollcall.logs import configure_logging
     from rollcall.reaching import naming
@@ -61,19 +79,19 @@ def verify(
     configure_logging("warning", settings.log_format, role="verify")
     chosen = Chosen(batch, _time(since))
     with naming(settings, "PostgreSQL"):
-        differences, verified = asyncio.run(_verify(settings, chosen, processes, said=not as_json))
+        found, verified = asyncio.run(_verify(settings, chosen, processes, said=not as_json))
     if as_json:
         from rollcall.rendering import print_json
 
-        print_json({"differences": [asdict(each) for each in differences], **_facts(verified)})
+        differences = [asdict(each) for each in found.listed]
+        print_json({"differences": differences, "difference_count": found.count, **_facts(verified)})
     else:
-        _conclude(differences, verified)
-    raise typer.Exit(1 if differences else 0)
+        _conclude(found.count, verified)
+    raise typer.Exit(1 if found.count else 0)
 
 
-async def _verify(
-    settings: Settings, chosen: Chosen, processes: int, *, said: bool
-) -> tuple[list[Difference], Verified]:
+async def _verify(settings: Settings, chosen: Chosen, processes: int, *, said: bool) -> tuple[Found, Verified]:
+    """Compare. What is ``said``, each difference as it is found, is not listed."""
     from contextlib import aclosing
 
     from rollcall.rendering import print_line, reader_may_leave, showable
@@ -83,7 +101,7 @@ async def _verify(
 
     connection = await settings.database().connect("verify")
     schema = f"{settings.database_schema[:56]}_verify"
-    verified, differences = Verified(), []
+    verified, found = Verified(), Found(0 if said else MAX_LISTED)
     try:
         await _reserve(settings, connection, schema)
         try:
@@ -93,7 +111,7 @@ async def _verify(
             async with aclosing(_compare(settings, live, schema, chosen, verified)) as comparing:
                 async for difference in comparing:
                     await _check_not_promoted(settings, connection, identity)
-                    differences.append(difference)
+                    found.add(difference)
                     if said:
                         with reader_may_leave():
                             print_line(showable(difference.message))
@@ -102,7 +120,7 @@ async def _verify(
             await shadows.drop(connection, schema)
     finally:
         await connection.close()
-    return differences, verified
+    return found, verified
 
 
 async def _reserve(settings: Settings, connection: Connection, schema: str) -> None:
@@ -224,10 +242,10 @@ async def _snapshot(settings: Settings, schema: str) -> AsyncIterator[Connection
         connection.terminate()
 
 
-def _conclude(differences: list[Difference], verified: Verified) -> None:
+def _conclude(differences: int, verified: Verified) -> None:
     from streams.verifying import beginning
 
-    found = f"{len(differences):,} differences" if differences else "no difference"
+    found = f"{differences:,} differences" if differences else "no difference"
     if verified.replayable_from:
         where = ", ".join(f"partition {p}: {beginning(*at)}" for p, at in sorted(verified.replayable_from.items()))
         sys.stdout.write(

@@ -241,42 +241,41 @@ class Comparison:
             self._connection.copy_records_to_table("scanned", records=found, columns=_SCANNED_COLUMNS),
         )
 
-    async def duplicated(self) -> list[Event]:
+    async def duplicated(self) -> AsyncIterator[Event]:
         """Events that are on their topic more than once."""
-        rows = await self._connection.fetch(self._sql(_DUPLICATED))
-        return [Event(row["channel"], row["id"], row["batch_id"], tuple(map(_place, row["at"]))) for row in rows]
+        async for row in self._connection.cursor(self._sql(_DUPLICATED), prefetch=FETCH):
+            yield Event(row["channel"], row["id"], row["batch_id"], tuple(map(_place, row["at"])))
 
-    async def contradicting(self) -> list[Event]:
+    def contradicting(self) -> AsyncIterator[Event]:
         """Events whose bytes on the topic are not those that the log gives."""
-        return await self._events(_CONTRADICTING)
+        return self._events(_CONTRADICTING)
 
-    async def altered(self) -> list[Event]:
+    def altered(self) -> AsyncIterator[Event]:
         """Events whose row in the live outbox is not what the log gives."""
-        return await self._events(_ALTERED)
+        return self._events(_ALTERED)
 
-    async def unknown(self) -> list[Event]:
+    def unknown(self) -> AsyncIterator[Event]:
         """Events on a topic or in the live outbox that the log does not give (or, with ``is_known`` false, not yet)."""
-        return await self._events(_UNKNOWN)
+        return self._events(_UNKNOWN)
 
-    async def missing(self) -> list[Event]:
+    def missing(self) -> AsyncIterator[Event]:
         """Events that the log gives, that count as published (or are lost), and that their topic does not hold."""
-        return await self._events(_MISSING) + await self._events(_MISSING_LETTERS)
+        return self._events(_MISSING, _MISSING_LETTERS)
 
-    async def _events(self, sql: str) -> list[Event]:
-        rows = [dict(row) for row in await self._connection.fetch(self._sql(sql))]
-        return [
-            Event(
-                row["channel"],
-                row["id"],
-                row["batch_id"],
-                ((row["partition"], row["record_offset"]),) if row.get("record_offset") is not None else (),
-                datetime.fromisoformat(row["time"]) if row.get("time") else None,
-                bool(row.get("is_lost")),
-                bool(row.get("is_known")),
-                row.get("decided_offset"),
-            )
-            for row in rows
-        ]
+    async def _events(self, *statements: str) -> AsyncIterator[Event]:
+        for statement in statements:
+            async for record in self._connection.cursor(self._sql(statement), prefetch=FETCH):
+                row = dict(record)
+                yield Event(
+                    row["channel"],
+                    row["id"],
+                    row["batch_id"],
+                    ((row["partition"], row["record_offset"]),) if row.get("record_offset") is not None else (),
+                    datetime.fromisoformat(row["time"]) if row.get("time") else None,
+                    bool(row.get("is_lost")),
+                    bool(row.get("is_known")),
+                    row.get("decided_offset"),
+                )
 
     def _differing(self, compared: Compared) -> str:
         counts, not_trimmed = self._counts() + (_IS_KEPT if compared.table in _ITEMS else ""), ""

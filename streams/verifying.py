@@ -97,19 +97,19 @@ async def event_differences(
     compared: Comparison, scan: Scan, live: Connection, topics: Topics, homes: Homes, verified: Verified
 ) -> AsyncIterator[Difference]:
     """Events that are missing on their topics, there twice, or not what the log gives."""
-    for event in await compared.duplicated():
+    async for event in compared.duplicated():
         yield _event(topics, homes, event, f"is there {len(event.at)} times")
-    for event in await compared.contradicting():
+    async for event in compared.contradicting():
         yield _event(topics, homes, event, "says something else than the log gives")
-    for event in await compared.altered():
+    async for event in compared.altered():
         yield _event(topics, homes, event, "has another content in the outbox than the log gives")
-    unknown = await compared.unknown()
-    # Decided behind the positions compared: by now the outbox has it.
-    newer = await comparison.are_known(live, [event.id for event in unknown if not event.is_known])
-    for event in unknown:
-        if event.id not in newer:
-            yield _event(topics, homes, event, "was never decided: the log does not give it")
-    for event in await compared.missing():
+    async for events in _together(compared.unknown()):
+        # Decided behind the positions compared: by now the outbox has it.
+        newer = await comparison.are_known(live, [event.id for event in events if not event.is_known])
+        for event in events:
+            if event.id not in newer:
+                yield _event(topics, homes, event, "was never decided: the log does not give it")
+    async for event in compared.missing():
         if event.channel in scan.cut and (
             event.time is None or event.time < scan.first_times.get(event.channel, _LATE)
         ):
@@ -117,6 +117,18 @@ async def event_differences(
         else:
             said = "is lost: neither in the outbox nor on the topic" if event.is_lost else "is published, but not there"
             yield _event(topics, homes, event, said)
+
+
+async def _together(events: AsyncIterator[Event]) -> AsyncIterator[list[Event]]:
+    """Some at a time."""
+    together: list[Event] = []
+    async for event in events:
+        together.append(event)
+        if len(together) == comparison.FETCH:
+            yield together
+            together = []
+    if together:
+        yield together
 
 
 async def scan_into(compared: Comparison, scan: Scan, kafka: KafkaConnection, topics: Topics) -> int:

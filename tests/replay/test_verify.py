@@ -11,9 +11,11 @@ import pytest
 
 from rollcall import verify_commands
 from rollcall.settings import Settings
+from rollcall.verify_commands import Found
 from schemas.topics import Topics, home_partition
 from store import shadows
 from store.connection import Connection
+from streams.verifying import Difference
 from tests.faults.proxy import Proxy
 from tests.harness import commands
 from tests.harness.histories import Message
@@ -52,7 +54,7 @@ async def test_nothing_is_found_where_nothing_is_wrong_and_of_changes_by_hand_ea
     topics = Topics(settings.topic_prefix)
     await live_history(settings, 20261127, batches=24)
     code, found = await verify(settings)
-    assert (code, found["differences"]) == (0, [])
+    assert (code, found["differences"], found["difference_count"]) == (0, [], 0)
     assert found["batches"] == len(await table_rows(settings, "batches"))
     assert found["left_out"] == 0
     assert found["events"] > 20
@@ -93,7 +95,7 @@ async def test_nothing_is_found_where_nothing_is_wrong_and_of_changes_by_hand_ea
     }
     messages = [each["message"] for each in found["differences"]]
     assert differences.keys() == expected.keys(), "\n".join(messages)
-    assert len(messages) == len(expected), "\n".join(messages)
+    assert len(messages) == found["difference_count"] == len(expected), "\n".join(messages)
     for key, words in expected.items():
         assert words in differences[key]["message"]
     for (_, batch_id), each in differences.items():
@@ -107,6 +109,13 @@ async def test_nothing_is_found_where_nothing_is_wrong_and_of_changes_by_hand_ea
     done = await commands.rollcall(settings, "verify", "--since", "2020-01-01T00:00:00Z", timeout_s=180)
     assert done.exit_code == 1
     assert len([line for line in done.stdout.splitlines() if "by-hand" in line]) == len(expected) - 2
+
+
+async def test_of_very_many_differences_the_first_ones_are_listed_and_all_are_counted() -> None:
+    found = Found(to_list=2)
+    for number in range(5):
+        found.add(Difference("batch", str(number)))
+    assert ([each.message for each in found.listed], found.count) == (["0", "1"], 5)
 
 
 async def test_a_second_verification_leaves_the_first_ones_schema_alone(settings: Settings) -> None:
