@@ -364,6 +364,23 @@ async def test_a_retry_that_got_no_answer_is_not_made_twice_by_a_second_click(li
     await page.close()
 
 
+async def test_a_button_ends_the_revision_that_the_page_shows_and_nothing_that_was_reopened_since(live: Live) -> None:
+    await submit(live, "ended", ["a", "b"])
+    page, _ = await open_page(live.browser, f"{live.api.url}/batches/ended")
+    await page.route("**/batches/ended", lambda route: route.abort())  # it is not fetched again: it stays as it is
+    page.on("dialog", lambda dialog: dialog.accept())
+    await live.api.post("batches/ended/cancel")
+    await live.api.post("batches/ended/reopen")
+    async with page.expect_request("**/cancel") as sent:
+        await page.get_by_role("button", name="Cancel").click()
+    request = await sent.value
+    assert request.post_data_json == {"revision": 0}
+    assert "idempotency-key" not in request.headers, "the API takes none for this"
+    await expect(page.locator("#said")).to_contain_text("it ended and was reopened since")
+    assert (await live.api.get("batches/ended"))["outcome"] is None
+    await page.close()
+
+
 async def test_the_missing_are_searched_on_the_server_and_copied_all(live: Live) -> None:
     settings = live.product.settings
     ids = [f"order-{number:04}" for number in range(1_500)]

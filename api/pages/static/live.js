@@ -99,7 +99,8 @@ document.addEventListener('click', async (event) => {
     const name = [api, action, group].join('\n')
     try {
       const body = { ...(group !== undefined && { error: group }), ...(revision && { revision: Number(revision) }) }
-      const answer = await send('POST', api + '/' + action, body, keyFor(name))
+      // Only a retry creates something; what else there is names the revision it acts on, and the API takes no key for it.
+      const answer = await send('POST', api + '/' + action, body, action === 'retry' ? keyFor(name) : undefined)
       const said = await answer.json()
       if (answer.ok) sessionStorage.removeItem(name)
       if (!answer.ok) tell(said.detail || answer.statusText)
@@ -113,8 +114,8 @@ function tell(text) {
   document.getElementById('said').textContent = text
 }
 
-// An action is one action, however often its button is pressed, until it has succeeded: what got no answer may have been
-// done, and a retry would be made twice. (Not randomUUID, which a page without TLS does not have.)
+// A retry is one retry, however often its button is pressed, until it has succeeded: what got no answer may have been
+// done, and would be made twice. (Not randomUUID, which a page without TLS does not have.)
 function keyFor(name) {
   const key = sessionStorage.getItem(name) || crypto.getRandomValues(new Uint32Array(4)).join('-')
   sessionStorage.setItem(name, key)
