@@ -178,10 +178,11 @@ class Feed:
         greeted = [listener for listener in listeners if listener.greeted]
         now = await self._watched(connection, listeners)
         start = end if self._cursor is None else self._cursor
-        decided = await self._decided(connection, start, end, DECIDED_AT_ONCE) if greeted else []
-        more = len(decided) == DECIDED_AT_ONCE
-        told = greeted
-        if more and len(await self._decided(connection, start, end, MAX_CATCH_UP + 1)) > MAX_CATCH_UP:
+        ended = await self._ended(connection, start, end) if greeted else []
+        more, told = len(ended) > DECIDED_AT_ONCE, greeted
+        if len(ended) <= MAX_CATCH_UP:
+            decided = await changes.in_order(connection, self._topic, ended[:DECIDED_AT_ONCE])
+        else:
             # They come faster than they are told: whoever wants all loads it again, who wants some is told of those.
             for listener in (each for each in greeted if each.wanted is None):
                 self._put(listener, self._event("resync", "{}", end))
@@ -239,13 +240,12 @@ class Feed:
         if wanted is not None:
             # Few: whether one was decided since is seen on the batch itself.
             return _decided_since(since, await changes.some(connection, self._topic, sorted(wanted)))
-        decided = await self._decided(connection, since, end, MAX_CATCH_UP + 1)
-        return None if len(decided) > MAX_CATCH_UP else decided
+        ended = await self._ended(connection, since, end)
+        return None if len(ended) > MAX_CATCH_UP else await changes.in_order(connection, self._topic, ended)
 
-    async def _decided(
-        self, connection: AsyncConnection, start: Cursor, end: Cursor, limit: int
-    ) -> Sequence[BatchStatus]:
-        return await changes.finalized_between(connection, self._topic, start, end, limit=limit)
+    async def _ended(self, connection: AsyncConnection, start: Cursor, end: Cursor) -> Sequence[str]:
+        """Ids of the batches that were decided in between, one more at most than can be told."""
+        return await changes.finalized_between(connection, start, end, limit=MAX_CATCH_UP + 1)
 
     def _tell_decided(
         self, listeners: Iterable[Listener], decided: Sequence[BatchStatus], start: Cursor, end: Cursor

@@ -33,9 +33,7 @@ async def cursor(connection: AsyncConnection, events_topic: str) -> dict[int, in
     return {row.partition: row.next_offset for row in found}
 
 
-async def finalized_between(
-    connection: AsyncConnection, events_topic: str, after: Cursor, until: Cursor, *, limit: int
-) -> Sequence[BatchStatus]:
+async def finalized_between(connection: AsyncConnection, after: Cursor, until: Cursor, *, limit: int) -> Sequence[str]:
     """Batches whose present end was decided at or behind ``after`` and before ``until``; by partition and offset."""
     moved = [
         (partition, after.get(partition, 0), end) for partition, end in until.items() if end > after.get(partition, 0)
@@ -58,15 +56,19 @@ async def finalized_between(
         .limit(limit)
         .lateral("decided")
     )
-    in_order = (
+    ordered = (
         select(decided.c.batch_id)
         .select_from(spans.join(decided, true()))
         .order_by(spans.c.partition, decided.c.decided_offset)
         .limit(limit)
     )
-    ids = (await connection.scalars(in_order)).all()
-    found = {each.batch_id: each for each in await some(connection, events_topic, ids)}
-    return [found[batch_id] for batch_id in ids]
+    return (await connection.scalars(ordered)).all()
+
+
+async def in_order(connection: AsyncConnection, events_topic: str, batch_ids: Sequence[str]) -> Sequence[BatchStatus]:
+    """These batches, which are all known."""
+    found = {each.batch_id: each for each in await some(connection, events_topic, batch_ids)}
+    return [found[batch_id] for batch_id in batch_ids]
 
 
 async def some(connection: AsyncConnection, events_topic: str, batch_ids: Sequence[str]) -> Sequence[BatchStatus]:
