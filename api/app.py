@@ -1,6 +1,7 @@
 """The HTTP application: routes, errors, limits and headers put together."""
 
 import asyncio
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from starlette.datastructures import Headers
@@ -57,7 +58,7 @@ def create_app(context: Context) -> FastAPI:
 
     Raises ValueError where a route does not say who may use it.
     """
-    app = FastAPI(
+    app = _Documented(
         title="Rollcall",
         description="Tells you when a batch is done, exactly once, and who did not answer.",
         version="1",
@@ -79,6 +80,14 @@ def create_app(context: Context) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     access.check_rules(app.routes)
     return app
+
+
+class _Documented(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """The contract, with what the API's errors are."""
+        if self.openapi_schema is None:
+            problems.describe(super().openapi())
+        return super().openapi()
 
 
 class SecurityHeaders:

@@ -104,7 +104,7 @@ _DESCRIPTIONS = {
     404: "There is no such thing.",
     408: "The body stopped coming.",
     409: "The state does not allow this.",
-    413: "The body is too large.",
+    413: "The body, or an event of it, is too large.",
     422: "The request is well-formed, but wrong; `errors` names the fields.",
     429: "Too many requests; `Retry-After` says when to go on.",
     503: "The database or the broker is away; `Retry-After` says when to try again.",
@@ -113,11 +113,24 @@ _DESCRIPTIONS = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's ``responses`` of a route that may answer with these problems."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
-    return {
-        status: {"model": ProblemDetails, "description": _DESCRIPTIONS[status], "content": content}
-        for status in sorted(statuses)
-    }
+    return {status: {"model": ProblemDetails, "description": _DESCRIPTIONS[status]} for status in sorted(statuses)}
+
+
+def describe(openapi: dict[str, Any]) -> None:
+    """Let an OpenAPI document say of every error that it is a problem, which is all that is ever answered.
+
+    FastAPI says of those that have a model that they may be plain JSON, and has a 422 of its own.
+    """
+    for operation in (operation for path in openapi["paths"].values() for operation in path.values()):
+        for status, response in operation["responses"].items():
+            if int(status) >= 400:
+                response["content"] = {MEDIA_TYPE: {"schema": _SCHEMA}}
+                response["description"] = _DESCRIPTIONS[int(status)]
+    for name in ("HTTPValidationError", "ValidationError"):
+        openapi["components"]["schemas"].pop(name, None)
+
+
+_SCHEMA = {"$ref": "#/components/schemas/ProblemDetails"}
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -1,9 +1,11 @@
 """The OpenAPI document is what the API does: generated requests meet no 500 and no answer that is not in it."""
 
 import asyncio
+import json
 import os
 import uuid
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from api.app import create_app
+from api.context import Limits
 from rollcall.settings import Settings
+from schemas.topics import Topics
 from tests.harness.api import serving
 from tests.harness.product import running
 from tests.harness.servers import Servers
@@ -49,6 +54,23 @@ async def url(servers: Servers) -> AsyncIterator[str]:
         await rows.batch("b", total_items=2)
         await rows.item("b", "i", "failed", error_message="x")
         yield api.url
+
+
+def test_every_error_is_documented_as_the_problem_that_it_is() -> None:
+    context: Any = SimpleNamespace(limits=Limits(), topics=Topics("rollcall."), auth="on")
+    document = create_app(context).openapi()
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+    assert document == create_app(context).openapi()
+    errors = [
+        response["content"]
+        for path in document["paths"].values()
+        for operation in path.values()
+        for status, response in operation["responses"].items()
+        if int(status) >= 400
+    ]
+    assert len(errors) > 150
+    assert all(content == problem for content in errors)
+    assert "HTTPValidationError" not in json.dumps(document)
 
 
 async def test_generated_requests_are_answered_as_documented(url: str) -> None:
