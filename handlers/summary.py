@@ -77,12 +77,9 @@ def given_up_event(topics: Topics, asked: PendingSummary, batch: Batch, problem:
     )
 
 
-def next_attempt_in(failed: int, first: timedelta, *, may_pass: bool) -> timedelta | None:
-    """How long to wait after that many failed attempts: ``first``, then four times as long each; None: give up.
-
-    What may pass by itself is tried for ever; the wait grows no further then.
-    """
-    return first * 4 ** (min(failed, ATTEMPTS) - 1) if failed < ATTEMPTS or may_pass else None
+def next_attempt_in(failed: int, first: timedelta) -> timedelta | None:
+    """How long to wait after that many failed attempts: ``first``, then four times as long each; None: give up."""
+    return first * 4 ** (failed - 1) if failed < ATTEMPTS else None
 
 
 def _asked(asked: PendingSummary, batch: Batch) -> str:

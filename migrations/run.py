@@ -20,7 +20,7 @@ STATEMENT_TIMEOUT_S = 6 * 3600.0
 ANSWER_TIMEOUT_S = COMMAND_TIMEOUT_S
 """What is asked before a migration takes none."""
 TURN_TIMEOUT_S = 60.0
-"""A promotion is done by then; whoever runs a migration that is not would rather know."""
+"""Most migrations and promotions are done by then; whoever meets one that is not would rather know."""
 LOCK_TIMEOUT = "10s"
 """Whoever comes behind a statement that waits for its lock waits as well: workers give up after 30 s."""
 IDLE_IN_TRANSACTION_TIMEOUT_MS = "60000"
@@ -75,8 +75,8 @@ async def _take_turn(connection: AsyncConnection) -> None:
         if error.orig is None or not isinstance(error.orig.__cause__, asyncpg.LockNotAvailableError):
             raise
         raise AnotherMigrationError(
-            f"another migration has been at work on this database for more than {TURN_TIMEOUT_S:g} s: wait for its end,"
-            " then try again"
+            f"another migration, or a promotion, has been at work on this database for more than {TURN_TIMEOUT_S:g} s:"
+            " wait for its end, then try again"
         ) from None
     await connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
 

@@ -58,7 +58,7 @@ RETURNING s.batch_id
 
 # An attempt that failed, unless something else was asked for meanwhile. At most one row.
 _FAILED = """
-UPDATE summaries SET attempts = attempts + 1, problem = $4, retry_at = $5,
+UPDATE summaries SET attempts = attempts + $6::bool::int, problem = $4, retry_at = $5,
     state = CASE WHEN $5::timestamptz IS NULL THEN 'failed' ELSE 'pending' END
 WHERE batch_id = $1 AND revision = $2 AND requested_offset = $3 AND state = 'pending'
 RETURNING batch_id
@@ -83,7 +83,9 @@ async def ready(connection: Connection, computed: Sequence[tuple[PendingSummary,
     return {row[0] for row in await connection.fetch(_READY, *transposed(rows, 4))} if rows else set()
 
 
-async def failed(connection: Connection, each: PendingSummary, problem: str, retry_at: datetime | None) -> bool:
+async def failed(
+    connection: Connection, each: PendingSummary, problem: str, retry_at: datetime | None, *, counts: bool
+) -> bool:
     """Note a failed attempt, the last one without ``retry_at``. False: something else was asked for meanwhile."""
-    found = await connection.fetchval(_FAILED, each.batch_id, each.revision, each.requested_offset, problem, retry_at)
-    return found is not None
+    key = each.batch_id, each.revision, each.requested_offset
+    return await connection.fetchval(_FAILED, *key, problem, retry_at, counts) is not None

@@ -86,6 +86,7 @@ class Publisher(Generic[Row]):
         self._database = database
         self._channel = channel
         self._singly = 0
+        self._ends: dict[TopicPartition, int] = {}
         self._portion = Portion(channel.round_rows)
         self._loop = f"publish {channel.name}"
 
@@ -136,6 +137,9 @@ class Publisher(Generic[Row]):
             await ensure_some(self._kafka, self._channel.topics, self._channel.output_topics())
         except UnusableTopicError as error:
             log.error(str(error))
+        except (KafkaError, OSError, TimeoutError) as error:
+            # It is asked of any one broker, which may be the one that is away. What is missing shows at the next step.
+            log.warning("output topics not looked at", error=repr(error))
 
     async def _fencing_producer(self, connection: Connection) -> AIOKafkaProducer:
         """The first step: from here on no predecessor can commit a transaction; an open one of its is aborted."""
@@ -181,6 +185,7 @@ class Publisher(Generic[Row]):
                         "reading back waits (for a foreign open transaction?)", partitions=sorted(map(str, pending))
                     )
         await self._note_known(connection, ends)
+        self._ends = ends
 
     async def _positions(self, consumer: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Not a record's offset: logs end with markers, and hold aborted records."""
@@ -256,6 +261,9 @@ class Publisher(Generic[Row]):
                 await self._channel.mark_published(connection, published)
         self._portion.fitted((time.monotonic() - began) / self._transaction_timeout_s)
         reach("mark.after")
+        if shorter := [str(tp) for tp, end in ends.items() if end <= self._ends.get(tp, 0)]:
+            raise KafkaError(f"{', '.join(shorter)}: was deleted or truncated while we published, so all of it is read")
+        self._ends |= ends
 
     @contextmanager
     def _noting_too_much(self, count: int) -> Iterator[None]:

@@ -17,7 +17,6 @@ from handlers import summary
 from schemas.topics import Topics
 from store import batches, outbox, promotion, statistics, summaries
 from store.connection import BY_KEY, SERVING, Connection, Database
-from store.failures import is_transient
 from store.rows import OutboxRow
 from store.summaries import PendingSummary
 from streams.portion import Portion
@@ -125,11 +124,13 @@ class Summarizer:
     async def _note_failure(self, connection: Connection, asked: PendingSummary, error: Exception) -> None:
         """Try again later, or give up with an alert."""
         problem = f"{type(error).__name__}: {error}".splitlines()[0][:MAX_PROBLEM_CHARS]
-        delay = summary.next_attempt_in(asked.attempts + 1, self._retry_after, may_pass=_may_pass(error))
+        # A full disk is no fault of the batch, though a large one may be what fills it: the others do not wait for it.
+        is_full = isinstance(error, asyncpg.DiskFullError)
+        delay = self._retry_after * 16 if is_full else summary.next_attempt_in(asked.attempts + 1, self._retry_after)
         retry_at = None if delay is None else datetime.now(UTC) + delay
         log.warning("a summary failed", batch_id=asked.batch_id, problem=problem, retry_at=retry_at)
         async with connection.transaction():
-            if await summaries.failed(connection, asked, problem, retry_at) and retry_at is None:
+            if await summaries.failed(connection, asked, problem, retry_at, counts=not is_full) and retry_at is None:
                 batch = (await batches.load(connection, [asked.batch_id]))[asked.batch_id]
                 await outbox.insert(connection, [summary.given_up_event(self._topics, asked, batch, problem)])
 
@@ -153,14 +154,3 @@ def _is_of_the_batches(connection: Connection, error: Exception) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return not (error.sqlstate or "").startswith(("08", "40", "57P"))
     return True
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the server lacks something that it may have later, as space on its disk.
-
-    A large batch may be what lacks it, so the others do not wait for that; and what takes longer, or more temporary
-    files, than the server allows is the batch's own.
-    """
-    return is_transient(error) and not isinstance(
-        error, asyncpg.QueryCanceledError | asyncpg.ConfigurationLimitExceededError
-    )

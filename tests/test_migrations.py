@@ -153,7 +153,7 @@ async def test_a_migration_that_another_one_holds_up_says_so(
     try:
         async with other.transaction():
             await other.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)
-            with pytest.raises(AnotherMigrationError, match="another migration has been at work"):
+            with pytest.raises(AnotherMigrationError, match="another migration, or a promotion, has been at work"):
                 await migrate(database.url, database.schema)
         await migrate(database.url, database.schema)
     finally:

@@ -367,3 +367,29 @@ async def test_an_output_topic_that_is_deleted_is_made_again_and_everything_goes
         found = (await configs_of(admin, [topics.finalized]))[topics.finalized]
     assert isinstance(found, dict)
     assert found["cleanup.policy"] == "compact"
+
+
+async def test_an_output_topic_that_was_made_again_while_it_runs_is_known_no_further_than_it_goes(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    async with running(settings) as product:
+        await publish(settings, empty_batches(0, 300))
+        await product.settled()
+        await delete_topic(settings.bootstrap_servers, topics.finalized)
+        await create_topic(settings.bootstrap_servers, topics.finalized, partitions=PARTITIONS)
+        await publish(settings, empty_batches(300, 20))
+        await product.settled(120)
+
+        async def is_known_no_further() -> bool:
+            ends = await end_offsets(settings.bootstrap_servers, topics.finalized)
+            async with product.connection() as connection:
+                known = await positions.load_all(connection, settings.database_schema, topics.finalized)
+            return all(
+                position.next_offset <= ends[TopicPartition(topics.finalized, partition)]
+                for partition, position in known.items()
+            )
+
+        await eventually(is_known_no_further, 60, message="positions of the topic that there is")
+    assert set(await finalized_events(settings)) == {f"batch-{number:05}" for number in range(300, 320)}
