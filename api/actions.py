@@ -27,8 +27,8 @@ router = APIRouter(tags=["actions"], dependencies=[Depends(OPERATOR)])
 EndedRevision = Annotated[
     Count | None,
     Field(
-        description="The revision that the open batch is at, as `GET` shows it: nothing is ended at another one. So a"
-        " repetition is harmless, also where somebody has reopened the batch meanwhile."
+        description="The revision that the open batch is at, as `GET` shows it: where it is at another one, as far as"
+        " is applied when the request comes, nothing is sent. So a repetition behind somebody's reopening ends nothing."
     ),
 ]
 

@@ -63,7 +63,8 @@ def cancel(
     """End a batch on purpose; one that nobody has opened is created and ended.
 
     ``revision``, here and where else a batch is ended: the one that is meant (None: whichever it is), so that a
-    repetition does not end what was reopened meanwhile.
+    repetition does not end what was reopened meanwhile. It is checked here alone, against ``found``: the record does
+    not carry it.
     """
     _check_open(found, "cancel", revision)
     event = _event("batch.cancelled", batch_id, reason=reason)

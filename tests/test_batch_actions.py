@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from streams.topics import ensure_topics
 from tests.harness.commands import argv, environment, rollcall
 from tests.harness.events import event, opened, result
 from tests.harness.product import running
+from tests.harness.stored import stored_rows
 from tests.harness.topics import drain, produce
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -41,8 +43,10 @@ async def stored(settings: Settings, batch_id: str) -> BatchStatus | None:
         return await reads.batch(connection, Topics(settings.topic_prefix).events, batch_id)
 
 
-def on_a_terminal(settings: Settings, answer: bytes, *arguments: str) -> tuple[int, str]:
-    """Run a command that asks, and answer it; returns exit code and screen."""
+def on_a_terminal(
+    settings: Settings, answer: bytes, *arguments: str, meanwhile: Callable[[], object] = lambda: None
+) -> tuple[int, str]:
+    """Run a command that asks, and answer it; returns exit code and screen. ``meanwhile`` is before the answer."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         argv(*arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=environment(settings) | {"TERM": "dumb"}
@@ -58,6 +62,7 @@ def on_a_terminal(settings: Settings, answer: bytes, *arguments: str) -> tuple[i
             break
         screen += chunk
         if b"[y/N]" in screen and not answered:
+            meanwhile()
             os.write(ours, answer + b"\n")
             answered = True
     os.close(ours)
@@ -118,6 +123,30 @@ async def test_a_batch_is_cancelled_reopened_and_retried_by_records_on_the_strea
 
         chosen = await done(settings, "reopen", "b", "--item", "x", "--item", "z", "--item", "x")
         assert (chosen["items"], chosen["batch"]["status"], chosen["batch"]["missing"]) == (2, "processing", 3)
+
+
+async def test_what_became_of_the_batch_while_somebody_was_asked_counts(settings: Settings) -> None:
+    await migrate(settings.database_url, settings.database_schema)
+    loop = asyncio.get_running_loop()
+    async with stored_rows(settings) as rows:
+
+        def ended_once_more() -> None:
+            ending = rows.connection.execute("UPDATE batches SET revision = revision + 1")
+            asyncio.run_coroutine_threadsafe(ending, loop).result(30)
+
+        async def asked(answer: bytes, *arguments: str) -> tuple[int, str]:
+            return await asyncio.to_thread(
+                on_a_terminal, settings, answer, "batch", *arguments, meanwhile=ended_once_more
+            )
+
+        await rows.batch("open", total_items=1)
+        code, screen = await asked(b"y", "cancel", "open", "--revision", "0")
+        assert (code, "the batch is at revision 1, not 0" in screen) == (1, True), screen
+        await rows.finalized("ended", outcome="failed", total_items=1, failed=1)
+        code, screen = await asked(b"y\nn", "reopen", "ended")
+        assert (code, "nothing was done" in screen) == (1, True), screen
+        assert "ends again with revision 2" in screen
+        assert "ends again with revision 3" in screen
 
 
 async def test_where_a_total_alone_is_known_any_item_may_be_the_missing_one(settings: Settings) -> None:
