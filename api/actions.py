@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from api.access import OPERATOR, Caller, Operator
 from api.batches import known
 from api.context import Context, Here
-from api.idempotency import NO_KEY, Answer, IdempotencyKey, Try, once
+from api.idempotency import HARMLESS, NO_KEY, Answer, IdempotencyKey, Try, again_with, once
 from api.models import Batch, RequestBody, Text
 from api.presenting import shown
 from api.problems import documented, invalid
@@ -125,7 +125,7 @@ async def cancel(batch_id: str, here: Here, caller: Operator, body: End | None =
     body = body or End()
     found = await may_exist(here, batch_id)
     command = commanding.cancel(batch_id, found, revision=body.revision, reason=body.reason)
-    return await _act(here, caller, "cancel", command, _again_with(found, body.revision))
+    return await _act(here, caller, "cancel", command, _again(found, body.revision))
 
 
 @router.post("/batches/{batch_id}/abort", response_model=Acted, responses=_RESPONSES)
@@ -133,7 +133,7 @@ async def abort(batch_id: str, body: Abort, here: Here, caller: Operator) -> Res
     """End it because of a critical error: its outcome is `failed`, and whoever has not answered stays missing."""
     found = await may_exist(here, batch_id)
     command = commanding.abort(batch_id, found, error=body.error, revision=body.revision)
-    return await _act(here, caller, "abort", command, _again_with(found, body.revision))
+    return await _act(here, caller, "abort", command, _again(found, body.revision))
 
 
 @router.post("/batches/{batch_id}/finalize", response_model=Acted, responses=_RESPONSES)
@@ -143,7 +143,8 @@ async def finalize(batch_id: str, here: Here, caller: Operator, body: End | None
     found = await may_exist(here, batch_id)
     command = commanding.finalize(batch_id, found, revision=body.revision, reason=body.reason)
     only_summary = found is not None and found.outcome is not None
-    return await _act(here, caller, "finalize", command, None if only_summary else _again_with(found, body.revision))
+    again = _SUMMARY_AGAIN if only_summary else _again(found, body.revision)
+    return await _act(here, caller, "finalize", command, again)
 
 
 @router.post("/batches/{batch_id}/reopen", response_model=Acted, responses=_RESPONSES)
@@ -163,7 +164,7 @@ async def reopen(batch_id: str, here: Here, caller: Operator, body: Reopen | Non
         deadline_at=body.deadline_at,
         reason=body.reason,
     )
-    return await _act(here, caller, "reopen", command, _again_with(found, body.revision))
+    return await _act(here, caller, "reopen", command, _again(found, body.revision))
 
 
 @router.post(
@@ -204,8 +205,8 @@ async def retry(
         if not this.may_be_sent:
             async with here.reading() as connection:
                 await commanding.check_free(connection, here.topics, new_batch_id)
-        again_with = this.again_with(body.batch_id, new_batch_id)
-        done = await applied(here, await _sent(here, caller, "retry", command, this, again_with))
+        again = this.again(body.batch_id, new_batch_id)
+        done = await applied(here, await _sent(here, caller, "retry", command, this, again))
         answer = Retried(batch_id=new_batch_id, retry_of=batch_id, items=len(ids), applied=done)
         return Answer(201 if done else 202, answer.model_dump(), location_of(new_batch_id))
 
@@ -213,13 +214,16 @@ async def retry(
     return (await once(here, caller, idempotency_key, request, act)).response()
 
 
-def _again_with(found: reads.BatchStatus | None, revision: int | None) -> str | None:
-    """What the same request would have to say to act on this revision only; None: it says so already."""
-    return f'"revision": {commanding.revision_of(found)}' if revision is None else None
+_SUMMARY_AGAIN = "see that nobody has reopened the batch before you send it again: it would end it"
 
 
-async def _act(here: Context, caller: Caller, action: str, command: Command, again_with: str | None = None) -> Response:
-    places = await _sent(here, caller, action, command, again_with=again_with)
+def _again(found: reads.BatchStatus | None, revision: int | None) -> str:
+    """How the request can be repeated for this revision only; ``revision`` is the one that it names itself."""
+    return HARMLESS if revision is not None else again_with(f'"revision": {commanding.revision_of(found)}')
+
+
+async def _act(here: Context, caller: Caller, action: str, command: Command, again: str = HARMLESS) -> Response:
+    places = await _sent(here, caller, action, command, again=again)
     done = await applied(here, places)
     async with here.reading() as connection:
         found = await reads.batch(connection, here.topics.events, command.batch_id)
@@ -236,7 +240,7 @@ async def _act(here: Context, caller: Caller, action: str, command: Command, aga
 
 
 async def _sent(
-    here: Context, caller: Caller, action: str, command: Command, this: Try = NO_KEY, again_with: str | None = None
+    here: Context, caller: Caller, action: str, command: Command, this: Try = NO_KEY, again: str = HARMLESS
 ) -> list[Place]:
     events = [checked(event) for event in command.events]
-    return await submit(here, caller, action, command.batch_id, command.items, events, this=this, again_with=again_with)
+    return await submit(here, caller, action, command.batch_id, command.items, events, this=this, again=again)

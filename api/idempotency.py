@@ -29,6 +29,14 @@ IdempotencyKey = Annotated[
 ]
 
 
+HARMLESS = "sending it again is harmless"
+
+
+def again_with(member: str) -> str:
+    """How a request can be repeated that is harmless only with this member of its body."""
+    return f"send it again with {member} only"
+
+
 @dataclass(frozen=True)
 class Answer:
     """What is answered, now and under the same key again."""
@@ -55,9 +63,9 @@ class Try:
     key: str | None = None
     seed: str | None = None
 
-    def again_with(self, given: str | None, batch_id: str) -> str | None:
-        """What the same request would have to say to be for the same batch; None: nothing that it does not say."""
-        return f'"batch_id": "{batch_id}"' if given is None and self.seed is None else None
+    def again(self, given: str | None, batch_id: str) -> str:
+        """How the request can be repeated for the same batch; ``given`` is the id that it names itself."""
+        return HARMLESS if given is not None or self.seed is not None else again_with(f'"batch_id": "{batch_id}"')
 
     def new_id(self, prefix: str = "") -> str:
         """An id for what is created: any, or the same in every try under a key."""

@@ -146,8 +146,8 @@ async def open_batch(
         if known is not None and is_known and not this.may_be_sent:
             may_be_part = len(events) > 1 and not known.sealed and known.outcome is None
             raise Problem(409, f'there is a batch "{batch_id}" already' + (_IN_PART if may_be_part else ""))
-        again_with = this.again_with(body.batch_id, batch_id)
-        places = await submit(here, caller, "open", batch_id, total, events, traceparent, this, again_with)
+        again = this.again(body.batch_id, batch_id)
+        places = await submit(here, caller, "open", batch_id, total, events, traceparent, this, again)
         status = 201 if await applied(here, places) else 202
         answer = OpenedBatch(batch_id=batch_id, status="pending", state="pending", total_items=total)
         return Answer(status, answer.model_dump(), location_of(batch_id))

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.access import Caller
 from api.context import Context
-from api.idempotency import NO_KEY, Try
+from api.idempotency import HARMLESS, NO_KEY, Try
 from api.problems import Problem, invalid, is_database_away, unavailable
 from schemas.dead_letters import Reason, Refused
 from store import access, details, reads
@@ -81,11 +81,11 @@ async def submit(
     events: Sequence[Mapping[str, Any]],
     traceparent: str | None = None,
     this: Try = NO_KEY,
-    again_with: str | None = None,
+    again: str = HARMLESS,
 ) -> list[Place]:
     """Write down who does what, and send it. Raises 413 and 503.
 
-    ``again_with``: what the same request has to say in addition to be harmless.
+    ``again``: whether, or how, the same request can be sent again where it is not known to have arrived.
     """
     async with here.writing() as connection:
         await this.sends(connection)
@@ -97,7 +97,6 @@ async def submit(
     except NotAllTakenError as refused:
         raise _not_all_taken(refused, len(events), "results" if action == "results" else None) from None
     except (KafkaError, OSError, TimeoutError) as error:
-        again = f"send it again with {again_with} only" if again_with else "sending it again is harmless"
         raise unavailable(f"the broker did not acknowledge it in time; it may have arrived, and {again}") from error
     for place in places:
         here.log_ends.reaches(place.partition, place.offset + 1)

@@ -109,6 +109,8 @@ async def test_where_no_revision_was_given_the_503_names_it(migrated: Settings, 
             refused = await api.post(path, {}, 503)
             assert f'send it again with "revision": {revision} only' in refused["detail"]
             assert "sending it again is harmless" in (await api.post(path, {"revision": revision}, 503))["detail"]
+        summary_only = (await api.post("batches/b/finalize", {}, 503))["detail"]
+        assert summary_only.endswith("see that nobody has reopened the batch before you send it again: it would end it")
 
 
 async def test_a_try_that_did_not_come_to_sending_gives_no_right_to_a_batch_that_is_there(
