@@ -142,6 +142,8 @@ async def test_a_long_opening_of_which_a_part_is_there_says_how_to_complete_it(l
     refused = await live.post("batches", {"batch_id": batch_id, "item_ids": ids}, 409)
     assert "not sealed: if that is this opening" in refused["detail"]
     assert "with the Idempotency-Key that it had" in refused["detail"]
+    refused = await live.post("batches", {"batch_id": batch_id, "item_ids": ids, "sealed": False}, 409)
+    assert refused["detail"] == f'there is a batch "{batch_id}" already'
     await live.post(f"batches/{batch_id}/items", {"item_ids": ids}, 202)
     sealed = await live.post(f"batches/{batch_id}/seal")
     assert (sealed["batch"]["sealed"], sealed["batch"]["total"]) == (True, 10_001)
