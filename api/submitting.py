@@ -114,10 +114,19 @@ async def submit(
     return places
 
 
+_TOO_LARGE = "too large for the topic, alone or with what was sent in one with it"
+
+
 def _not_all_taken(refused: NotAllTakenError, sent: int, field: str | None) -> Problem:
-    """413 that says what is in the log and what is not; ``field`` is the list that has an event for each member."""
+    """413 that says what is in the log and what is not; ``field`` is the list that has an event for each member.
+
+    What goes out in one, also of other callers, is refused as one: nobody knows whether any of it was too large alone.
+    """
     out = refused.too_large | refused.behind
-    why = "larger than the topic takes (its max.message.bytes is below what Rollcall sets)"
+    why = (
+        f"{_TOO_LARGE} (the topic's max.message.bytes is below what Rollcall sets);"
+        " what is small is taken if it is sent again alone"
+    )
     if sent == 1:
         return Problem(413, f"the event is {why}")
     if field is None:
@@ -126,7 +135,7 @@ def _not_all_taken(refused: NotAllTakenError, sent: int, field: str | None) -> P
         413,
         f"{len(out)} of {sent} {field} are not in the log, those that `errors` names: {why}",
         errors=[
-            (f"{field}.{index}", "too large" if index in refused.too_large else "came behind one that is too large")
+            (f"{field}.{index}", _TOO_LARGE if index in refused.too_large else "came behind what was too large")
             for index in sorted(out)
         ],
     )

@@ -441,7 +441,7 @@ async def test_where_the_topic_takes_less_than_ours_the_answer_names_the_results
         small = await api.post("batches/b/results", {"results": results[:1]}, 202)
     there = {json.loads(each.value)["item_id"] for each in await drain(migrated.bootstrap_servers, topics.events)}
     named = {each["field"]: each["message"] for each in refused["errors"]}
-    assert named["results.20"] == "too large"
+    assert named["results.20"] == "too large for the topic, alone or with what was sent in one with it"
     assert named.keys() == {f"results.{number}" for number in range(40) if str(number) not in there}
     assert refused["detail"].startswith(f"{len(named)} of 40 results are not in the log, those that `errors` names:")
     assert len(there) > 1
