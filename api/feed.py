@@ -2,8 +2,9 @@
 
 While somebody listens, one task looks twice a second, in one snapshot: at the stored positions, at what was decided
 between them and the positions it saw before, and at the batches that are watched. Each event is encoded once and put
-into every listener's bounded queue. Its id is the cursor behind it: whoever comes back with it as ``Last-Event-ID``
-gets what was decided since, from the log's own order, and the present state of what it watches; nothing is skipped.
+into every listener's bounded queue. Its id is the schema and the cursor behind it: whoever comes back with it as
+``Last-Event-ID`` gets what was decided since, from the log's own order, and the present state of what it watches;
+nothing is skipped.
 A promotion may bring ends that lie before every cursor: then, and to whoever comes back from before, ``resync``.
 A listener whose queue is full is dropped, and comes back the same way.
 """

@@ -26,6 +26,8 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
 """What a client is told to wait where a server of ours is away."""
 
+_SCHEMA = {"$ref": "#/components/schemas/ProblemDetails"}
+
 
 class FieldProblem(BaseModel):
     """One thing that is wrong with a request."""
@@ -121,16 +123,14 @@ def describe(openapi: dict[str, Any]) -> None:
 
     FastAPI says of those that have a model that they may be plain JSON, and has a 422 of its own.
     """
-    for operation in (operation for path in openapi["paths"].values() for operation in path.values()):
-        for status, response in operation["responses"].items():
-            if int(status) >= 400:
-                response["content"] = {MEDIA_TYPE: {"schema": _SCHEMA}}
-                response["description"] = _DESCRIPTIONS[int(status)]
+    for path in openapi["paths"].values():
+        for operation in path.values():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    response["content"] = {MEDIA_TYPE: {"schema": _SCHEMA}}
+                    response["description"] = _DESCRIPTIONS[int(status)]
     for name in ("HTTPValidationError", "ValidationError"):
         openapi["components"]["schemas"].pop(name, None)
-
-
-_SCHEMA = {"$ref": "#/components/schemas/ProblemDetails"}
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -142,8 +142,7 @@ async def open_batch(
         events = [checked(event) for event in opening(opened, ids)]
         async with here.reading() as connection:
             known = await reads.batch(connection, here.topics.events, batch_id)
-        is_known = known is not None and (known.opened_at is not None or known.outcome is not None)
-        if known is not None and is_known and not this.may_be_sent:
+        if known is not None and (known.opened_at or known.outcome) and not this.may_be_sent:
             seals = events[-1]["type"] == "batch.sealed"  # otherwise what is not sealed may be all of it
             may_be_part = seals and not known.sealed and known.outcome is None
             raise Problem(409, f'there is a batch "{batch_id}" already' + (_IN_PART if may_be_part else ""))

@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 DRAIN_S = 7
 """What requests in flight are given to end."""
 
-STALLED_S = 120
+STALLED_S = 120.0
 """A client that takes nothing of its answer for so long is cut off."""
 
 
@@ -33,8 +33,8 @@ def listening(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port} (ROLLCALL_API_HOST, ROLLCALL_API_PORT): {error.strerror or error}"
         ) from None
     if sys.platform == "linux":
-        # Its connections have it from it. A time-out of ours would free what makes an answer, but not what the socket
-        # still holds of it.
+        # Its connections inherit it. A time-out of ours would free what makes an answer, but not what the socket still
+        # holds of it.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALLED_S * 1000))
     return listener
 
