@@ -142,8 +142,7 @@ async def finalize(batch_id: str, here: Here, caller: Operator, body: End | None
     body = body or End()
     found = await may_exist(here, batch_id)
     command = commanding.finalize(batch_id, found, revision=body.revision, reason=body.reason)
-    only_summary = found is not None and found.outcome is not None
-    again = _SUMMARY_AGAIN if only_summary else _again(found, body.revision)
+    again = _SUMMARY_AGAIN if command.only_summary else _again(found, body.revision)
     return await _act(here, caller, "finalize", command, again)
 
 

@@ -188,10 +188,10 @@ def _do(action: str, batch_id: str, plan: Planned, yes: bool, wait: bool, as_jso
     configure_logging("error", settings.log_format, role="batch")
     command = asyncio.run(_planned(plan, settings))
     agreed = None
-    while agreed != command.events:
+    while agreed != (command.events, command.only_summary):
         check(command)
         confirm(action, batch_id, command, yes=yes)
-        agreed = command.events
+        agreed = (command.events, command.only_summary)
         if not yes:  # it may have been thought over for long: what the batch is now may forbid it, or make it another
             command = asyncio.run(_planned(plan, settings))
     print_answer(asyncio.run(carried_out(action, batch_id, command, settings, wait=wait)), as_json)

@@ -41,13 +41,15 @@ class NotPossibleError(Exception):
 class Command:
     """Records to be sent, in order; ``batch_id`` is the batch they are for, ``items`` how many items it concerns.
 
-    ``means`` says what will happen, for the question whether it should.
+    ``means`` says what will happen, for the question whether it should. ``only_summary``: the batch has ended, and is
+    to stay as it is, though the same records would end it where somebody has reopened it.
     """
 
     batch_id: str
     items: int
     means: str
     events: Sequence[Mapping[str, Any]]
+    only_summary: bool = False
 
 
 def seal(batch_id: str, found: BatchStatus | None, *, total_items: int | None = None) -> Command:
@@ -92,7 +94,8 @@ def finalize(
         _check_open(found, "finalize", revision)
     event = _event("batch.finalize_requested", batch_id, reason=reason)
     if found is not None and found.outcome is not None:
-        return Command(batch_id, 0, f"it is {found.outcome}, only its summary is computed again", [event])
+        means = f"it is {found.outcome}, only its summary is computed again"
+        return Command(batch_id, 0, means, [event], only_summary=True)
     return Command(batch_id, _missing(found), _ends(found, "as it stands"), [event])
 
 

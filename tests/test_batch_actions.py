@@ -130,23 +130,28 @@ async def test_what_became_of_the_batch_while_somebody_was_asked_counts(settings
     loop = asyncio.get_running_loop()
     async with stored_rows(settings) as rows:
 
-        def ended_once_more() -> None:
-            ending = rows.connection.execute("UPDATE batches SET revision = revision + 1")
-            asyncio.run_coroutine_threadsafe(ending, loop).result(30)
+        async def asked(meanwhile: str, answer: bytes, *arguments: str) -> tuple[int, str]:
+            def change() -> None:
+                changing = rows.connection.execute(f"UPDATE batches SET {meanwhile} WHERE batch_id = $1", arguments[1])
+                asyncio.run_coroutine_threadsafe(changing, loop).result(30)
 
-        async def asked(answer: bytes, *arguments: str) -> tuple[int, str]:
-            return await asyncio.to_thread(
-                on_a_terminal, settings, answer, "batch", *arguments, meanwhile=ended_once_more
-            )
+            return await asyncio.to_thread(on_a_terminal, settings, answer, "batch", *arguments, meanwhile=change)
 
+        ended_once_more = "revision = revision + 1"
         await rows.batch("open", total_items=1)
-        code, screen = await asked(b"y", "cancel", "open", "--revision", "0")
+        code, screen = await asked(ended_once_more, b"y", "cancel", "open", "--revision", "0")
         assert (code, "the batch is at revision 1, not 0" in screen) == (1, True), screen
         await rows.finalized("ended", outcome="failed", total_items=1, failed=1)
-        code, screen = await asked(b"y\nn", "reopen", "ended")
+        code, screen = await asked(ended_once_more, b"y\nn", "reopen", "ended")
         assert (code, "nothing was done" in screen) == (1, True), screen
         assert "ends again with revision 2" in screen
         assert "ends again with revision 3" in screen
+        ending = ("outcome", "finalized_by", "finalized_at", "completed_at", "decided_offset")
+        reopened = ", ".join(["state = 'processing'", *(f"{each} = NULL" for each in ending)])
+        code, screen = await asked(reopened, b"y\nn", "finalize", "ended")
+        assert (code, "nothing was done" in screen) == (1, True), screen
+        assert "only its summary is computed again" in screen
+        assert "it ends as it stands" in screen
 
 
 async def test_where_a_total_alone_is_known_any_item_may_be_the_missing_one(settings: Settings) -> None:
