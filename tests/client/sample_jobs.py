@@ -66,6 +66,11 @@ async def stops_at_the_third(item: str) -> None:
         await asyncio.sleep(0.05)
 
 
+@job(concurrency=1)
+async def alone_stops_at_the_third(item: str) -> None:
+    await stops_at_the_third(item)
+
+
 class InThreads(Job):
     """A blocking function, several items a thread."""
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 from rollcall_client import Rollcall, RollcallError
-from rollcall_client.jobs import JobResult, run
+from rollcall_client.jobs import Job, JobResult, run
 from rollcall_client.jobs.command import STOPPED
 
-from tests.client.sample_jobs import Meeting, Recorded, stops_at_the_third
+from tests.client.sample_jobs import Meeting, Recorded, alone_stops_at_the_third, stops_at_the_third
 from tests.client.test_reruns import answered, done_items, environment
 from tests.harness.product import Product
 from tests.harness.waiting import eventually
@@ -76,14 +76,15 @@ async def test_a_critical_error_in_one_process_stops_all(rc: Rollcall) -> None:
     assert result.processed < 2_000
 
 
-async def test_a_critical_error_in_one_process_does_not_wait_for_a_slow_source(rc: Rollcall) -> None:
+@pytest.mark.parametrize("stopping", [stops_at_the_third, alone_stops_at_the_third], ids=["two lanes", "one lane"])
+async def test_a_critical_error_in_one_process_does_not_wait_for_a_slow_source(rc: Rollcall, stopping: Job) -> None:
     async def that_stalls() -> AsyncIterator[str]:
-        for number in range(5):
+        for number in range(4):
             yield f"{number:02d}"
         await asyncio.Event().wait()
 
     async with asyncio.timeout(100):
-        result = await run(stops_at_the_third, that_stalls(), rc=rc, partitions=2, progress=None, wait_timeout_s=60)
+        result = await run(stopping, that_stalls(), rc=rc, partitions=2, progress=None, wait_timeout_s=60)
     assert (result.status, result.error) == ("FAILED", "the account is blocked")
 
 

@@ -196,7 +196,10 @@ async def _said_when_critical(execution: Execution, stops: Connection) -> AsyncI
     try:
         yield
     finally:
-        saying.cancel()
+        if execution.critical is None:
+            saying.cancel()
+        else:
+            await saying  # it may not have begun, where nothing was waited for since
 
 
 class _Received:
