@@ -357,9 +357,13 @@ def hangs(item):
 """
 
 
-async def test_a_thread_that_hangs_does_not_keep_the_command_from_ending(product: Product, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_a_thread_that_hangs_does_not_keep_the_command_from_ending(
+    product: Product, tmp_path: Path, processes: str
+) -> None:
     (tmp_path / "hanging.py").write_text(HANGING)
-    done = await rollcall_job(product, None, "--path", str(tmp_path), "run", "hanging:hangs")
+    run_it = ("run", "hanging:hangs", "--partitions", processes)
+    done = await asyncio.wait_for(rollcall_job(product, None, "--path", str(tmp_path), *run_it), 60)
     assert done.exit_code == 1
     assert "failed 1" in done.stdout
     assert done.stdout.endswith("the end\n")

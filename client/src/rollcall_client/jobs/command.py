@@ -18,25 +18,16 @@ from rollcall_client.jobs.requests import listen
 from rollcall_client.jobs.results import JobResult
 from rollcall_client.jobs.running import run
 from rollcall_client.jobs.stopping import JobStoppedError
-from rollcall_client.jobs.threads import end_without_the_hung
+from rollcall_client.jobs.threads import INTERRUPTED, ends_without_the_hung
 
 OK, WENT_WRONG, WRONG_USE = 0, 1, 2
-STOPPED = 130
-
-HUNG_AFTER_S = 5.0
+STOPPED = INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script: exit code 0 where the run is COMPLETED, 1 where it isn't, 2 for wrong use, 130 stopped."""
-    try:
+    with ends_without_the_hung():
         _main(arguments)
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else WENT_WRONG if ended.code else OK
-        end_without_the_hung(code, HUNG_AFTER_S)
-        raise
-    except KeyboardInterrupt:
-        end_without_the_hung(STOPPED, 0)
-        raise
 
 
 def _main(arguments: Sequence[str] | None) -> NoReturn:

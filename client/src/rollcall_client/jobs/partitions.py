@@ -28,6 +28,7 @@ from rollcall_client.jobs.job import CriticalError, Job
 from rollcall_client.jobs.progress import Callback, Progress
 from rollcall_client.jobs.rates import Rate
 from rollcall_client.jobs.results import numbers_in
+from rollcall_client.jobs.threads import ends_without_the_hung
 from rollcall_client.messages import error_of
 
 _log = structlog.get_logger(__name__)
@@ -161,7 +162,8 @@ def _child(
     if job.rate is not None:
         rate = Rate.of(job.rate) if isinstance(job.rate, str) else job.rate
         job.rate = replace(rate, count=rate.count / count)
-    asyncio.run(_work(job, options, batch_id, worker, pipe, stops))
+    with ends_without_the_hung():  # within ENDING_S
+        asyncio.run(_work(job, options, batch_id, worker, pipe, stops))
 
 
 async def _work(

@@ -4,9 +4,10 @@ import atexit
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Thread, current_thread
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import structlog
 
@@ -14,6 +15,10 @@ _log = structlog.get_logger(__name__)
 
 A = TypeVar("A")
 R = TypeVar("R")
+
+HUNG_AFTER_S = 5.0
+INTERRUPTED = 130
+"""As a shell says it of what Ctrl+C ended."""
 
 _handling: set[Thread] = set()
 
@@ -28,19 +33,42 @@ def handled(function: Callable[[A], R], argument: A) -> R:
         _handling.discard(thread)
 
 
-def end_without_the_hung(code: int, patience_s: float) -> None:
-    """End this process with ``code`` where threads still are in ``handle`` after so long; else return.
+@contextmanager
+def ends_without_the_hung() -> Iterator[None]:
+    """End this process as its work inside ends, where threads still are in ``handle`` ``HUNG_AFTER_S`` after that.
 
-    To be called when nobody listens to them any more: as an item that took too long, or a run that was interrupted,
-    leaves them.
+    Nobody listens to them any more by then: as an item that took too long, or a run that was interrupted, leaves them.
     """
-    until = time.monotonic() + patience_s
-    for thread in list(_handling):
-        thread.join(max(0.0, until - time.monotonic()))
-    if not _handling:
-        return
-    _log.warning("threads hang in the handle of a job, ending without them", count=len(_handling))
-    atexit._run_exitfuncs()  # as Python would, once all threads have ended
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    ended: BaseException | None = None
+    try:
+        yield
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        try:
+            until = time.monotonic() + HUNG_AFTER_S
+            for thread in list(_handling):
+                thread.join(max(0.0, until - time.monotonic()))
+        finally:  # also where this wait was interrupted
+            if _handling:
+                _end_as(ended)
+
+
+def _end_as(ended: BaseException | None) -> NoReturn:
+    """What Python does at the end of a program, but for its wait for threads."""
+    try:
+        if ended is not None and not isinstance(ended, SystemExit):
+            sys.excepthook(type(ended), ended, ended.__traceback__)
+        _log.warning("threads hang in the handle of a job, ending without them", count=len(_handling))
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(_exit_code(ended))
+
+
+def _exit_code(ended: BaseException | None) -> int:
+    if isinstance(ended, SystemExit):
+        return ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
+    return 0 if ended is None else INTERRUPTED if isinstance(ended, KeyboardInterrupt) else 1
