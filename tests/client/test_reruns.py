@@ -12,10 +12,12 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from aiokafka import ConsumerRecord
 from rollcall_client import ApiError, Rollcall, listening, publishing
 from rollcall_client.api import Api
 from rollcall_client.jobs import JobResult, run
@@ -233,15 +235,22 @@ async def test_who_did_not_open_a_batch_waits_for_what_others_have_just_reported
     assert (await asking_prior).done == {"0000"}
 
 
-@pytest.mark.parametrize("opened_here", [True, False])
-async def test_what_is_yet_to_be_forwarded_is_waited_for_where_partitions_were_added(
-    asking: Rollcall, rc: Rollcall, product: Product, monkeypatch: pytest.MonkeyPatch, opened_here: bool
-) -> None:
+@pytest.fixture
+def partitions_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients publish to another partition than a batch's home, as where partitions were added to the topic."""
+
     def elsewhere(batch_id: str, partitions: int) -> int:
         return (home_partition(batch_id, partitions) + 1) % partitions
 
     for module in (publishing, listening):
         monkeypatch.setattr(module, "home_partition", elsewhere)
+
+
+@pytest.mark.usefixtures("partitions_added")
+@pytest.mark.parametrize("opened_here", [True, False])
+async def test_what_is_yet_to_be_forwarded_is_waited_for_where_partitions_were_added(
+    asking: Rollcall, rc: Rollcall, product: Product, opened_here: bool
+) -> None:
     batch = await rc.open(batch_id=f"forwarded-{uuid.uuid4().hex[:8]}", items=["0000", "0001"])
     await rc.flush()
     await eventually(lambda: known(asking, batch.batch_id))
@@ -254,6 +263,35 @@ async def test_what_is_yet_to_be_forwarded_is_waited_for_where_partitions_were_a
         await asyncio.wait({asking_prior}, timeout=5)
         assert not asking_prior.done()
     assert (await asking_prior).done == {"0000"}
+
+
+@pytest.mark.usefixtures("partitions_added")
+async def test_an_old_batch_that_was_forwarded_is_reported_without_reading_all_that_came_since(
+    asking: Rollcall, rc: Rollcall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+    is_forward = listening._is_forward
+
+    def looking(record: ConsumerRecord[bytes, bytes], partition: int, offset: int) -> Literal[True] | None:
+        looked_at.append(int(dict(record.headers)[listening.FORWARDED_OFFSET]))
+        return is_forward(record, partition, offset)
+
+    batch = await rc.open(batch_id=f"old-{uuid.uuid4().hex[:8]}", items=["0000"])
+    await batch.succeeded("0000")
+    await rc.flush()
+
+    async def is_finalized() -> bool:
+        found = await known(asking, batch.batch_id)
+        return found is not None and found["outcome"] is not None
+
+    await eventually(is_finalized, 60)
+    monkeypatch.setattr(listening, "_is_forward", looking)
+    monkeypatch.setattr(listening, "CLOCKS_DIFFER", timedelta(0))
+    await asking.open(batch_id=batch.batch_id, items=["0000"])
+    prior = await prior_of(asking, batch.batch_id)
+    own = asking.appended_last(batch.batch_id)
+    assert own is not None
+    assert (prior.finalized, looked_at) == (True, [own.offset])
 
 
 async def test_a_service_older_than_the_client_is_said_to_be(asking: Rollcall, monkeypatch: pytest.MonkeyPatch) -> None:

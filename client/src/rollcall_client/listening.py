@@ -230,24 +230,33 @@ async def home_end(kafka: Kafka, topic: str, batch_id: str) -> tuple[int, int]:
 
 
 async def home_end_behind(
-    kafka: Kafka, topic: str, batch_id: str, *, partition: int, offset: int, home: int, since: datetime | None
+    kafka: Kafka,
+    topic: str,
+    batch_id: str,
+    *,
+    partition: int,
+    offset: int,
+    home: int,
+    since: datetime | None,
+    own: bool,
 ) -> int:
     """The end of a batch's home once all of the batch up to this place of another partition is forwarded there.
 
     Where partitions were added to the topic, clients publish to another than the one that workers apply the batch from.
-    Raises RollcallError; takes as long as the workers do.
+    ``own`` says that the record at this place is of the batch: else its last one before is looked for, appended
+    ``since`` or later, as was its forward. Raises RollcallError; takes as long as the workers do.
     """
     consumer = kafka.consumer(auto_offset_reset="earliest")
     there, here = TopicPartition(topic, partition), TopicPartition(topic, home)
     key = batch_id.encode()
     try:
         await _started(kafka, consumer)
-        consumer.assign([there, here])
+        consumer.assign([here] if own else [there, here])
         if since is None:
-            await consumer.seek_to_beginning(there, here)
+            await consumer.seek_to_beginning()
         else:
-            await _seek_to_time(consumer, [there, here], since - CLOCKS_DIFFER)
-        last = await _last(consumer, there, offset + 1, key, lambda record: record.offset)
+            await _seek_to_time(consumer, list(consumer.assignment()), since - CLOCKS_DIFFER)
+        last = offset if own else await _last(consumer, there, offset + 1, key, lambda record: record.offset)
         if last is not None:
             await _latest(consumer, here, 0, key, lambda record: _is_forward(record, partition, last))
         [end] = (await consumer.end_offsets([here])).values()

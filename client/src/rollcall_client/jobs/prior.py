@@ -82,6 +82,7 @@ def _home(found: Mapping[str, Any], place: Appended) -> int:
 async def _forwarded(client: Rollcall, batch_id: str, place: Appended, found: Mapping[str, Any]) -> Appended:
     """The last place of the batch's home once all up to this one is forwarded there."""
     home = _home(found, place)
+    opened_at = time_of(found.get("opened_at") or found.get("first_result_at"))  # weeks ago, maybe
     end = await listening.home_end_behind(
         client.kafka,
         client.kafka.topic("events"),
@@ -89,6 +90,7 @@ async def _forwarded(client: Rollcall, batch_id: str, place: Appended, found: Ma
         partition=place.partition,
         offset=place.offset,
         home=home,
-        since=time_of(found.get("opened_at") or found.get("first_result_at")),
+        since=place.at or opened_at,
+        own=place == client.appended_last(batch_id),
     )
     return Appended(home, end - 1, None)
