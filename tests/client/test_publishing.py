@@ -343,6 +343,29 @@ async def test_a_batch_whose_manifest_was_given_up_is_not_sealed_though_another_
     assert sum(said["type"] == "batch.sealed" for said in found) == 1
 
 
+async def test_a_batch_whose_manifest_is_given_up_while_its_seal_waits_for_room_is_not_sealed(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic, configs={"max.message.bytes": "40000"})
+    publish = publishing.Publisher.publish
+    async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix) as rc:
+        items = [f"item-{number:05d}" for number in range(10_100)]  # the first part of them is too large
+        batch = await rc.open(items=items, batch_id="b", sealed=False)
+
+        async def waiting_for_room(self: publishing.Publisher, *message: Any, **options: Any) -> None:
+            with pytest.raises(DeliveryError):
+                await rc.flush()
+            await publish(self, *message, **options)
+
+        monkeypatch.setattr(publishing.Publisher, "publish", waiting_for_room)
+        await batch.seal()
+        monkeypatch.undo()
+        with pytest.raises(DeliveryError, match=r"send again: batch b$"):
+            await rc.flush()
+    assert await drain(servers.bootstrap_servers, topic) == []
+
+
 async def test_whatever_a_producer_raises_what_was_published_goes_out_through_another(
     servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

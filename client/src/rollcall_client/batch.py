@@ -122,7 +122,7 @@ class Batch:
         that results were published of through this object, which holds up to a million ids for that.
 
         Raises DeliveryError where this client opened the batch and Kafka did not take all of that: the batch would end
-        with a part of its items. Open it again.
+        with a part of its items. Open it again. Where that shows only while this waits for room, the next flush raises.
         """
         self._client.check_opened(self.batch_id)
         if total_items is None and self._total == "counted here":

@@ -73,16 +73,21 @@ def encode(message: Message) -> bytes:
 
 
 class Encoded(NamedTuple):
-    """A message as it goes out, and what it is about; ``item_id`` is None where that is the batch itself."""
+    """A message as it goes out, and what it is about; ``item_id`` is None where that is the batch itself.
+
+    ``seals`` says that the batch can end by it.
+    """
 
     batch_id: str
     item_id: str | None
     value: bytes
+    seals: bool
 
 
 def encoded(message: Message) -> Encoded:
     """Raises InvalidMessageError."""
-    return Encoded(message["batch_id"], message.get("item_id"), encode(message))
+    seals = message.get("type") == "batch.sealed"
+    return Encoded(message["batch_id"], message.get("item_id"), encode(message), seals)
 
 
 # Batches

@@ -93,7 +93,8 @@ class Publisher:
 
     Where a message about a batch itself is given up, all that comes behind it of this batch is given up with it, until
     a flush has said so: a part of a manifest, and the seal behind it, would end the batch before its time. That flush
-    may be somebody else's: ``check_opened`` is for who is about to seal.
+    may be somebody else's: ``check_opened`` is for who is about to seal, and no seal goes out until the batch is opened
+    again.
     """
 
     def __init__(self, kafka: Kafka, *, delivery_timeout_s: float, buffer_bytes: int, compression: str | None) -> None:
@@ -160,8 +161,13 @@ class Publisher:
         if may_pass is not None:
             raise DeliveryError([(batch_id, None)], self._cause, may_pass=may_pass)
 
-    async def publish(self, batch_id: str, item_id: str | None, value: bytes, *, opens: bool = False) -> None:
-        """Buffer a message, which may be (a part of) what ``opens`` a batch; waits only while the buffer is full."""
+    async def publish(
+        self, batch_id: str, item_id: str | None, value: bytes, seals: bool = False, *, opens: bool = False
+    ) -> None:
+        """Buffer a message, which may be (a part of) what ``opens`` a batch; waits only while the buffer is full.
+
+        What ``seals`` a batch is given up where some of the opening was, be it during that wait.
+        """
         while self._buffered > self._buffer_bytes and not self._has_ended:
             self._room.clear()
             await self._room.wait()
@@ -172,6 +178,9 @@ class Publisher:
         message = _Buffered(batch_id, item_id, batch_id.encode(), value, self._mark, opens)
         if self._is_halted(batch_id):
             self._note_given_up(message, may_pass=self._halted.get(batch_id, True))
+            return
+        if seals and batch_id in self._half_opened:
+            self._note_given_up(message, may_pass=self._half_opened[batch_id])
             return
         home = self._home(batch_id)
         lane = self._lanes.get(home)
