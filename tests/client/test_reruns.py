@@ -430,6 +430,30 @@ async def test_the_command_can_be_stopped_while_it_waits_for_its_items(product: 
             process.kill()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["tests.client.sample_jobs:nothing"], "has no nothing"),
+        (["tests.client.sample_jobs:every_kind", "--param", "a"], "NAME=VALUE"),
+        (["tests.client.sample_jobs:every_kind", "--partition", "a"], "K/N"),
+    ],
+)
+async def test_wrong_use_is_told_before_the_items_are_read(product: Product, wrong: list[str], says: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, "run", *wrong, "--items", "-"),
+        env=environment(product),
+        stdin=asyncio.subprocess.PIPE,  # where nothing comes, nor an end
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        assert says in (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+        assert await asyncio.wait_for(process.wait(), 60) == 2
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
 async def test_wrong_use_is_one_line_and_exit_code_2(product: Product) -> None:
     for arguments, says in (
         (["run", "tests.client.sample_jobs:nothing"], "has no nothing"),

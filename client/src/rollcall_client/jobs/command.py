@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from rollcall_client.client import Rollcall
 from rollcall_client.errors import ConfigurationError, InvalidMessageError, RollcallError
 from rollcall_client.jobs import logs
-from rollcall_client.jobs.job import jobs_in, load_job
+from rollcall_client.jobs.job import Job, jobs_in, load_job
 from rollcall_client.jobs.requests import listen
 from rollcall_client.jobs.results import JobResult
 from rollcall_client.jobs.running import run
@@ -38,8 +38,9 @@ def _main(arguments: Sequence[str] | None) -> NoReturn:
     try:
         if options.command == "listen":
             sys.exit(asyncio.run(_listen(options)))
+        job, params, partition = load_job(options.job), _params(options.param), _partition(options.partition)
         items = _items(options.items)  # here, where a signal ends the wait for them as usual
-        sys.exit(asyncio.run(_run(options, items)))
+        sys.exit(asyncio.run(_run(options, job, params, partition, items)))
     except JobStoppedError as error:
         print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(STOPPED)
@@ -55,8 +56,13 @@ class _UsageError(Exception):
     pass
 
 
-async def _run(options: argparse.Namespace, items: list[Any] | None) -> int:
-    job = load_job(options.job)
+async def _run(
+    options: argparse.Namespace,
+    job: Job,
+    params: dict[str, Any],
+    partition: tuple[int, int] | None,
+    items: list[Any] | None,
+) -> int:
     with _stop_on_signals() as stop:
         result = await run(
             job,
@@ -64,10 +70,10 @@ async def _run(options: argparse.Namespace, items: list[Any] | None) -> int:
             rc=None,
             batch_id=options.batch_id,
             after_batch_id=options.after,
-            params=_params(options.param),
+            params=params,
             rerun="all" if options.all else "missing",
             partitions=options.partitions,
-            partition=_partition(options.partition),
+            partition=partition,
             worker=options.worker,
             stop=stop,
             wait_timeout_s=options.wait,
