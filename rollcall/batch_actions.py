@@ -92,7 +92,7 @@ def finalize(
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
-    """End a batch as it stands; of one that has ended, only the summary is computed again."""
+    """End a batch as it stands; of one that has ended, only the summary is computed again (not with --revision)."""
 
     async def plan(connection: AsyncConnection, settings: Settings) -> Command:
         from streams import commanding
@@ -187,14 +187,20 @@ def _do(action: str, batch_id: str, plan: Planned, yes: bool, wait: bool, as_jso
     settings = load_settings()
     configure_logging("error", settings.log_format, role="batch")
     command = asyncio.run(_planned(plan, settings))
-    agreed = None
-    while agreed != (command.events, command.only_summary):
+    agreed: Command | None = None
+    while agreed is None or _another(agreed, command):
         check(command)
         confirm(action, batch_id, command, yes=yes)
-        agreed = (command.events, command.only_summary)
+        agreed = command
         if not yes:  # it may have been thought over for long: what the batch is now may forbid it, or make it another
             command = asyncio.run(_planned(plan, settings))
     print_answer(asyncio.run(carried_out(action, batch_id, command, settings, wait=wait)), as_json)
+
+
+def _another(agreed: Command, command: Command) -> bool:
+    """Whether this is not what was agreed to. Fewer items may be missing of a batch that goes on meanwhile."""
+    one, other = ((each.batch_id, each.acts_on, each.only_summary) for each in (agreed, command))
+    return one != other
 
 
 async def _planned(plan: Planned, settings: Settings) -> Command:

@@ -125,7 +125,7 @@ class Supervisor:
             task.cancel()
 
     async def stop(self) -> None:
-        """Stop roles (SIGTERM, after 15 s SIGKILL), then Kafka and PostgreSQL."""
+        """Stop roles (SIGTERM, after 14 s SIGKILL), then Kafka and PostgreSQL."""
         members = [member for member, _ in self._kept.values()]
         watchers = [task for _, task in self._kept.values()]
         self._kept.clear()

@@ -41,14 +41,16 @@ class NotPossibleError(Exception):
 class Command:
     """Records to be sent, in order; ``batch_id`` is the batch they are for, ``items`` how many items it concerns.
 
-    ``means`` says what will happen, for the question whether it should. ``only_summary``: the batch has ended, and is
-    to stay as it is, though the same records would end it where somebody has reopened it.
+    ``means`` says what will happen, for the question whether it should. ``acts_on`` is the revision of the batch that
+    is acted on (0: has not ended, or is not known). ``only_summary``: the batch has ended, and is to stay as it is,
+    though the same records would end it where somebody has reopened it.
     """
 
     batch_id: str
     items: int
     means: str
     events: Sequence[Mapping[str, Any]]
+    acts_on: int
     only_summary: bool = False
 
 
@@ -56,7 +58,8 @@ def seal(batch_id: str, found: BatchStatus | None, *, total_items: int | None = 
     """Let no more items come; the total is needed where there is no manifest."""
     _check_open(found, "seal")
     items = total_items or (found.total if found else None) or 0
-    return Command(batch_id, items, "no more items come", [_event("batch.sealed", batch_id, total_items=total_items)])
+    event = _event("batch.sealed", batch_id, total_items=total_items)
+    return Command(batch_id, items, "no more items come", [event], _revision(found))
 
 
 def cancel(
@@ -70,7 +73,7 @@ def cancel(
     """
     _check_open(found, "cancel", revision)
     event = _event("batch.cancelled", batch_id, reason=reason)
-    return Command(batch_id, _missing(found), _ends(found, "cancelled"), [event])
+    return Command(batch_id, _missing(found), _ends(found, "cancelled"), [event], _revision(found))
 
 
 def abort(
@@ -79,7 +82,7 @@ def abort(
     """End a batch because of a critical error; one that nobody has opened is created and ended."""
     _check_open(found, "abort", revision)
     event = _event("batch.aborted", batch_id, error=_given(error))
-    return Command(batch_id, _missing(found), _ends(found, "failed"), [event])
+    return Command(batch_id, _missing(found), _ends(found, "failed"), [event], _revision(found))
 
 
 def finalize(
@@ -95,8 +98,8 @@ def finalize(
     event = _event("batch.finalize_requested", batch_id, reason=reason)
     if found is not None and found.outcome is not None:
         means = f"it is {found.outcome}, only its summary is computed again"
-        return Command(batch_id, 0, means, [event], only_summary=True)
-    return Command(batch_id, _missing(found), _ends(found, "as it stands"), [event])
+        return Command(batch_id, 0, means, [event], found.revision, only_summary=True)
+    return Command(batch_id, _missing(found), _ends(found, "as it stands"), [event], _revision(found))
 
 
 def reopen(
@@ -135,7 +138,7 @@ def reopen(
         reason=reason,
     )
     means = f"{_items(items)} asked for anew, it ends again with revision {found.revision + 1}"
-    return Command(found.batch_id, items, means, [event])
+    return Command(found.batch_id, items, means, [event], found.revision)
 
 
 def revision_of(found: BatchStatus | None) -> int:
@@ -171,7 +174,7 @@ def retry(
     )
     still = "" if found.outcome else f" (it is still {found.status})"
     means = f"{_items(len(item_ids))} asked for again, as batch {batch_id}{still}{_unnamed(found, item_ids, statuses)}"
-    return Command(batch_id, len(item_ids), means, opening(opened, item_ids))
+    return Command(batch_id, len(item_ids), means, opening(opened, item_ids), found.revision)
 
 
 async def items_to_retry(
@@ -265,6 +268,10 @@ def _nothing_to_retry(found: BatchStatus, statuses: Sequence[RetriedStatus], err
     if "missing" in statuses and found.missing:
         return f"{found.missing:,} items are missing, but no manifest names them: they cannot be asked for by id"
     return f"no item of the batch is {' or '.join(statuses)}"
+
+
+def _revision(found: BatchStatus | None) -> int:
+    return found.revision if found else 0
 
 
 def _missing(found: BatchStatus | None) -> int:

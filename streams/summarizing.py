@@ -126,7 +126,7 @@ class Summarizer:
         problem = f"{type(error).__name__}: {error}".splitlines()[0][:MAX_PROBLEM_CHARS]
         # A full disk is no fault of the batch, though a large one may be what fills it: the others do not wait for it.
         is_full = isinstance(error, asyncpg.DiskFullError)
-        delay = self._retry_after * 16 if is_full else summary.next_attempt_in(asked.attempts + 1, self._retry_after)
+        delay = self._retry_after * 64 if is_full else summary.next_attempt_in(asked.attempts + 1, self._retry_after)
         retry_at = None if delay is None else datetime.now(UTC) + delay
         log.warning("a summary failed", batch_id=asked.batch_id, problem=problem, retry_at=retry_at)
         async with connection.transaction():

@@ -132,12 +132,12 @@ async def test_what_became_of_the_batch_while_somebody_was_asked_counts(settings
 
         async def asked(meanwhile: str, answer: bytes, *arguments: str) -> tuple[int, str]:
             def change() -> None:
-                changing = rows.connection.execute(f"UPDATE batches SET {meanwhile} WHERE batch_id = $1", arguments[1])
+                changing = rows.connection.execute(f"{meanwhile} WHERE batch_id = $1", arguments[1])
                 asyncio.run_coroutine_threadsafe(changing, loop).result(30)
 
             return await asyncio.to_thread(on_a_terminal, settings, answer, "batch", *arguments, meanwhile=change)
 
-        ended_once_more = "revision = revision + 1"
+        ended_once_more = "UPDATE batches SET revision = revision + 1"
         await rows.batch("open", total_items=1)
         code, screen = await asked(ended_once_more, b"y", "cancel", "open", "--revision", "0")
         assert (code, "the batch is at revision 1, not 0" in screen) == (1, True), screen
@@ -147,11 +147,17 @@ async def test_what_became_of_the_batch_while_somebody_was_asked_counts(settings
         assert "ends again with revision 2" in screen
         assert "ends again with revision 3" in screen
         ending = ("outcome", "finalized_by", "finalized_at", "completed_at", "decided_offset")
-        reopened = ", ".join(["state = 'processing'", *(f"{each} = NULL" for each in ending)])
+        reopened = ", ".join(["UPDATE batches SET state = 'processing'", *(f"{each} = NULL" for each in ending)])
         code, screen = await asked(reopened, b"y\nn", "finalize", "ended")
         assert (code, "nothing was done" in screen) == (1, True), screen
         assert "only its summary is computed again" in screen
         assert "it ends as it stands" in screen
+        await rows.batch("live", expected=2)
+        await rows.manifest("live", "a", "b")
+        await ensure_topics(settings.kafka_connection(), Topics(settings.topic_prefix))
+        others_missing = "UPDATE expected_items SET item_id = item_id || '-2'"
+        code, screen = await asked(others_missing, b"y", "retry", "live", "--no-wait")
+        assert code == 0, screen
 
 
 async def test_where_a_total_alone_is_known_any_item_may_be_the_missing_one(settings: Settings) -> None:

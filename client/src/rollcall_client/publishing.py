@@ -273,9 +273,10 @@ class Publisher:
             first = {chunk.partition: chunk for chunk in reversed(chunks)}
             behind = [chunk for chunk in chunks if chunk is not first[chunk.partition]]
             again = await self._attempt(list(first.values()), min(left_s, ATTEMPT_S))
+            # At once: a flush that is told of what was given up lets the rest of its batch go on.
+            left = [_Chunk(chunk.partition, self._without_halted(chunk.messages)) for chunk in behind]
             if any(chunk is first[chunk.partition] for chunk in again):
                 await asyncio.sleep(min(BACKOFF_S, max(left_s, 0)))
-            left = [_Chunk(chunk.partition, self._without_halted(chunk.messages)) for chunk in behind]
             chunks = [*again, *(chunk for chunk in left if chunk.messages)]
 
     async def _attempt(self, chunks: Sequence[_Chunk], timeout_s: float) -> list[_Chunk]:

@@ -38,9 +38,11 @@ def _main(arguments: Sequence[str] | None) -> NoReturn:
     try:
         if options.command == "listen":
             sys.exit(asyncio.run(_listen(options)))
-        job, params, partition = load_job(options.job), _params(options.param), _partition(options.partition)
-        items = _items(options.items)  # here, where a signal ends the wait for them as usual
-        sys.exit(asyncio.run(_run(options, job, params, partition, items)))
+        with asyncio.Runner() as runner:
+            job = runner.run(_loaded(options.job))
+            params, partition = _params(options.param), _partition(options.partition)
+            items = _items(options.items)  # here, where a signal ends the wait for them as usual
+            sys.exit(runner.run(_run(options, job, params, partition, items)))
     except JobStoppedError as error:
         print(f"rollcall-job: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(STOPPED)
@@ -54,6 +56,11 @@ def _main(arguments: Sequence[str] | None) -> NoReturn:
 
 class _UsageError(Exception):
     pass
+
+
+async def _loaded(job: str) -> Job:
+    """In the event loop that it runs in: what its module makes may belong to that."""
+    return load_job(job)
 
 
 async def _run(

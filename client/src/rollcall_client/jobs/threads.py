@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread, current_thread
+from threading import Thread, Timer, current_thread
 from typing import NoReturn, TypeVar
 
 import structlog
@@ -57,15 +57,22 @@ def ends_without_the_hung() -> Iterator[None]:
 
 def _end_as(ended: BaseException | None) -> NoReturn:
     """What Python does at the end of a program, but for its wait for threads."""
+    code = 1
     try:
         if ended is not None and not isinstance(ended, SystemExit):
             sys.excepthook(type(ended), ended, ended.__traceback__)
         _log.warning("threads hang in the handle of a job, ending without them", count=len(_handling))
+        for stream in (sys.stdout, sys.stderr):
+            if not stream.closed:
+                stream.flush()
+        code = _exit_code(ended)
+        # What is registered may wait for the same as they do: as for a process of a pool.
+        timer = Timer(HUNG_AFTER_S, os._exit, [code])
+        timer.daemon = True
+        timer.start()
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
     finally:
-        os._exit(_exit_code(ended))
+        os._exit(code)
 
 
 def _exit_code(ended: BaseException | None) -> int:
