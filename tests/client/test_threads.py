@@ -12,11 +12,13 @@ import pytest
 from tests.harness.commands import Done
 
 HANGING = """
+import signal
 import sys
 import time
 from threading import Event, Thread
 from rollcall_client.jobs import logs, threads
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 logs.to_stderr()
 threads.HUNG_AFTER_S = {patience_s}
 begun = Event()
