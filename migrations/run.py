@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrations.version import MIGRATION_LOCK, check_server_version
-from store.connection import COMMAND_TIMEOUT_S, Database
+from store.connection import CLIENT_CHECK_MS, COMMAND_TIMEOUT_S, Database
 
 STATEMENT_TIMEOUT_S = 6 * 3600.0
 """An index on a large table takes its time."""
@@ -25,8 +25,6 @@ LOCK_TIMEOUT = "10s"
 """Whoever comes behind a statement that waits for its lock waits as well: workers give up after 30 s."""
 IDLE_IN_TRANSACTION_TIMEOUT_MS = "60000"
 """Were we stopped or cut off between two statements, everybody would wait for the first one's locks."""
-CLIENT_CHECK_MS = "1000"
-"""How soon the server notices in the midst of a statement that we are gone."""
 
 
 class AnotherMigrationError(RuntimeError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rollcall.batch_asking import AsJson, BatchId, known, possible, print_answer, snapshot, topics_of
+from rollcall.batch_asking import AsJson, BatchId, known, known_or_not, possible, print_answer, snapshot, topics_of
 from rollcall.settings import load_settings
 
 if TYPE_CHECKING:
@@ -52,10 +52,9 @@ def cancel(
     """End a batch on purpose: cancelled; whoever has not answered stays missing."""
 
     async def plan(connection: AsyncConnection, settings: Settings) -> Command:
-        from store import reads
         from streams import commanding
 
-        found = await reads.batch(connection, topics_of(settings).events, possible(batch_id))
+        found = await known_or_not(connection, settings, batch_id)
         return commanding.cancel(batch_id, found, revision=revision, reason=reason)
 
     _do("cancel", batch_id, plan, yes, wait, as_json)
@@ -74,10 +73,9 @@ def abort(
     """End a batch because of a critical error: failed; whoever has not answered stays missing."""
 
     async def plan(connection: AsyncConnection, settings: Settings) -> Command:
-        from store import reads
         from streams import commanding
 
-        found = await reads.batch(connection, topics_of(settings).events, possible(batch_id))
+        found = await known_or_not(connection, settings, batch_id)
         return commanding.abort(batch_id, found, error={"message": error, "code": code}, revision=revision)
 
     _do("abort", batch_id, plan, yes, wait, as_json)

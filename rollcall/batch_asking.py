@@ -81,12 +81,17 @@ async def snapshot(settings: Settings) -> AsyncIterator[AsyncConnection]:
 
 async def known(connection: AsyncConnection, settings: Settings, batch_id: str) -> BatchStatus:
     """The batch of that id. Raises UnknownBatchError."""
-    from store import reads
-
-    found = await reads.batch(connection, topics_of(settings).events, possible(batch_id))
+    found = await known_or_not(connection, settings, batch_id)
     if found is None:
         raise unknown(batch_id)
     return found
+
+
+async def known_or_not(connection: AsyncConnection, settings: Settings, batch_id: str) -> BatchStatus | None:
+    """The batch of that id, if there is one. Raises UnknownBatchError where none can have it."""
+    from store import reads
+
+    return await reads.batch(connection, topics_of(settings).events, possible(batch_id))
 
 
 def unknown(batch_id: str) -> UnknownBatchError:

@@ -225,12 +225,11 @@ async def _snapshot(settings: Settings, schema: str) -> AsyncIterator[Connection
     Whatever fails, it is dropped: after a time-out or a cancellation a ROLLBACK would wait, for as long again.
     """
     from rollcall.replaying import shadow_database
-    from streams.applying import CLIENT_CHECK_MS
+    from store.connection import CLIENT_CHECK_MS
 
     connection = await shadow_database(settings, schema).connect(
         "verify",
         command_timeout=COMPARE_TIMEOUT_S,
-        # Dropped in the midst of a statement, it would hold its locks until that ends.
         client_connection_check_interval=CLIENT_CHECK_MS,
     )
     try:

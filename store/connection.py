@@ -35,6 +35,10 @@ BY_KEY = {
 # locks would stand in others' way for as long as the connection does, which may be hours. In milliseconds.
 SERVING = {"idle_in_transaction_session_timeout": "10000"}
 
+# For `client_connection_check_interval`: how soon the server notices in the midst of a statement that its client is
+# gone, whose locks would else be held until the statement ends.
+CLIENT_CHECK_MS = "1000"
+
 _AT_ONCE = pack("ii", 1, 0)
 _DRIVER = "postgresql+asyncpg://"
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")

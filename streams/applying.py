@@ -13,7 +13,7 @@ from handlers.microbatch import Applied, apply
 from migrations.version import check
 from schemas.dead_letters import Reason, Refused
 from store import copying, items
-from store.connection import BY_KEY, SERVING, Connection, Database
+from store.connection import BY_KEY, CLIENT_CHECK_MS, SERVING, Connection, Database
 from store.failpoints import reach
 from store.failures import is_transient
 from store.rows import ItemRow
@@ -31,8 +31,6 @@ APPLY_TIMEOUT_S = 50.0
 TOO_LONG_S = 8.0
 # One command; a whole micro-batch of them must fit into the time above also where each takes seconds.
 COMMAND_TIMEOUT_S = 30.0
-# How soon the server notices in the midst of a statement that its worker is gone.
-CLIENT_CHECK_MS = "1000"
 
 log = structlog.get_logger(__name__)
 

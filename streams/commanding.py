@@ -59,7 +59,7 @@ def seal(batch_id: str, found: BatchStatus | None, *, total_items: int | None = 
     _check_open(found, "seal")
     items = total_items or (found.total if found else None) or 0
     event = _event("batch.sealed", batch_id, total_items=total_items)
-    return Command(batch_id, items, "no more items come", [event], _revision(found))
+    return Command(batch_id, items, "no more items come", [event], revision_of(found))
 
 
 def cancel(
@@ -73,7 +73,7 @@ def cancel(
     """
     _check_open(found, "cancel", revision)
     event = _event("batch.cancelled", batch_id, reason=reason)
-    return Command(batch_id, _missing(found), _ends(found, "cancelled"), [event], _revision(found))
+    return Command(batch_id, _missing(found), _ends(found, "cancelled"), [event], revision_of(found))
 
 
 def abort(
@@ -82,7 +82,7 @@ def abort(
     """End a batch because of a critical error; one that nobody has opened is created and ended."""
     _check_open(found, "abort", revision)
     event = _event("batch.aborted", batch_id, error=_given(error))
-    return Command(batch_id, _missing(found), _ends(found, "failed"), [event], _revision(found))
+    return Command(batch_id, _missing(found), _ends(found, "failed"), [event], revision_of(found))
 
 
 def finalize(
@@ -99,7 +99,7 @@ def finalize(
     if found is not None and found.outcome is not None:
         means = f"it is {found.outcome}, only its summary is computed again"
         return Command(batch_id, 0, means, [event], found.revision, only_summary=True)
-    return Command(batch_id, _missing(found), _ends(found, "as it stands"), [event], _revision(found))
+    return Command(batch_id, _missing(found), _ends(found, "as it stands"), [event], revision_of(found))
 
 
 def reopen(
@@ -268,10 +268,6 @@ def _nothing_to_retry(found: BatchStatus, statuses: Sequence[RetriedStatus], err
     if "missing" in statuses and found.missing:
         return f"{found.missing:,} items are missing, but no manifest names them: they cannot be asked for by id"
     return f"no item of the batch is {' or '.join(statuses)}"
-
-
-def _revision(found: BatchStatus | None) -> int:
-    return found.revision if found else 0
 
 
 def _missing(found: BatchStatus | None) -> int:

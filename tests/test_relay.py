@@ -347,13 +347,21 @@ async def test_marks_that_are_not_taken_in_time_are_made_with_less_of_them_and_m
     assert len(await drain(settings.bootstrap_servers, topics.finalized)) == 300
 
 
-async def test_an_output_topic_that_is_deleted_is_made_again_and_everything_goes_on(settings: Settings) -> None:
+@asynccontextmanager
+async def running_without_its_output_topic(settings: Settings) -> AsyncIterator[Product]:
+    """Workers and a relay under which a topic was deleted after 300 events went out to it."""
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
     async with running(settings) as product:
         await publish(settings, empty_batches(0, 300))
         await product.settled()
         await delete_topic(settings.bootstrap_servers, topics.finalized)
+        yield product
+
+
+async def test_an_output_topic_that_is_deleted_is_made_again_and_everything_goes_on(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    async with running_without_its_output_topic(settings) as product:
         await publish(settings, empty_batches(300, 20))
         await product.settled(120)
         async with product.connection() as connection:
@@ -373,11 +381,7 @@ async def test_an_output_topic_that_was_made_again_while_it_runs_is_known_no_fur
     settings: Settings,
 ) -> None:
     topics = Topics(settings.topic_prefix)
-    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
-    async with running(settings) as product:
-        await publish(settings, empty_batches(0, 300))
-        await product.settled()
-        await delete_topic(settings.bootstrap_servers, topics.finalized)
+    async with running_without_its_output_topic(settings) as product:
         await create_topic(settings.bootstrap_servers, topics.finalized, partitions=PARTITIONS)
         await publish(settings, empty_batches(300, 20))
         await product.settled(120)
