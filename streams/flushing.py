@@ -58,6 +58,7 @@ class Flusher:
         log_id: str,
         consumer: Callable[[], AIOKafkaConsumer | None],
         is_reading: Callable[[], bool],
+        is_joined: Callable[[], bool],
     ) -> None:
         self._kafka = kafka
         self._database = database
@@ -66,6 +67,7 @@ class Flusher:
         self._portion = portion
         self._consumer = consumer
         self._is_reading = is_reading
+        self._is_joined = is_joined
         self._log_id = log_id
         self._forwarder = Forwarder(kafka, topics.events, log_id)
         self._connection: Connection | None = None
@@ -254,9 +256,14 @@ class Flusher:
             self._committing = asyncio.create_task(self.commit_now())
 
     async def commit_now(self) -> None:
-        """Commit the flushed positions to Kafka, as far as it takes them within a few seconds."""
+        """Commit the flushed positions to Kafka, as far as it takes them within a few seconds.
+
+        Not while the group rebalances: the broker would answer only behind the JoinGroup on the same connection, refuse
+        the generation before, and aiokafka would then join anew, as somebody else. With members that have died each
+        rebalance takes long enough for the next such commit, and none lets their sessions time out.
+        """
         consumer, offsets = self._consumer(), self._to_commit
-        if consumer is None:
+        if consumer is None or not self._is_joined():
             return
         offsets = {tp: offset for tp, offset in offsets.items() if tp in consumer.assignment()}
         self._to_commit = {}
@@ -271,6 +278,11 @@ class Flusher:
             log.debug("offsets not committed to Kafka", error=repr(error))
             # Nothing may come for a long time: without another try lag tools would show what has long been applied.
             self._to_commit = offsets | self._to_commit
+
+    async def finish_commit(self) -> None:
+        """Wait until no commit to Kafka is under way, as long as one may take."""
+        if self._committing is not None:
+            await asyncio.wait({self._committing})
 
     def _attempts(self, doing: str) -> AsyncRetrying:
         return attempts(f"{doing} failed, trying again", self._never, self._disconnect)

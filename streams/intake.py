@@ -89,6 +89,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             log_id=homes.log_id,
             consumer=lambda: self._subscriber.consumer,
             is_reading=lambda: self._reading,
+            is_joined=lambda: self._joined,
         )
         self._broker = KafkaBroker(
             kafka.bootstrap_servers.split(","),
@@ -167,6 +168,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._joined = False
         self._anchors.forget()
         health.wait("read")  # the poll that is under way may go on to wait for the group, too
+        await self._flusher.finish_commit()
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Forget (aiokafka has just put every position back to the committed one), and have them anchored."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import time
@@ -27,7 +28,8 @@ from schemas.topics import Topics, home_partition
 from store import positions
 from streams import applying
 from streams.anchoring import LogChangedError
-from streams.intake import Intake
+from streams.intake import REBALANCE_TIMEOUT_MS, SESSION_TIMEOUT_MS, Intake
+from streams.kafka import started
 from streams.reading import Homes
 from streams.topics import ensure_topics, log_identity
 from tests.faults.proxy import Proxy
@@ -415,6 +417,58 @@ async def test_a_trailing_transaction_marker_leaves_no_lag_to_be_seen(settings: 
         finally:
             await connection.close()
         await worker.counted({"b": 3})
+
+
+async def test_results_that_come_while_the_group_waits_for_dead_members_do_not_make_it_begin_anew(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with working(settings, partitions=4) as worker, feeding(worker):
+        coordinator = worker.consumer._coordinator
+        resets: list[int] = []
+        reset = coordinator.reset_generation
+
+        def noted() -> None:
+            resets.append(coordinator.generation)
+            reset()
+
+        monkeypatch.setattr(coordinator, "reset_generation", noted)
+        for name in ("one", "another"):
+            await joined_and_died(worker, name)
+        # The second came upon the first dead, so there is a rebalance that waits as long as one may.
+        await eventually(lambda: len(worker.consumer.assignment()) == 4, 60, message="their partitions given to it")
+        assert resets == [], "generations that it thought it had to give up"
+        await eventually(lambda: len(worker.intake._anchors.by_partition) == 4)
+
+
+async def joined_and_died(worker: Worker, name: str) -> None:
+    """A member with a place of its own, which does not leave the group when it ends."""
+    member = worker.settings.kafka_connection().consumer(
+        worker.topics.events,
+        group_id=worker.topics.consumer_group,
+        group_instance_id=name,
+        session_timeout_ms=SESSION_TIMEOUT_MS,
+        rebalance_timeout_ms=REBALANCE_TIMEOUT_MS,
+        enable_auto_commit=False,
+    )
+    async with started(member):
+        await eventually(member.assignment, message="partitions given to it")
+
+
+@asynccontextmanager
+async def feeding(worker: Worker) -> AsyncIterator[None]:
+    """Results come without a pause, a few at a time."""
+
+    async def feed() -> None:
+        for number in itertools.count():
+            some = results(f"open-{number}", 5)
+            await produce(worker.settings.bootstrap_servers, worker.topics.events, some)
+
+    feeder = asyncio.create_task(feed())
+    try:
+        yield
+    finally:
+        feeder.cancel()
+        await asyncio.wait({feeder})
 
 
 async def test_a_worker_goes_on_where_the_last_one_stopped(settings: Settings) -> None:
