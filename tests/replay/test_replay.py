@@ -81,14 +81,16 @@ async def test_a_replay_killed_again_and_again_goes_on_where_it_was(settings: Se
     shadow = shadow_of(settings)
     slow = settings.model_copy(update={"max_records": 40})
     topic = Topics(settings.topic_prefix).events
-    step = sum((await end_offsets(settings.bootstrap_servers, topic)).values()) // 14
+    end = sum((await end_offsets(settings.bootstrap_servers, topic)).values())
     kills = 0
-    for _ in range(10):
+    for number in range(10):
         begun = await _applied(shadow)
+        # A share of what is left: each gets further than that before it is killed.
+        step = (end - begun) // (14 - number)
         process = await commands.start(slow, "replay", "--into", shadow.database_schema, "--processes", "2")
 
-        async def further(begun: int = begun, process: Any = process) -> bool:
-            return process.returncode is not None or await _applied(shadow) >= begun + step
+        async def further(target: int = begun + step, process: Any = process) -> bool:
+            return process.returncode is not None or await _applied(shadow) >= target
 
         await eventually(further, 60, interval_s=0.01)
         if process.returncode is None:
