@@ -132,6 +132,6 @@ def event_id_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
 
 
 def revision_of(event_id: str) -> int | None:
-    """The revision that a finalized event's id ends with; None where it ends with anything else."""
+    """The revision (1 and up) that a finalized event's id ends with; None where it ends with anything else."""
     text = event_id.rsplit("/", 1)[-1]
-    return int(text) if _NUMBER.fullmatch(text) and int(text) <= MAX_INT else None
+    return int(text) if _NUMBER.fullmatch(text) and 1 <= int(text) <= MAX_INT else None
