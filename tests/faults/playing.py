@@ -189,9 +189,7 @@ class Player:
                 *this.notes,
             ]
         )
-        if problems:
-            said += f"\n    log of the processes: {product.log}"
-        elif not self.keep:
+        if not problems and not self.keep:
             await asyncio.to_thread(sent_file.unlink)
         return Result(fault.name, seed, recovery_s, problems, said)
 

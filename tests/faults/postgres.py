@@ -40,7 +40,7 @@ AWAY_WITH_ALL_S = 20.0
 COPY_DELAY_S = 0.3
 UNREAD_BYTES = 1024 * 1024
 COPY_TIMEOUT_S = 180.0
-DEADLOCK_TIMEOUT_S = 30.0
+DEADLOCK_TIMEOUT_S = 60.0
 MUST_BE_TERMINATED = (
     "rollcall worker",
     "rollcall relay leader",
@@ -104,8 +104,8 @@ async def outrun(each: Round) -> None:
     await asyncio.sleep(each.away_s / 2)
     applied_a_second = (await each.product.applied() - applied) / (time.monotonic() - begun)
     each.notes.append(f"produced {produced_a_second:.0f}/s, applied {applied_a_second:.0f}/s")
-    if produced_a_second < 10 * applied_a_second:
-        each.problems.append("PostgreSQL was not outrun ten times over")
+    if not 0 < applied_a_second <= produced_a_second / 10:
+        each.problems.append("PostgreSQL was to take something, and less than a tenth of what was produced")
     waiting_mb = BACKLOG_MB - await _large_applied_mb(each)
     each.notes.append(f"{waiting_mb} of {BACKLOG_MB} MB of large results not applied yet")
     if waiting_mb < MIN_WAITING_MB:
@@ -186,12 +186,13 @@ def _unread_bytes(port: int) -> int:
 async def deadlocks(each: Round) -> None:
     """A hostile session locks a batch first and positions second: the other way round than workers do.
 
-    It looks for deadlocks so late that workers find them first, and are the victims.
+    It looks for deadlocks after workers do, which are the victims therefore; but not for ever, since they look only
+    once while they wait, and a deadlock may close behind that.
     """
     hostile, end = 0, time.monotonic() + each.some(6, 9)
     counted = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    async with each.product.connection() as connection, each.product.connection() as observer:
-        await connection.execute("SET deadlock_timeout = '30s'")
+    async with during(feed(each)), each.product.connection() as connection, each.product.connection() as observer:
+        await connection.execute("SET deadlock_timeout = '3s'")
         before = await observer.fetchval(counted)
 
         async def of_workers() -> int:

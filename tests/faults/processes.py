@@ -7,16 +7,19 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 from aiokafka.errors import KafkaError
 
 from rollcall.children import Child
+from rollcall.settings import ENV_PREFIX
 from store import failpoints
+from streams.relay import TRANSACTION_TIMEOUT_S
 from tests.faults.proxy import Proxy
 from tests.faults.round import WORKERS, Round, during, feed, send_signal, stopped, until
-from tests.faults.stage import PARTITIONS
+from tests.faults.stage import LEADER, PARTITIONS
 
 AT_ONCE_S = 2.0
 """The machine may be busy; draining, in vain, would take several times as long."""
@@ -32,6 +35,13 @@ SUPERVISED = ("worker", "relay", "clock", "api")
 STORM_EVERY_S = 3.0
 STORM_TIMEOUT_S = 120.0
 MAX_ADDED = 4
+HELD_SHARE = 0.5
+"""Of the workers that a storm adds at least so many must have been given partitions: who never joins is no storm."""
+END_SESSIONS = f"""
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE application_name IN ('rollcall relay events', 'rollcall relay dead-letters') OR pid IN (SELECT pid FROM {LEADER})
+"""
+"""Of the relay that leads, and publishes; who waits for the lead has no others yet."""
 
 
 async def kill_role(each: Round, role: str) -> None:
@@ -195,7 +205,8 @@ async def stop_worker_with_records(each: Round) -> None:
     Its session in PostgreSQL lives on, no transaction of it is open, and what it does first is to apply the records.
     """
     async with during(feed(each)):
-        zombie, log = await _stopped_at(each, "worker-0", f"read.after:{each.random.randint(3, 8)}")
+        zombie, log = await _to_stop_at(each, "worker-0", f"read.after:{each.random.randint(3, 8)}")
+        await _is_stopped(zombie)
         begun = time.monotonic()
         with stopped(zombie):
             await _others_hold_all(each, zombie)
@@ -205,30 +216,33 @@ async def stop_worker_with_records(each: Round) -> None:
         await _says(each, log, b"lost a race")
 
 
-async def _stopped_at(each: Round, name: str, failpoint: str) -> tuple[psutil.Process, Path]:
-    """One in place of the worker or relay of this name that has stopped there, and where it logs, alone."""
+async def _to_stop_at(
+    each: Round, name: str, failpoint: str, env: Mapping[str, str] | None = None
+) -> tuple[psutil.Process, Path]:
+    """One in place of the worker or relay of this name that will stop there, and where it logs, alone."""
     await each.product.roles[name].kill()
     log = each.stage.directory / f"{each.prefix}.zombie.log"
-    child = await each.product.start_usual(name, {failpoints.VARIABLE: f"{failpoint}:stop"}, log)
-    zombie = psutil.Process(child.pid)
+    child = await each.product.start_usual(name, {failpoints.VARIABLE: f"{failpoint}:stop", **(env or {})}, log)
+    return psutil.Process(child.pid), log
 
-    async def is_stopped() -> bool:
+
+async def _is_stopped(zombie: psutil.Process) -> None:
+    async def is_it() -> bool:
         return zombie.status() == psutil.STATUS_STOPPED
 
-    await until(is_stopped, f"{name} that has stopped at {failpoint}")
-    return zombie, log
+    await until(is_it, "a process that has stopped at its failpoint")
 
 
 async def _says(each: Round, log: Path, wanted: bytes) -> None:
     """The round is wrong unless what was stopped finds that others have taken its place."""
-
-    async def does_it() -> bool:
-        return wanted in await asyncio.to_thread(log.read_bytes)
-
     try:
-        await until(does_it, "")
+        await until(lambda: _has_said(log, wanted), "")
     except AssertionError:
         each.problems.append(f"what was stopped did not say {wanted.decode()!r} when it went on")
+
+
+async def _has_said(log: Path, wanted: bytes) -> bool:
+    return wanted in await asyncio.to_thread(log.read_bytes)
 
 
 async def _others_hold_all(each: Round, zombie: psutil.Process) -> None:
@@ -271,18 +285,33 @@ async def stop_relay(each: Round) -> None:
 async def stop_relay_in_transaction(each: Round) -> None:
     """Stopped with events in a transaction of Kafka's, in front of its commit, until another relay has published them.
 
-    What it does first is to commit. Its epoch is an old one by then.
+    What it does first is to commit. Its epoch is an old one by then, and nothing else forbids it: its sessions in
+    PostgreSQL are ended from outside, so that the other one leads while the broker would still let it commit, and it
+    does not hear of that (PostgreSQL is silent to it) before it has tried, and tried anew.
     """
+    proxy, through_proxy = each.stage.postgres_proxy, {f"{ENV_PREFIX}DATABASE_URL": each.product.proxied_database_url}
     async with during(feed(each)):
-        zombie, log = await _stopped_at(each, "relay", f"relay.commit.before:{each.random.randint(1, 4)}")
+        # Not in its first transactions, so that the other one is up by then.
+        count = each.random.randint(10, 20)
+        zombie, log = await _to_stop_at(each, "relay", f"relay.commit.before:{count}", through_proxy)
+        await until(lambda: _has_said(log, b"leading"), "a relay that leads")
+        await each.product.start_role("relay-2", "relay")
+        await _is_stopped(zombie)
         begun = time.monotonic()
         with stopped(zombie):
-            await each.product.start_role("relay-2", "relay")
+            await until(lambda: _relays_wait(each), "another relay that waits for the lead")
+            proxy.stall()
+            async with each.product.connection() as connection:
+                await connection.execute(END_SESSIONS)
             written = await each.product.written()
             await until(lambda: each.product.publishes_behind(written), "another relay that publishes")
-            each.notes.append(f"stopped for {time.monotonic() - begun:.1f} s, another relay publishes")
+            stopped_s = time.monotonic() - begun
+        each.notes.append(f"stopped for {stopped_s:.1f} s, another relay publishes")
+        if stopped_s > TRANSACTION_TIMEOUT_S:
+            each.problems.append("the broker had ended its transaction by itself")
         each.over.set()
-        await _says(each, log, b"failed, beginning anew")
+        await _says(each, log, b"ProducerFenced")
+        proxy.heal()
 
 
 async def _relays_wait(each: Round) -> bool:
@@ -331,7 +360,7 @@ async def rebalance_storm(each: Round) -> None:
 
 
 class _Storm:
-    """Workers that come and go. Some must have been given partitions: a group that takes in nobody knows no storm."""
+    """Workers that come and go, and what partitions each was given."""
 
     def __init__(self, each: Round) -> None:
         self._each = each
@@ -341,18 +370,22 @@ class _Storm:
         self._added = 0
 
     async def blow(self, times: int) -> None:
-        """So many times, and on from there until a newcomer has held partitions, if none has."""
+        """So many times, and on from there until enough of the newcomers have held partitions."""
         begun = time.monotonic()
         number = 0
-        while number < times or (not self._held and time.monotonic() < begun + STORM_TIMEOUT_S):
+        while number < times or (self._too_few and time.monotonic() < begun + STORM_TIMEOUT_S):
             await self._add_or_end()
             number += 1
             await asyncio.sleep(max(0.0, begun + number * STORM_EVERY_S - time.monotonic()))
         for slot in list(self._there):
             self._end(slot, signal.SIGKILL)
         await asyncio.gather(*self._ending)
-        if not self._held:
-            self._each.problems.append(f"none of {self._added} workers added was given partitions")
+        if self._too_few:
+            self._each.problems.append(f"of {self._added} workers added only {len(self._held)} were given partitions")
+
+    @property
+    def _too_few(self) -> bool:
+        return len(self._held) < HELD_SHARE * self._added
 
     async def watch(self) -> None:
         """Until cancelled, keep note of how many partitions each newcomer was given at most."""

@@ -244,6 +244,9 @@ class Flow:
         self.sent = 0
         self.too_large = 0
         self.paused = threading.Event()
+        self.forgotten = 0
+        """Of how many records a producer that ended knew no outcome yet, and nobody ever will."""
+        self._must_begin_anew = threading.Event()
         self._outcomes: list[tuple[int, int] | None] = []
         self._thread = threading.Thread(target=self._run, name="flow", daemon=True)
         self._error: BaseException | None = None
@@ -282,6 +285,13 @@ class Flow:
         while not self.done and None in self._outcomes[:sent]:  # noqa: ASYNC110 - a thread sends
             await asyncio.sleep(0.02)
 
+    async def begin_anew(self) -> None:
+        """End with records under way, and go on behind them as a producer that knows nothing of those."""
+        forgotten = self.forgotten
+        while self.forgotten == forgotten and not self.done:
+            self._must_begin_anew.set()
+            await asyncio.sleep(0.005)
+
     def last(self, seconds: float) -> None:
         """Let what is not sent and not held back last so long, as long as nobody lets go."""
         left = len(self._messages) * (1 - HELD_BACK - self.share)
@@ -317,8 +327,8 @@ class Flow:
         except BaseException as error:
             self._error = error
 
-    def _send_all(self) -> None:
-        producer = Producer(
+    def _new_producer(self) -> Producer:
+        return Producer(
             {
                 "bootstrap.servers": self._bootstrap,
                 "enable.idempotence": True,
@@ -332,6 +342,9 @@ class Flow:
             },
             logger=None,
         )
+
+    def _send_all(self) -> None:
+        producer = self._new_producer()
         planned, position = self._messages, 0
         sent: list[Message] = []
         held_back_from = int(len(planned) * (1 - HELD_BACK))
@@ -354,6 +367,12 @@ class Flow:
                 self._produce(producer, sent, message)
             position, allowance, self.sent = position + taken, allowance - taken, position + taken
             producer.poll(0)
+            if self._must_begin_anew.is_set():
+                self._must_begin_anew.clear()
+                self.forgotten += len(producer)
+                producer.purge()  # in its queue, and what it has sent and heard nothing of
+                producer.flush(0)
+                producer = self._new_producer()
             if not interjected:
                 time.sleep(0.005)
         producer.flush(120)

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import logging
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -180,14 +181,18 @@ def _note(player: Player, record: Record, result: Result) -> None:
     record.add(result)
     print(f"{result.line()}, took {result.took_s:.0f} s", *result.problems[:15], sep="\n    ", flush=True)
     if result.problems:
-        _show_log(player.stage.directory)
+        _show_logs(player.stage.directory, result)
 
 
-def _show_log(directory: Path) -> None:
-    """The last lines of the processes of the round that went wrong: the directory may be thrown away."""
+def _show_logs(directory: Path, result: Result) -> None:
+    """The last lines of the processes of the round that went wrong; all are kept, the directory may be thrown away."""
     logs = sorted(directory.glob("*.log"), key=lambda path: path.stat().st_mtime)
     for line in logs[-1].read_text(errors="replace").splitlines()[-25:] if logs else ():
         print(f"    | {line}", flush=True)
+    kept = Path(tempfile.mkdtemp(prefix=f"wrong-{result.fault.strip('()')}-{result.seed}-"))
+    for file in (*logs, *directory.glob("*.sent")):
+        shutil.copy(file, kept)
+    print(f"    logs and what was sent: {kept}", flush=True)
 
 
 def _summary(record: Record) -> None:
@@ -199,6 +204,9 @@ def _summary(record: Record) -> None:
         wrong = sum(bool(result.problems) for result in of_it)
         shown = f"{statistics.median(times):19.1f} {times[-1]:8.1f}" if times else f"{'-':>19} {'-':>8}"
         print(f"{name:<26} {len(of_it):6} {wrong:6}  {shown}")
+    for result in played:
+        if result.problems:
+            print(f"WRONG {result.fault}, seed {result.seed}:", *result.problems[:15], sep="\n    ")
     codes = ", ".join(f"{count} on {code}" for code, count in record.codes.items())
     again = f", {record.replaced} more that went wrong on other code and were played again" if record.replaced else ""
     print(f"{record.codes.total()} rounds ({codes}), {record.wrong} wrong{again}")

@@ -38,12 +38,14 @@ PARTITIONS = 6
 ID_EXPIRATION_MS = 7 * 24 * 3600 * 1000
 """Kafka's default."""
 
+LEADER = """
+pg_stat_activity JOIN pg_locks USING (pid)
+WHERE application_name = 'rollcall relay leader' AND locktype = 'advisory' AND granted
+"""
+"""The session that the leading relay leads by."""
 _AT_WORK = {
     "worker": "SELECT client_port FROM pg_stat_activity WHERE application_name = 'rollcall worker'",
-    "relay": """
-        SELECT client_port FROM pg_stat_activity JOIN pg_locks USING (pid)
-        WHERE application_name = 'rollcall relay leader' AND locktype = 'advisory' AND granted
-    """,
+    "relay": f"SELECT client_port FROM {LEADER}",
 }
 """The ports from which they are connected."""
 _PUBLISHED = ("outbox", "dead_letters")
@@ -216,11 +218,14 @@ class Installation:
         return self.direct.model_copy(
             update={
                 "bootstrap_servers": f"127.0.0.1:{self.stage.kafka_proxy.port}",
-                "database_url": self.direct.database_url.replace(
-                    f":{self.stage.postgres.port}/", f":{self.stage.postgres_proxy.port}/"
-                ),
+                "database_url": self.proxied_database_url,
             }
         )
+
+    @property
+    def proxied_database_url(self) -> str:
+        """Of PostgreSQL through the proxy."""
+        return self.direct.database_url.replace(f":{self.stage.postgres.port}/", f":{self.stage.postgres_proxy.port}/")
 
     def processes(self, role: str) -> list[psutil.Process]:
         """The processes of a role ("worker", "relay") that run now."""
