@@ -16,11 +16,12 @@ _values = attrgetter(*_COLUMNS)
 # The touched batches of a micro-batch, by key. At most one row an id.
 _LOAD = f"SELECT {column_list(_COLUMNS)} FROM batches WHERE batch_id = ANY($1::text[])"
 
-# All columns of each batch; sorted, so that rows are locked in one order everywhere.
+# All columns of each batch; sorted, so that rows are locked in one order everywhere. Of a new revision nobody is told.
 _WRITE = f"""
 INSERT INTO batches ({column_list(_COLUMNS)})
 SELECT {column_list(_COLUMNS)} FROM {unnest(batches, _COLUMNS)} ORDER BY batch_id
-ON CONFLICT (batch_id) DO UPDATE SET {", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS[1:])}
+ON CONFLICT (batch_id) DO UPDATE SET {", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS[1:])},
+    published_at = CASE WHEN batches.revision = EXCLUDED.revision THEN batches.published_at END
 """
 
 # When the broker has acknowledged a batch's newest event; sorted, as above. (batch ids, revisions, times)

@@ -51,6 +51,12 @@ def _opened(batch_id: str, total_items: int, **fields: object) -> Message:
     return Message(batch_id.encode(), json.dumps(value).encode(), batch_id)
 
 
+def _result(batch_id: str, status: str, *, attempt: int) -> Message:
+    error = {"error": {"message": "no"}} if status == "failed" else {}
+    value = {"batch_id": batch_id, "item_id": "a", "status": status, "attempt": attempt, **error}
+    return Message(batch_id.encode(), json.dumps(value).encode(), batch_id)
+
+
 async def assert_each_published_once(settings: Settings, batches: int) -> None:
     log = await drain(settings.bootstrap_servers, Topics(settings.topic_prefix).events)
     model = folded([record for record in log if record.value.startswith(b"{")], PARTITIONS)
@@ -177,6 +183,39 @@ async def _await_published(product: Product, events: int) -> None:
         return True
 
     await eventually(enough, interval_s=0.01)
+
+
+async def test_of_a_new_revision_nobody_was_told_until_it_is_published(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    async with running(settings) as product:
+        await publish(settings, [_opened("reopened", 1), _result("reopened", "failed", attempt=1)])
+        await _await_published(product, 1)
+        await product.settled()
+        assert [(row["revision"], row["published_at"] is None) for row in await table_rows(settings, "batches")] == [
+            (1, False)
+        ]
+        await product.children["relay"].kill()
+        again = {"type": "batch.reopened", "batch_id": "reopened"}
+        await publish(
+            settings,
+            [
+                Message(b"reopened", json.dumps(again).encode(), "reopened"),
+                _result("reopened", "succeeded", attempt=2),
+            ],
+        )
+
+        async def is_finalized_anew() -> dict[str, Any]:
+            [row] = await table_rows(settings, "batches")
+            assert row["revision"] == 2
+            return dict(row)
+
+        row = await eventually(is_finalized_anew)
+        assert row["published_at"] is None
+        await product.start_relay()
+        await product.settled()
+        [row] = await table_rows(settings, "batches")
+        assert row["published_at"] is not None
 
 
 async def test_a_relay_whose_marks_were_lost_publishes_nothing_twice(settings: Settings) -> None:
