@@ -1,5 +1,6 @@
 """Statements about deadlines: which open batches are past theirs."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ class PassedDeadline(NamedTuple):
 _PASSED = """
 SELECT deadline_at, batch_id, generation, partition FROM batches
 WHERE outcome IS NULL AND deadline_at IS NOT NULL AND deadline_at <= $1 AND (deadline_at, batch_id) > ($2, $3)
+  AND partition <> ALL ($5::int4[])
 ORDER BY deadline_at, batch_id LIMIT $4
 """
 
@@ -26,8 +28,12 @@ _BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
 
 async def passed(
-    connection: Connection, now: datetime, after: PassedDeadline | None, limit: int
+    connection: Connection, now: datetime, after: PassedDeadline | None, limit: int, but: Collection[int] = ()
 ) -> list[PassedDeadline]:
-    """The next open batches whose deadline is not after ``now``, behind ``after`` in order of deadline and id."""
+    """The next open batches whose deadline is not after ``now``, behind ``after`` in order of deadline and id.
+
+    ``but`` are partitions whose batches are left out.
+    """
     since, batch_id = (_BEFORE_ALL, "") if after is None else (after.deadline_at, after.batch_id)
-    return [PassedDeadline(*row) for row in await connection.fetch(_PASSED, now, since, batch_id, limit)]
+    rows = await connection.fetch(_PASSED, now, since, batch_id, limit, list(but))
+    return [PassedDeadline(*row) for row in rows]

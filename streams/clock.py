@@ -8,6 +8,7 @@ because a worker lagged, a replay expires it at the same place, and saying it tw
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,8 +36,9 @@ SHARE = 0.1
 MAX_PAUSE_S = 10.0
 # What was said stays in the log; once more is for a leader's worst day, not for a worker that lags.
 REPEAT_AFTER_S = 600.0
-# So many batches past their deadline are waited for at once; the next are told when workers have read these.
-MAX_OUTSTANDING = 100_000
+# So many batches of a partition past their deadline are waited for at once; the next are told when a worker has read
+# these. For each by itself: one that nobody reads holds up no other's.
+MAX_OUTSTANDING = 10_000
 SEND_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 15.0
 
@@ -111,6 +113,7 @@ class Deadlines:
     async def _tell_all(self, connection: Connection, producer: AIOKafkaProducer) -> None:
         now = datetime.now(UTC)
         told_at: dict[PassedDeadline, float] = {}
+        outstanding: Counter[int] = Counter()
         health.beat("deadlines")
         page = await deadlines.passed(connection, now, None, PAGE)
         while page:
@@ -118,10 +121,12 @@ class Deadlines:
             await self._tell(producer, untold)
             self._told_at.update(dict.fromkeys(untold, time.monotonic()))
             told_at.update((each, self._told_at[each]) for each in page)
-            if len(page) < PAGE or len(told_at) >= MAX_OUTSTANDING:
+            if len(page) < PAGE:
                 break
+            outstanding.update(each.partition for each in page)
+            full = [partition for partition, count in outstanding.items() if count >= MAX_OUTSTANDING]
             health.beat("deadlines")
-            page = await deadlines.passed(connection, now, page[-1], PAGE)
+            page = await deadlines.passed(connection, now, page[-1], PAGE, full)
         # Whoever is not past its deadline any more, or not open, is forgotten.
         self._told_at = told_at
 

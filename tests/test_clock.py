@@ -119,6 +119,27 @@ async def test_more_passed_deadlines_than_a_page_are_all_told_once(settings: Set
     assert sorted(record.key.decode() for record in records) == [each.batch_id for each in many]
 
 
+async def test_a_partition_that_nobody_reads_holds_up_no_other_ones_deadlines(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "PAGE", 10)
+    monkeypatch.setattr(clock, "MAX_OUTSTANDING", 20)
+    ids = [f"batch-{number}" for number in range(400)]
+    stuck = [batch(each, PAST) for each in ids if home_partition(each, PARTITIONS) == 0]
+    others = [batch(each, PAST + timedelta(seconds=1)) for each in ids if home_partition(each, PARTITIONS) != 0][:15]
+    assert len(stuck) > 2 * clock.MAX_OUTSTANDING
+    await batches.write(connection, [*stuck, *others])
+
+    async def all_others_are_told() -> Sequence[Record]:
+        records = await told(settings)
+        assert {each.batch_id for each in others} <= {record.key.decode() for record in records}
+        return records
+
+    async with clock_of(settings):
+        records = await eventually(all_others_are_told, interval_s=0.2)
+    assert sum(record.partition == 0 for record in records) == clock.MAX_OUTSTANDING
+
+
 async def test_of_two_clocks_one_tells_and_the_other_takes_over(settings: Settings, connection: Connection) -> None:
     await batches.write(connection, [batch("first", PAST)])
     async with AsyncExitStack() as outer, AsyncExitStack() as inner:
@@ -140,8 +161,8 @@ async def test_the_search_for_passed_deadlines_uses_its_index(connection: Connec
     await connection.execute("ANALYZE batches")
     await connection.execute("SET plan_cache_mode = force_generic_plan")
     query = deadlines._PASSED.replace("$1", "$1::timestamptz")
-    await connection.execute(f"PREPARE passed(timestamptz, timestamptz, text, int) AS {query}")
-    plan = await connection.fetch("EXPLAIN EXECUTE passed(now(), now() - interval '1 day', '', 1000)")
+    await connection.execute(f"PREPARE passed(timestamptz, timestamptz, text, int, int[]) AS {query}")
+    plan = await connection.fetch("EXPLAIN EXECUTE passed(now(), now() - interval '1 day', '', 1000, '{}')")
     text = "\n".join(row[0] for row in plan)
     assert "batches_deadlines" in text
     assert "Sort" not in text
