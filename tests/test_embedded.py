@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -18,8 +19,11 @@ import asyncpg
 import psutil
 import pytest
 
+from rollcall.children import Child
+from rollcall.embedded import kafka_jars, servers
 from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.embedded.postgres import EmbeddedPostgres
+from rollcall.embedded.servers import EmbeddedServerError
 from tests.harness.servers import Servers
 from tests.harness.topics import create_topic, drain, end_offsets, produce
 from tests.harness.waiting import eventually
@@ -124,6 +128,26 @@ async def test_a_server_that_cannot_start_says_why_with_the_end_of_its_log(tmp_p
     (tmp_path / "pg" / "cluster" / "postgresql.conf").write_text("no such setting = 1\n")
     with pytest.raises(RuntimeError, match=r"PostgreSQL did not start .*exit code 1(.|\n)*syntax error"):
         await server.start()
+
+
+async def test_what_prepares_a_server_and_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "PREPARE_TIMEOUT_S", 0.2)
+    child = await Child.spawn(["sleep", "600"], name="sleep")
+    assert await servers.failed_to_prepare(child) == "it did not answer in time"
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_download_that_another_process_never_ends_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kafka_jars, "LOCK_TIMEOUT_S", 0.2)
+    directory = kafka_jars.cache_directory()
+    directory.parent.mkdir(parents=True)
+    with (directory.parent / f"{directory.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EmbeddedServerError, match="another process has been downloading Kafka"):
+            kafka_jars.kafka_classpath(print)
 
 
 async def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path) -> None:

@@ -19,9 +19,18 @@ import structlog
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from rollcall.children import Child, describe_exit
+from rollcall.children import Child
 from rollcall.embedded.kafka_jars import Progress, kafka_classpath
-from rollcall.embedded.servers import START_ATTEMPTS, EmbeddedServerError, free_port, log_since, log_size, tail
+from rollcall.embedded.servers import (
+    START_ATTEMPTS,
+    EmbeddedServerError,
+    end_of,
+    failed_to_prepare,
+    free_port,
+    log_since,
+    log_size,
+    tail,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -115,7 +124,7 @@ class EmbeddedKafka:
             output = log_since(self.log, log_start)
             # A server killed just now may hold the ports for another moment.
             if attempt == START_ATTEMPTS or "already in use" not in output:
-                reason = await self._end_of(self.child)
+                reason = await end_of(self.child)
                 raise EmbeddedServerError(f"Kafka did not start ({reason}):\n{tail(output)}")
             await self.child.kill()
             await asyncio.sleep(0.2 * attempt)
@@ -151,10 +160,10 @@ class EmbeddedKafka:
             # Joined to its option: an id may begin with a dash.
             f"--cluster-id={self.cluster_id}",
         )
-        code = await child.wait()
-        if code != 0:
+        reason = await failed_to_prepare(child)
+        if reason:
             output = tail(log_since(self.log, log_start))
-            raise EmbeddedServerError(f"Kafka's storage could not be formatted ({describe_exit(code)}):\n{output}")
+            raise EmbeddedServerError(f"Kafka's storage could not be formatted ({reason}):\n{output}")
 
     async def _java(self, classpath: list[Path], main_class: str, *args: str) -> Child:
         return await Child.spawn(
@@ -193,12 +202,6 @@ class EmbeddedKafka:
             return False
         finally:
             await client.close()
-
-    async def _end_of(self, child: Child) -> str:
-        if child.returncode is None:
-            await child.kill()
-            return "it did not answer in time"
-        return describe_exit(child.returncode)
 
 
 def _java() -> Path:

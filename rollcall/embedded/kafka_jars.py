@@ -6,10 +6,11 @@ import fcntl
 import logging
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import platformdirs
 
@@ -19,6 +20,8 @@ KAFKA_VERSION = "4.2.2"
 _KAFKA = ("org.apache.kafka", "kafka_2.13", KAFKA_VERSION)
 # Kafka logs through slf4j and brings log4j-core, but leaves the bridge between them to its distribution.
 _LOG_BRIDGE = ("org.apache.logging.log4j", "log4j-slf4j-impl")
+
+LOCK_TIMEOUT_S = 900.0
 
 Progress = Callable[[str], None]
 
@@ -37,10 +40,25 @@ def kafka_classpath(progress: Progress) -> list[Path]:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with (target.parent / f"{target.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _acquire(lock)
             if not target.exists():
                 _install(target, progress)
     return sorted(target.glob("*.jar"))
+
+
+def _acquire(lock: IO[str]) -> None:
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise EmbeddedServerError(
+                    f"another process has been downloading Kafka for {LOCK_TIMEOUT_S / 60:g} minutes;"
+                    f" it holds {lock.name}"
+                ) from None
+            time.sleep(0.1)
 
 
 def _install(target: Path, progress: Progress) -> None:

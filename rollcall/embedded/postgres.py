@@ -11,9 +11,18 @@ from pathlib import Path
 
 import asyncpg
 
-from rollcall.children import Child, describe_exit
+from rollcall.children import Child
 from rollcall.embedded.postgres_binaries import binary
-from rollcall.embedded.servers import START_ATTEMPTS, EmbeddedServerError, free_port, log_since, log_size, tail
+from rollcall.embedded.servers import (
+    START_ATTEMPTS,
+    EmbeddedServerError,
+    end_of,
+    failed_to_prepare,
+    free_port,
+    log_since,
+    log_size,
+    tail,
+)
 
 USER = DATABASE = "rollcall"
 
@@ -72,7 +81,7 @@ class EmbeddedPostgres:
             output = log_since(self.log, log_start)
             # A server killed just now may hold the port or its shared memory for another moment.
             if attempt == START_ATTEMPTS or not _is_passing(output):
-                reason = await self._end_of(self.child)
+                reason = await end_of(self.child)
                 raise EmbeddedServerError(f"PostgreSQL did not start ({reason}):\n{tail(output)}")
             await self.child.kill()
             await asyncio.sleep(0.2 * attempt)
@@ -106,10 +115,10 @@ class EmbeddedPostgres:
             log=self.log,
             unprivileged=True,
         )
-        code = await child.wait()
-        if code != 0:
+        reason = await failed_to_prepare(child)
+        if reason:
             output = tail(log_since(self.log, log_start))
-            raise EmbeddedServerError(f"PostgreSQL's initdb failed ({describe_exit(code)}):\n{output}")
+            raise EmbeddedServerError(f"PostgreSQL's initdb failed ({reason}):\n{output}")
         unfinished.rename(self._cluster)
 
     async def _spawn(self) -> Child:
@@ -147,12 +156,6 @@ class EmbeddedPostgres:
         return await asyncpg.connect(
             host="127.0.0.1", port=self.port, user=USER, database=database, ssl=False, timeout=5, command_timeout=30
         )
-
-    async def _end_of(self, child: Child) -> str:
-        if child.returncode is None:
-            await child.kill()
-            return "it did not answer in time"
-        return describe_exit(child.returncode)
 
 
 def _is_passing(output: str) -> bool:

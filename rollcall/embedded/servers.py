@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 import socket
 from pathlib import Path
+
+from rollcall.children import Child, describe_exit
 
 # Below the range from which Linux takes ports for outgoing connections (32768 and up): none of our own
 # clients can sit on a server's port while that server restarts.
 _PORTS = range(15_000, 30_000)
 
 START_ATTEMPTS = 5
+PREPARE_TIMEOUT_S = 120.0
+"""For what makes a server's data directory; a busy machine takes its time."""
 
 
 class EmbeddedServerError(RuntimeError):
@@ -34,6 +40,21 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+async def failed_to_prepare(child: Child) -> str:
+    """Wait for the end of what prepares a server's data; "" where it did its work, else how it ended."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(child.wait(), PREPARE_TIMEOUT_S)
+    return "" if child.returncode == 0 else await end_of(child)
+
+
+async def end_of(child: Child) -> str:
+    """How it ended, for an error message; what still runs is killed."""
+    if child.returncode is None:
+        await child.kill()
+        return "it did not answer in time"
+    return describe_exit(child.returncode)
 
 
 def log_size(log: Path) -> int:
