@@ -137,7 +137,9 @@ def reopen(
         deadline_at=deadline_at,
         reason=reason,
     )
-    means = f"{_items(items)} asked for anew, it ends again with revision {found.revision + 1}"
+    # A batch.sealed that came after it had ended changed nothing: whoever sent that thinks it is sealed.
+    once = "" if found.sealed else ", not before it is sealed (batch.sealed)"
+    means = f"{_items(items)} asked for anew, it ends again with revision {found.revision + 1}{once}"
     return Command(found.batch_id, items, means, [event], found.revision)
 
 

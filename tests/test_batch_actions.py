@@ -125,6 +125,23 @@ async def test_a_batch_is_cancelled_reopened_and_retried_by_records_on_the_strea
         assert (chosen["items"], chosen["batch"]["status"], chosen["batch"]["missing"]) == (2, "processing", 3)
 
 
+async def test_whoever_reopens_an_open_ended_batch_is_told_that_it_waits_to_be_sealed(settings: Settings) -> None:
+    topics = Topics(settings.topic_prefix)
+    async with running(settings, workers=1, relay=False) as product:
+        sent = [
+            opened("b", sealed=False),
+            result("b", "x", "failed"),
+            event("b", type="batch.cancelled"),
+            event("b", type="batch.sealed", total_items=1),  # changes nothing: it came behind the end
+        ]
+        await produce(settings.bootstrap_servers, topics.events, sent)
+        await product.await_applied(len(sent))
+        unasked = await rollcall(settings, "batch", "reopen", "b")
+        assert "it ends again with revision 2, not before it is sealed (batch.sealed)" in unasked.stderr
+        reopened = await done(settings, "reopen", "b")
+        assert (reopened["batch"]["status"], reopened["batch"]["sealed"]) == ("processing", False)
+
+
 async def test_what_became_of_the_batch_while_somebody_was_asked_counts(settings: Settings) -> None:
     await migrate(settings.database_url, settings.database_schema)
     loop = asyncio.get_running_loop()
