@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from rollcall.children import Child
@@ -85,6 +86,33 @@ async def test_a_flush_in_flight_when_sigterm_comes_is_committed_before_the_end(
         assert await asyncio.wait_for(worker.wait(), 15) == 0
         # Nobody else runs: only the transaction that waited can have moved them.
         assert sum((await product.positions()).values()) > sum(before.values())
+
+
+async def test_a_transaction_in_flight_when_sigterm_comes_is_committed_and_marked_before_the_end(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    async with running(settings, relay=False) as product:
+        await produce_with_librdkafka(
+            settings.bootstrap_servers, topics.events, make_history(20261214, sizes=(1,)).messages, partitioner=MURMUR2
+        )
+        await eventually(product._is_caught_up)
+        # It stops where the records are sent and the transaction is open: it has the signal when it goes on.
+        relay = await product.start_relay(failpoint="send.after:1:stop")
+        await eventually(lambda: is_stopped(relay), message="the relay stops at its failpoint")
+        relay.send_signal(signal.SIGTERM)
+        relay.send_signal(signal.SIGCONT)
+        assert await asyncio.wait_for(relay.wait(), 15) == 0
+        async with product.connection() as connection:
+            rows = await connection.fetch("SELECT published_at FROM outbox WHERE channel = 'finalized'")
+        assert rows, "the batch is finalized"
+        assert all(row[0] for row in rows), "what was sent is committed, and marked"
+        assert len(await finalized_events(settings)) == len(rows)
+
+
+async def is_stopped(child: Child) -> bool:
+    return psutil.Process(child.pid).status() == psutil.STATUS_STOPPED
 
 
 def catches(pid: int, signum: signal.Signals) -> bool:

@@ -12,6 +12,7 @@ from rollcall.children import Child
 from rollcall.settings import ENV_PREFIX, Settings
 from rollcall.stack import all_assigned
 from schemas.topics import Topics
+from store import failpoints
 from store.connection import Connection
 from tests.harness.topics import end_offsets
 from tests.harness.waiting import eventually
@@ -31,8 +32,8 @@ class Product:
     async def start_worker(self, slot: int = 0) -> Child:
         return await self._start(f"worker-{slot}", "worker", "--slot", str(slot))
 
-    async def start_relay(self, name: str = "relay") -> Child:
-        return await self._start(name, "relay")
+    async def start_relay(self, name: str = "relay", failpoint: str = "") -> Child:
+        return await self._start(name, "relay", failpoint=failpoint)
 
     async def start_clock(self, name: str = "clock") -> Child:
         return await self._start(name, "clock")
@@ -98,11 +99,10 @@ class Product:
         assert not any(left.values()), f"not published: {left}"
         return True
 
-    async def _start(self, name: str, *role: str) -> Child:
+    async def _start(self, name: str, *role: str, failpoint: str = "") -> Child:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-        child = await Child.spawn(
-            [sys.executable, "-P", "-m", "rollcall", *role], name=name, env=environment | self.settings.environment()
-        )
+        environment |= self.settings.environment() | {failpoints.VARIABLE: failpoint}
+        child = await Child.spawn([sys.executable, "-P", "-m", "rollcall", *role], name=name, env=environment)
         self.children[name] = child
         return child
 
