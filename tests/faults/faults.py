@@ -40,7 +40,7 @@ FAULTS = [
         proxied=True,
         only_long=True,
         results=10_000,
-        patience_s=900.0,
+        patience_s=1_500.0,
     ),
     Fault("postgres-cut", "postgres-network", postgres.cut, proxied=True),
     Fault("postgres-black-hole", "postgres-network", postgres.black_hole, proxied=True),
