@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from migrations.version import MIGRATION_LOCK, check_server_version
-from store.connection import CLIENT_CHECK_MS, COMMAND_TIMEOUT_S, Database
+from store.connection import COMMAND_TIMEOUT_S, Database
 
 STATEMENT_TIMEOUT_S = 6 * 3600.0
 """An index on a large table takes its time."""
@@ -48,7 +48,6 @@ async def migrate(url: str, schema: str) -> None:
         "migrate",
         command_timeout=STATEMENT_TIMEOUT_S,
         idle_in_transaction_session_timeout=IDLE_IN_TRANSACTION_TIMEOUT_MS,
-        client_connection_check_interval=CLIENT_CHECK_MS,
     )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.dispose)

@@ -2,7 +2,7 @@
 
 from store.connection import Connection
 
-SCHEMA_VERSION = "0009"
+SCHEMA_VERSION = "0010"
 """The newest migration; a test compares it with Alembic's head. Revisions are numbered, so they can be ordered."""
 
 MINIMUM_SERVER_VERSION = 180_000

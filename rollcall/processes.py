@@ -62,7 +62,7 @@ def run_api(settings: Settings) -> int:
 
 def run_clock(settings: Settings) -> int:
     """Run the clock until SIGTERM or SIGINT; returns the exit code."""
-    return _run("clock", settings, lambda topics, _, stop: _clock(settings, topics, stop))
+    return _run("clock", settings, lambda topics, homes, stop: _clock(settings, topics, homes, stop))
 
 
 async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | None, stop: asyncio.Event) -> None:
@@ -125,7 +125,7 @@ async def _api(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.E
             await serve(create_app(context), listener, stop, announce, context.feed.close)
 
 
-async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> None:
+async def _clock(settings: Settings, topics: Topics, homes: Homes, stop: asyncio.Event) -> None:
     allowed = Allowed(settings.slow_after_s, settings.stalled_after_s, settings.never_opened_after_s)
     limits = clock.Limits(
         summary_timeout_s=settings.summary_timeout_s,
@@ -133,7 +133,7 @@ async def _clock(settings: Settings, topics: Topics, stop: asyncio.Event) -> Non
         events_kept=timedelta(days=settings.outbox_kept_days),
         dead_letters_kept=settings.dead_letters_kept,
     )
-    await clock.run(settings.kafka_connection(), settings.database(), topics, limits, stop, announce)
+    await clock.run(settings.kafka_connection(), settings.database(), topics, homes.partitions, limits, stop, announce)
 
 
 async def _prepared(settings: Settings, topics: Topics) -> Homes:

@@ -1,7 +1,6 @@
 """Statements about deadlines: which open batches are past theirs."""
 
-from collections.abc import Collection
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
 from store.connection import Connection
@@ -16,24 +15,18 @@ class PassedDeadline(NamedTuple):
     partition: int
 
 
-# Open batches whose deadline has passed, the earliest first, behind a given one; the partial index has this order.
+# Open batches whose deadline has passed, of each partition the earliest; the partial index has this order.
+# (partitions, now, how many of each)
 _PASSED = """
-SELECT deadline_at, batch_id, generation, partition FROM batches
-WHERE outcome IS NULL AND deadline_at IS NOT NULL AND deadline_at <= $1 AND (deadline_at, batch_id) > ($2, $3)
-  AND partition <> ALL ($5::int4[])
-ORDER BY deadline_at, batch_id LIMIT $4
+SELECT d.deadline_at, d.batch_id, d.generation, p.number
+FROM generate_series(0, $1::int4 - 1) AS p(number) CROSS JOIN LATERAL (
+    SELECT deadline_at, batch_id, generation FROM batches
+    WHERE partition = p.number AND outcome IS NULL AND deadline_at IS NOT NULL AND deadline_at <= $2
+    ORDER BY deadline_at, batch_id LIMIT $3
+) d
 """
 
-_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 
-
-async def passed(
-    connection: Connection, now: datetime, after: PassedDeadline | None, limit: int, but: Collection[int] = ()
-) -> list[PassedDeadline]:
-    """The next open batches whose deadline is not after ``now``, behind ``after`` in order of deadline and id.
-
-    ``but`` are partitions whose batches are left out.
-    """
-    since, batch_id = (_BEFORE_ALL, "") if after is None else (after.deadline_at, after.batch_id)
-    rows = await connection.fetch(_PASSED, now, since, batch_id, limit, list(but))
-    return [PassedDeadline(*row) for row in rows]
+async def passed(connection: Connection, partitions: int, now: datetime, limit: int) -> list[PassedDeadline]:
+    """Open batches whose deadline is not after ``now``: of each of so many partitions the first ``limit`` of them."""
+    return [PassedDeadline(*row) for row in await connection.fetch(_PASSED, partitions, now, limit)]

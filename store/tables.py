@@ -121,6 +121,7 @@ batches = Table(
     # What the clock looks for. The columns change with a batch's state, not with its counts: those updates stay HOT.
     Index(
         "batches_deadlines",
+        "partition",
         "deadline_at",
         "batch_id",
         postgresql_where=text("outcome IS NULL AND deadline_at IS NOT NULL"),

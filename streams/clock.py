@@ -8,7 +8,6 @@ because a worker lagged, a replay expires it at the same place, and saying it tw
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,15 +29,16 @@ from streams.trimming import Trimmer
 from streams.watching import Watcher
 
 POLL_S = 0.5
-PAGE = 1_000
 # Looking takes this share of the time at most, but where servers are slow it is not put off for longer than this.
 SHARE = 0.1
 MAX_PAUSE_S = 10.0
 # What was said stays in the log; once more is for a leader's worst day, not for a worker that lags.
 REPEAT_AFTER_S = 600.0
-# So many batches of a partition past their deadline are waited for at once; the next are told when a worker has read
-# these. For each by itself: one that nobody reads holds up no other's.
-MAX_OUTSTANDING = 10_000
+# So many batches of a partition past their deadline are told at once; the next when a worker has read these. For each
+# by itself: one that nobody reads holds up no other's.
+AT_ONCE = 2_000
+# So many are acknowledged before the next are sent.
+TOLD_TOGETHER = 1_000
 SEND_TIMEOUT_S = 30.0
 COMMAND_TIMEOUT_S = 15.0
 
@@ -62,19 +62,20 @@ async def run(
     kafka: KafkaConnection,
     database: Database,
     topics: Topics,
+    partitions: int,
     limits: Limits,
     stop: asyncio.Event,
     ready: Callable[[], None],
 ) -> None:
     """Lead when nobody else does, and do the clock's duties, until ``stop`` is set.
 
-    Each has connections of its own and begins anew by itself, so that none waits for, or falls with, another. Raises
-    WrongSchemaError and what is a bug.
+    ``partitions`` is how many are batches' homes. Each duty has connections of its own and begins anew by itself, so
+    that none waits for, or falls with, another. Raises WrongSchemaError and what is a bug.
     """
 
     def duties() -> list[Duty]:
         return [
-            Deadlines(kafka, database, topics).run(stop),
+            Deadlines(kafka, database, topics, partitions).run(stop),
             Summarizer(database, topics, timeout_s=limits.summary_timeout_s).run(stop),
             Watcher(kafka, database, topics, limits.allowed).run(stop),
             Trimmer(
@@ -88,10 +89,11 @@ async def run(
 class Deadlines:
     """Publishes ``batch.expired`` for open batches whose deadline has passed, by this machine's clock."""
 
-    def __init__(self, kafka: KafkaConnection, database: Database, topics: Topics) -> None:
+    def __init__(self, kafka: KafkaConnection, database: Database, topics: Topics, partitions: int) -> None:
         self._kafka = kafka
         self._database = database
         self._topics = topics
+        self._partitions = partitions
         self._told_at: dict[PassedDeadline, float] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -111,24 +113,16 @@ class Deadlines:
                     connection.terminate()
 
     async def _tell_all(self, connection: Connection, producer: AIOKafkaProducer) -> None:
-        now = datetime.now(UTC)
-        told_at: dict[PassedDeadline, float] = {}
-        outstanding: Counter[int] = Counter()
         health.beat("deadlines")
-        page = await deadlines.passed(connection, now, None, PAGE)
-        while page:
-            untold = [each for each in page if not self._was_told(each)]
-            await self._tell(producer, untold)
-            self._told_at.update(dict.fromkeys(untold, time.monotonic()))
-            told_at.update((each, self._told_at[each]) for each in page)
-            if len(page) < PAGE:
-                break
-            outstanding.update(each.partition for each in page)
-            full = [partition for partition, count in outstanding.items() if count >= MAX_OUTSTANDING]
+        passed = await deadlines.passed(connection, self._partitions, datetime.now(UTC), AT_ONCE)
+        untold = [each for each in passed if not self._was_told(each)]
+        # What is not past its deadline any more, or not open, is forgotten.
+        self._told_at = {each: self._told_at[each] for each in passed if each in self._told_at}
+        for begin in range(0, len(untold), TOLD_TOGETHER):
+            told = untold[begin : begin + TOLD_TOGETHER]
             health.beat("deadlines")
-            page = await deadlines.passed(connection, now, page[-1], PAGE, full)
-        # Whoever is not past its deadline any more, or not open, is forgotten.
-        self._told_at = told_at
+            await self._tell(producer, told)
+            self._told_at.update(dict.fromkeys(told, time.monotonic()))
 
     def _was_told(self, deadline: PassedDeadline) -> bool:
         at = self._told_at.get(deadline)
