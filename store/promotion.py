@@ -91,7 +91,7 @@ _DROP_TRIMMED_LETTERS = f"DELETE FROM {{shadow}}.dead_letters s WHERE s.appended
 
 # An event that the old schema decided too, long ago: it is published, and its row was trimmed.
 _MARK_TRIMMED = """
-UPDATE {shadow}.outbox s SET published_at = coalesce(l.published_at, l.finalized_at)
+UPDATE {shadow}.outbox s SET published_at = coalesce(l.published_at, l.finalized_at, now())
 FROM {live}.batches l
 WHERE s.channel = 'finalized' AND s.published_at IS NULL AND s.refused IS NULL
   AND l.batch_id = s.batch_id AND l.revision >= s.revision

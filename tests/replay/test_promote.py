@@ -151,6 +151,34 @@ async def test_what_was_published_wrongly_goes_out_corrected_where_asked_for(set
     assert done.exit_code == 0, done.stdout + done.stderr
 
 
+async def test_an_event_whose_row_was_trimmed_is_not_published_again_though_its_batch_was_reopened_twice(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    async with running(settings, workers=1) as product:
+        await open_batches(settings, again="1", other="12")
+        last = message({"batch_id": "again", "item_id": "2", "status": "succeeded"})
+        await produce(settings.bootstrap_servers, topics.events, [last])
+        await product.settled()
+        assert await said(settings) == {"again": [(1, "completed")], "other": [(1, "completed")]}
+        await product.children["relay"].kill()
+        async with product.connection() as connection:
+            assert await connection.execute("DELETE FROM outbox WHERE id = 'batch.finalized/again/1'") == "DELETE 1"
+        # Its second event is decided, and unpublished; it is open once more.
+        reopened = message({"type": "batch.reopened", "batch_id": "again", "item_ids": ["2"]})
+        answered = message({"batch_id": "again", "item_id": "2", "status": "succeeded", "attempt": 2})
+        await produce(settings.bootstrap_servers, topics.events, [reopened, answered, reopened])
+        await eventually(product._is_caught_up)
+        shadow = f"{settings.database_schema}_s"
+        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--emit-changes", "--yes")):
+            done = await commands.rollcall(settings, *arguments, timeout_s=180)
+            assert done.exit_code == 0, done.stderr
+        await product.start_relay()
+        await product.settled()
+    assert await said(settings) == {"again": [(1, "completed"), (2, "completed")], "other": [(1, "completed")]}
+
+
 async def test_a_batch_that_is_open_after_all_ends_by_a_new_number_though_no_changes_are_emitted(
     settings: Settings,
 ) -> None:
