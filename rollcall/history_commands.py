@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,6 +51,7 @@ def explain(batch_id: BatchId, as_json: AsJson = False) -> None:
 
 
 def _run(work: Any) -> Any:
+    from rollcall.interrupting import run
     from rollcall.logs import configure_logging
     from rollcall.reaching import naming
     from rollcall.rendering import reader_may_leave
@@ -59,7 +59,7 @@ def _run(work: Any) -> Any:
     settings = load_settings()
     configure_logging("warning", settings.log_format, role="batch")
     with naming(settings, "PostgreSQL"), reader_may_leave():
-        return asyncio.run(work(settings))
+        return run(work(settings))
 
 
 async def _as_of(settings: Settings, batch_id: str, offset: int) -> BatchStatus:

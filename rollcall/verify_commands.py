@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,6 +69,7 @@ def verify(
     "offsets"}] (10,000 at most), "difference_count", "batches", "events", "left_out", "replayable_from",
     "not_comparable_events"}.
     """
+    from rollcall.interrupting import run
     from rollcall.logs import configure_logging
     from rollcall.reaching import naming
 
@@ -79,7 +79,7 @@ def verify(
     configure_logging("warning", settings.log_format, role="verify")
     chosen = Chosen(batch, _time(since))
     with naming(settings, "PostgreSQL"):
-        found, verified = asyncio.run(_verify(settings, chosen, processes, said=not as_json))
+        found, verified = run(_verify(settings, chosen, processes, said=not as_json))
     if as_json:
         from rollcall.rendering import print_json
 
@@ -225,12 +225,10 @@ async def _snapshot(settings: Settings, schema: str) -> AsyncIterator[Connection
     Whatever fails, it is dropped: after a time-out or a cancellation a ROLLBACK would wait, for as long again.
     """
     from rollcall.replaying import shadow_database
-    from store.connection import CLIENT_CHECK_MS
 
     connection = await shadow_database(settings, schema).connect(
         "verify",
         command_timeout=COMPARE_TIMEOUT_S,
-        client_connection_check_interval=CLIENT_CHECK_MS,
     )
     try:
         transaction = connection.transaction(isolation="repeatable_read")

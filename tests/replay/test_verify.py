@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 
 from rollcall import verify_commands
+from rollcall.interrupting import TERMINATED
 from rollcall.settings import Settings
 from rollcall.verify_commands import Found
 from schemas.topics import Topics, home_partition
@@ -22,6 +23,7 @@ from tests.harness.histories import Message
 from tests.harness.product import Product, running
 from tests.harness.tables import table_rows
 from tests.harness.topics import Record, drain, end_offsets, produce
+from tests.harness.waiting import eventually
 from tests.replay.test_replay import live_history
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -116,6 +118,29 @@ async def test_of_very_many_differences_the_first_ones_are_listed_and_all_are_co
     for number in range(5):
         found.add(Difference("batch", str(number)))
     assert ([each.message for each in found.listed], found.count) == (["0", "1"], 5)
+
+
+async def test_a_verification_that_is_terminated_leaves_no_schema_behind(settings: Settings) -> None:
+    await live_history(settings, 20261129, batches=24)
+    slow = settings.model_copy(update={"max_records": 20})
+    process = await commands.start(slow, "verify", "--all", "--processes", "1")
+    schema = f"{settings.database_schema}_verify"
+    connection = await settings.database().connect("test")
+    try:
+
+        async def is_at_work() -> bool:
+            assert process.returncode is None, "it is not through yet"
+            return bool(await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.positions"))
+
+        await eventually(is_at_work, 60, interval_s=0.01)
+        process.terminate()
+        await asyncio.wait_for(process.communicate(), 30)
+        assert process.returncode == TERMINATED
+        assert not await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema)
+    finally:
+        await connection.close()
+        if process.returncode is None:
+            process.kill()
 
 
 async def test_a_second_verification_leaves_the_first_ones_schema_alone(settings: Settings) -> None:
