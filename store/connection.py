@@ -35,10 +35,6 @@ BY_KEY = {
 # locks would stand in others' way for as long as the connection does, which may be hours. In milliseconds.
 SERVING = {"idle_in_transaction_session_timeout": "10000"}
 
-# For `client_connection_check_interval`: how soon the server notices in the midst of a statement that its client is
-# gone, whose locks would else be held until the statement ends.
-CLIENT_CHECK_MS = "1000"
-
 _AT_ONCE = pack("ii", 1, 0)
 _DRIVER = "postgresql+asyncpg://"
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,62}")
@@ -115,6 +111,8 @@ class Database:
             connection_class=_Closing,
             timeout=CONNECT_TIMEOUT_S,
             command_timeout=command_timeout,
+            # Else each is closed after five minutes, which asyncpg awaits without a time-out. There are a few dozen.
+            max_cached_statement_lifetime=0,
             server_settings=self._settings(role, settings),
         )
         # The server says so by itself (PostgreSQL 18). Else a replay beside the live tables would be one into them.
@@ -152,5 +150,8 @@ class Database:
             "jit": "off",
             # A verification idles here for hours, while it folds.
             "idle_session_timeout": "0",
+            # How soon it notices in the midst of a statement that its client is gone, whose locks it would else hold
+            # until the statement ends.
+            "client_connection_check_interval": "1000",
             **settings,
         }

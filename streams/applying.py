@@ -13,7 +13,7 @@ from handlers.microbatch import Applied, apply
 from migrations.version import check
 from schemas.dead_letters import Reason, Refused
 from store import copying, items
-from store.connection import BY_KEY, CLIENT_CHECK_MS, SERVING, Connection, Database
+from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
 from store.failures import is_transient
 from store.rows import ItemRow
@@ -69,7 +69,6 @@ async def connect_to_apply(database: Database, role: str, patience: int = 1) -> 
         command_timeout=COMMAND_TIMEOUT_S * patience,
         **BY_KEY,
         **{name: str(int(milliseconds) * patience) for name, milliseconds in limits.items()},
-        client_connection_check_interval=CLIENT_CHECK_MS,
     )
     try:
         await check(connection, database.schema)

@@ -37,6 +37,8 @@ _log = structlog.get_logger(__name__)
 # Quick to start and small; a single broker on a developer's machine gains nothing from more.
 _JVM = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx512m", "-Dorg.apache.logging.log4j.level=WARN"]
 
+LISTEN_TIMEOUT_S = 5.0
+
 _PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
@@ -186,8 +188,8 @@ class EmbeddedKafka:
     async def _listens(self) -> bool:
         # Asked first: a Kafka client logs every connection refused.
         try:
-            _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        except OSError:
+            _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", self.port), LISTEN_TIMEOUT_S)
+        except (OSError, TimeoutError):
             return False
         writer.close()
         return True
