@@ -22,6 +22,7 @@ from tests.client.sample_jobs import Meeting, Recorded, alone_stops_at_the_third
 from tests.client.test_reruns import answered, done_items, environment
 from tests.harness.product import Product
 from tests.harness.waiting import eventually
+from tests.test_shutdown import catches
 
 ROLLCALL_JOB = str(Path(sysconfig.get_path("scripts")) / "rollcall-job")
 
@@ -131,6 +132,36 @@ async def test_a_signal_to_all_processes_loses_nothing_that_was_done(product: Pr
         with suppress(ProcessLookupError):
             os.killpg(parent.pid, signal.SIGKILL)
     assert await answered(product, batch_id) == done_items(log).keys()
+
+
+NEVER_THROUGH = """
+import asyncio
+from pathlib import Path
+from rollcall_client.jobs import job
+
+@job(items=lambda: ["a"])
+async def never_through(item):
+    (Path(__file__).parent / "begun").touch()
+    await asyncio.sleep(600)
+"""
+
+
+async def test_a_second_signal_ends_a_job_at_once_also_where_it_is_another_one(
+    product: Product, tmp_path: Path
+) -> None:
+    (tmp_path / "never.py").write_text(NEVER_THROUGH)
+    process = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, "--path", str(tmp_path), "run", "never:never_through"), env=environment(product)
+    )
+    try:
+        await eventually((tmp_path / "begun").exists, 60)
+        process.send_signal(signal.SIGINT)
+        await eventually(lambda: not catches(process.pid, signal.SIGTERM), message="the first one is heeded")
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 10) == -signal.SIGTERM
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
 
 
 SLOW_TO_IMPORT = """

@@ -184,12 +184,14 @@ def _stop_on_signals() -> Iterator[asyncio.Event]:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def on_signal(signum: signal.Signals) -> None:
-        loop.remove_signal_handler(signum)
+    def on_signal() -> None:
+        # Of both: the second one may be the other.
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(signum)
         stop.set()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, on_signal, signum)
+        loop.add_signal_handler(signum, on_signal)
     try:
         yield stop
     finally:
