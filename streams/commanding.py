@@ -138,8 +138,8 @@ def reopen(
         reason=reason,
     )
     # A batch.sealed that came after it had ended changed nothing: whoever sent that thinks it is sealed.
-    once = "" if found.sealed else ", not before it is sealed (batch.sealed)"
-    means = f"{_items(items)} asked for anew, it ends again with revision {found.revision + 1}{once}"
+    unsealed = "" if found.sealed else "; it is not sealed, so it waits for batch.sealed, too"
+    means = f"{_items(items)} asked for anew, it ends again with revision {found.revision + 1}{unsealed}"
     return Command(found.batch_id, items, means, [event], found.revision)
 
 

@@ -137,7 +137,7 @@ async def test_whoever_reopens_an_open_ended_batch_is_told_that_it_waits_to_be_s
         await produce(settings.bootstrap_servers, topics.events, sent)
         await product.await_applied(len(sent))
         unasked = await rollcall(settings, "batch", "reopen", "b")
-        assert "it ends again with revision 2, not before it is sealed (batch.sealed)" in unasked.stderr
+        assert "it ends again with revision 2; it is not sealed, so it waits for batch.sealed, too" in unasked.stderr
         reopened = await done(settings, "reopen", "b")
         assert (reopened["batch"]["status"], reopened["batch"]["sealed"]) == ("processing", False)
 

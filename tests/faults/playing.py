@@ -171,7 +171,7 @@ class Player:
             problems.append("there was no harm: nothing on the way to Kafka or PostgreSQL was cut, held or late")
         if flow.too_large:
             problems.append(f"{flow.too_large} records were too large for the topic")
-        if sent - unknown < FEWEST_ACKNOWLEDGED * results:
+        if sent - unknown + flow.forgotten < FEWEST_ACKNOWLEDGED * results:
             problems.append(f"{sent - unknown} records were acknowledged, of {results} results")
         problems += [f"{kind}: {what}" for kind, what in report["findings"]]
         if product.largest_mb > MAX_WORKER_MB:

@@ -41,6 +41,7 @@ COPY_DELAY_S = 0.3
 UNREAD_BYTES = 1024 * 1024
 COPY_TIMEOUT_S = 180.0
 DEADLOCK_TIMEOUT_S = 60.0
+OUTRUN_TIMEOUT_S = 120.0
 MUST_BE_TERMINATED = (
     "rollcall worker",
     "rollcall relay leader",
@@ -102,10 +103,15 @@ async def outrun(each: Round) -> None:
         await asyncio.sleep(0.02)
     produced_a_second = (each.running.sent - sent) / (time.monotonic() - begun)
     await asyncio.sleep(each.away_s / 2)
+
+    async def takes_something() -> bool:
+        return await each.product.applied() > applied
+
+    await until(takes_something, "PostgreSQL takes something", OUTRUN_TIMEOUT_S)
     applied_a_second = (await each.product.applied() - applied) / (time.monotonic() - begun)
     each.notes.append(f"produced {produced_a_second:.0f}/s, applied {applied_a_second:.0f}/s")
-    if not 0 < applied_a_second <= produced_a_second / 10:
-        each.problems.append("PostgreSQL was to take something, and less than a tenth of what was produced")
+    if produced_a_second < 10 * applied_a_second:
+        each.problems.append("PostgreSQL was not outrun ten times over")
     waiting_mb = BACKLOG_MB - await _large_applied_mb(each)
     each.notes.append(f"{waiting_mb} of {BACKLOG_MB} MB of large results not applied yet")
     if waiting_mb < MIN_WAITING_MB:
