@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from migrations.version import MIGRATION_LOCK, check_server_version
+from migrations.version import MIGRATION_LOCK, check_encoding, check_server_version
 from store.connection import COMMAND_TIMEOUT_S, Database
 
 STATEMENT_TIMEOUT_S = 6 * 3600.0
@@ -41,8 +41,8 @@ def config() -> Config:
 async def migrate(url: str, schema: str) -> None:
     """Create the schema where it is missing and migrate it to the newest version; harmless when repeated.
 
-    Raises WrongSchemaError (PostgreSQL too old), AnotherMigrationError, OSError, TimeoutError or asyncpg.PostgresError;
-    nothing has changed then.
+    Raises WrongSchemaError (PostgreSQL too old, not in UTF-8), AnotherMigrationError, OSError, TimeoutError or
+    asyncpg.PostgresError; nothing has changed then.
     """
     engine = Database(url, schema).engine(
         "migrate",
@@ -55,8 +55,10 @@ async def migrate(url: str, schema: str) -> None:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             connection = await stack.enter_async_context(engine.connect())
             number = int((await connection.execute(text("SHOW server_version_num"))).scalar_one())
+            encoding = (await connection.execute(text("SHOW server_encoding"))).scalar_one()
             await connection.rollback()
         check_server_version(number)
+        check_encoding(encoding)
         async with connection.begin():
             async with asyncio.timeout(TURN_TIMEOUT_S + ANSWER_TIMEOUT_S):
                 await _take_turn(connection)

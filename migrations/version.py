@@ -23,9 +23,19 @@ def check_server_version(number: int) -> None:
         )
 
 
+def check_encoding(encoding: str) -> None:
+    """Raise WrongSchemaError where the database cannot hold whatever text a message may have."""
+    if encoding != "UTF8":
+        raise WrongSchemaError(
+            f"the database's encoding is {encoding}, which does not hold every character that a message may have:"
+            " create one with ENCODING 'UTF8' (TEMPLATE template0)"
+        )
+
+
 async def check(connection: Connection, schema: str) -> None:
-    """Raise WrongSchemaError unless the schema behind the connection is of exactly this version."""
+    """Raise WrongSchemaError unless the schema behind the connection is of exactly this version, and in UTF-8."""
     check_server_version(int(await connection.fetchval("SHOW server_version_num")))
+    check_encoding(connection.get_settings().server_encoding)
     exists = await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL")
     current = await connection.fetchval("SELECT version_num FROM alembic_version") if exists else None
     if current == SCHEMA_VERSION:

@@ -282,6 +282,27 @@ async def test_an_old_server_is_refused_by_name_of_its_version() -> None:
         check_server_version(170_006)
 
 
+async def test_a_database_that_does_not_hold_every_character_is_refused(database: Database) -> None:
+    connection = await database.connect("test")
+    name = f"latin_{database.schema}"
+    url = database.url.rpartition("/")[0] + f"/{name}"
+    try:
+        await connection.execute(
+            f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0"
+        )
+        with pytest.raises(WrongSchemaError, match="the database's encoding is LATIN1"):
+            await migrate(url, database.schema)
+        latin = await Database(url, database.schema).connect("test")
+        try:
+            with pytest.raises(WrongSchemaError, match="the database's encoding is LATIN1"):
+                await check(latin, database.schema)
+        finally:
+            await latin.close()
+    finally:
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await connection.close()
+
+
 # Rows whose state contradicts their timestamps.
 SOUND: dict[str, Any] = {"batch_id": "b", "partition": 0, "state": "pending", "sealed": False}
 FINAL = {
