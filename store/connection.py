@@ -150,6 +150,11 @@ class Database:
             "jit": "off",
             # A verification idles here for hours, while it folds.
             "idle_session_timeout": "0",
+            # Whoever waits has a limit of its own, and takes on less, or waits longer, where that is too short. One
+            # that somebody has set for the role or the database would be met again and again.
+            "statement_timeout": "0",
+            "transaction_timeout": "0",
+            "lock_timeout": "0",
             # How soon it notices in the midst of a statement that its client is gone, whose locks it would else hold
             # until the statement ends.
             "client_connection_check_interval": "1000",

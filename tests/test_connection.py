@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
+from dataclasses import replace
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -33,6 +36,27 @@ async def test_a_connection_whose_server_has_frozen_is_cut_off(
         assert connection.is_closed()
     finally:
         os.kill(backend, signal.SIGCONT)
+
+
+async def test_time_outs_that_somebody_has_set_for_the_role_do_not_count(settings: Settings, unique: str) -> None:
+    administering = await settings.database().connect("test")
+    role, url = f"limited_{unique}", urlsplit(settings.database_url)
+    password = secrets.token_hex(16)
+    try:
+        await administering.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+        for name in ("statement_timeout", "transaction_timeout", "lock_timeout"):
+            await administering.execute(f"ALTER ROLE {role} SET {name} = '5s'")
+        host = url.netloc.rpartition("@")[2]
+        limited = replace(settings.database(), url=urlunsplit(url._replace(netloc=f"{role}:{password}@{host}")))
+        connection = await limited.connect("test")
+        try:
+            for name in ("statement_timeout", "transaction_timeout", "lock_timeout"):
+                assert await connection.fetchval(f"SHOW {name}") == "0"
+        finally:
+            await connection.close()
+    finally:
+        await administering.execute(f"DROP ROLE {role}")
+        await administering.close()
 
 
 async def test_a_schema_that_is_not_there_costs_no_connection(settings: Settings, unique: str) -> None:
