@@ -71,7 +71,7 @@ class Flusher:
         self._log_id = log_id
         self._forwarder = Forwarder(kafka, topics.events, log_id)
         self._connection: Connection | None = None
-        self._submitted: Reading | None = None
+        self._submitted: tuple[Reading, int] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self._wake = asyncio.Event()
@@ -87,7 +87,7 @@ class Flusher:
         await self._idle.wait()
         if epoch != self._anchors.epoch:
             return False
-        self._submitted = reading
+        self._submitted = reading, epoch
         self._idle.clear()
         self._wake.set()
         return True
@@ -107,10 +107,11 @@ class Flusher:
                 health.beat("flush")
                 await self._await_work()
                 if self._submitted is not None:
+                    reading, epoch = self._submitted
                     try:
-                        traces = self._submitted.micro_batch.traceparents
-                        with span("micro-batch", traces.values, batches=len(self._submitted.micro_batch.slices)):
-                            await self._flush(self._submitted)
+                        traces = reading.micro_batch.traceparents
+                        with span("micro-batch", traces.values, batches=len(reading.micro_batch.slices)):
+                            await self._flush(reading, epoch)
                     finally:
                         self._submitted = None
                         self._idle.set()
@@ -130,12 +131,19 @@ class Flusher:
             return
         self._wake.clear()
 
-    async def _flush(self, reading: Reading) -> None:
-        """Forward what is misplaced and commit the micro-batch, however long it takes; or learn that it isn't ours."""
+    async def _flush(self, reading: Reading, epoch: int) -> None:
+        """Forward what is misplaced and commit the micro-batch, however long it takes; or learn that it isn't ours.
+
+        What failed is not tried again once anchors are forgotten: it may be another worker's by now, and what keeps it
+        from being done must not keep this one from what it was given instead. Where it is ours it is read again.
+        """
         reach("read.after")
         started, forwarded = time.perf_counter(), len(reading.forwards)
         async for attempt in self._attempts("flush"):
             with attempt:
+                if attempt.retry_state.attempt_number > 1 and epoch != self._anchors.epoch:
+                    log.warning("a flush that failed is given up: partitions were assigned anew")
+                    return
                 try:
                     await self._forward(reading)
                     applied = await self._apply(reading)
@@ -185,12 +193,14 @@ class Flusher:
         consumer = self._consumer()
         if consumer is None:
             return
-        partitions = {tp.partition for tp in consumer.assignment()} - self._anchors.by_partition.keys()
-        if not partitions:
-            return
-        epoch = self._anchors.epoch
+        epoch, stored = self._anchors.epoch, dict[int, Position]()
         async for attempt in self._attempts("anchor"):
             with attempt:
+                # Looked up for each attempt: what one waits for in vain may be another worker's by the next.
+                epoch = self._anchors.epoch
+                partitions = {tp.partition for tp in consumer.assignment()} - self._anchors.by_partition.keys()
+                if not partitions:
+                    return
                 stored = await stored_positions(await self._connected(), self._kafka, self._topics, partitions)
         # No await from here on: what is sought is what is anchored.
         if epoch != self._anchors.epoch:

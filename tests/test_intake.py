@@ -17,7 +17,7 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaError
 from confluent_kafka import Producer
 
 from handlers import microbatch
@@ -26,11 +26,14 @@ from rollcall.settings import Settings
 from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION
 from schemas.topics import Topics, home_partition
 from store import positions
+from store.rows import Position
 from streams import applying
-from streams.anchoring import LogChangedError
+from streams.anchoring import Anchors, LogChangedError
+from streams.flushing import Flusher
 from streams.intake import REBALANCE_TIMEOUT_MS, SESSION_TIMEOUT_MS, Intake
 from streams.kafka import started
-from streams.reading import Homes
+from streams.portion import Portion
+from streams.reading import Homes, new_reading
 from streams.topics import ensure_topics, log_identity
 from tests.faults.proxy import Proxy
 from tests.harness.histories import Message
@@ -469,6 +472,84 @@ async def feeding(worker: Worker) -> AsyncIterator[None]:
     finally:
         feeder.cancel()
         await asyncio.wait({feeder})
+
+
+class Assigned:
+    """A consumer, as far as the flusher needs one."""
+
+    def __init__(self, topic: str, *partitions: int) -> None:
+        self.topic = topic
+        self.partitions = partitions
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition(self.topic, partition) for partition in self.partitions}
+
+    def seek(self, tp: TopicPartition, offset: int) -> None:
+        assert tp.partition in self.partitions
+
+    async def position(self, tp: TopicPartition) -> int:
+        return 0
+
+
+@asynccontextmanager
+async def flushing(settings: Settings, consumer: Any, anchors: Anchors) -> AsyncIterator[Flusher]:
+    await migrate(settings.database_url, settings.database_schema)
+    flusher = Flusher(
+        settings.kafka_connection(),
+        settings.database(),
+        Topics(settings.topic_prefix),
+        anchors,
+        Portion(100),
+        log_id="",
+        consumer=lambda: consumer,
+        is_reading=lambda: False,
+        is_joined=lambda: False,
+    )
+    task = asyncio.create_task(flusher.run())
+    try:
+        yield flusher
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_partition_that_cannot_be_anchored_holds_up_no_other_once_it_is_somebody_elses(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, anchors, asked = Assigned(Topics(settings.topic_prefix).events, 0, 1), Anchors(), list[set[int]]()
+
+    async def stored(_connection: Any, _kafka: Any, _topics: Any, partitions: set[int]) -> dict[int, Position]:
+        asked.append(partitions)
+        if 0 in partitions:
+            if len(asked) == 2:  # a rebalance meanwhile
+                consumer.partitions = (1,)
+                anchors.forget()
+            raise KafkaError("it has no leader")
+        return {partition: Position(partition, 0, None, None, None, {}) for partition in partitions}
+
+    monkeypatch.setattr("streams.flushing.stored_positions", stored)
+    async with flushing(settings, consumer, anchors):
+        await eventually(lambda: anchors.by_partition.keys() == {1})
+    assert asked == [{0, 1}, {0, 1}, {1}]
+
+
+async def test_a_flush_that_cannot_be_done_is_given_up_when_partitions_are_assigned_anew(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics, anchors, tries = Topics(settings.topic_prefix), Anchors(), itertools.count()
+    tried = 0
+
+    async def never(*_: object) -> None:
+        nonlocal tried
+        tried = next(tries) + 1
+        raise KafkaError("the home has no leader")
+
+    monkeypatch.setattr(Flusher, "_forward", never)
+    async with flushing(settings, Assigned(topics.events), anchors) as flusher:
+        assert await flusher.submit(new_reading(topics, Homes(2)), anchors.epoch)
+        await eventually(lambda: tried >= 3)
+        anchors.forget()
+        await asyncio.wait_for(flusher.drain(), 30)
 
 
 async def test_a_worker_goes_on_where_the_last_one_stopped(settings: Settings) -> None:
