@@ -41,7 +41,7 @@ async def is_led(connection: Connection, role: str, prefix: str, schema: str) ->
 
 async def heartbeat(connection: Connection) -> None:
     """Show the server that the leader is there, and the leader that its lock is. Raises what a lost connection does."""
-    # A single message, also after the five minutes for which asyncpg keeps what it has prepared.
+    # A single message: nothing is to be prepared first.
     await connection.execute("SELECT 1")
 
 
