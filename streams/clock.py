@@ -8,6 +8,7 @@ because a worker lagged, a replay expires it at the same place, and saying it tw
 import asyncio
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -118,29 +119,34 @@ class Deadlines:
         untold = [each for each in passed if not self._was_told(each)]
         # What is not past its deadline any more, or not open, is forgotten.
         self._told_at = {each: self._told_at[each] for each in passed if each in self._told_at}
-        for begin in range(0, len(untold), TOLD_TOGETHER):
-            told = untold[begin : begin + TOLD_TOGETHER]
-            health.beat("deadlines")
-            await self._tell(producer, told)
-            self._told_at.update(dict.fromkeys(told, time.monotonic()))
+        by_partition: defaultdict[int, list[PassedDeadline]] = defaultdict(list)
+        for each in untold:
+            by_partition[each.partition].append(each)
+        # Each partition by itself: one that takes nothing must not keep the others' from being told.
+        telling = (self._tell(producer, of_one) for of_one in by_partition.values())
+        for failure in await asyncio.gather(*telling, return_exceptions=True):
+            if failure is not None:
+                raise failure
 
     def _was_told(self, deadline: PassedDeadline) -> bool:
         at = self._told_at.get(deadline)
         return at is not None and time.monotonic() - at < REPEAT_AFTER_S
 
     async def _tell(self, producer: AIOKafkaProducer, passed: list[PassedDeadline]) -> None:
-        """Publish all of them; returns when the broker has acknowledged each. Raises KafkaError or TimeoutError."""
-        if not passed:
-            return
-        async with asyncio.timeout(SEND_TIMEOUT_S):
-            sent = [
-                await producer.send(
-                    self._topics.events, _expired(each), key=each.batch_id.encode(), partition=each.partition
-                )
-                for each in passed
-            ]
-            await asyncio.gather(*sent)
-        log.info("deadlines passed", batches=len(passed))
+        """Publish these of one partition, and note each that is acknowledged. Raises KafkaError or TimeoutError."""
+        for begin in range(0, len(passed), TOLD_TOGETHER):
+            told = passed[begin : begin + TOLD_TOGETHER]
+            health.beat("deadlines")
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                sent = [
+                    await producer.send(
+                        self._topics.events, _expired(each), key=each.batch_id.encode(), partition=each.partition
+                    )
+                    for each in told
+                ]
+                await asyncio.gather(*sent)
+            self._told_at.update(dict.fromkeys(told, time.monotonic()))
+            log.info("deadlines passed", batches=len(told))
 
 
 def _expired(passed: PassedDeadline) -> bytes:

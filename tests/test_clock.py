@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaTimeoutError
 
 from migrations.run import migrate
 from rollcall.settings import Settings
@@ -146,6 +148,26 @@ async def test_a_partition_that_nobody_reads_holds_up_no_other_ones_deadlines(
         each.batch_id for each in others
     )
     assert sum(record.partition == 0 for record in records) == clock.AT_ONCE
+
+
+async def test_a_partition_that_takes_nothing_keeps_no_other_ones_deadlines_from_being_told(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = AIOKafkaProducer.send
+
+    async def not_to_the_first(*args: Any, partition: int, **named: Any) -> Any:
+        if partition == 0:
+            raise KafkaTimeoutError
+        return await send(*args, partition=partition, **named)
+
+    monkeypatch.setattr(AIOKafkaProducer, "send", not_to_the_first)
+    due = [batch(f"batch-{number}", PAST) for number in range(40)]
+    others = [each.batch_id for each in due if each.partition != 0]
+    assert len(others) < len(due)
+    await batches.write(connection, due)
+    async with clock_of(settings):
+        records = await until_told(settings, len(others))
+    assert {record.key.decode() for record in records} == set(others)
 
 
 async def test_of_two_clocks_one_tells_and_the_other_takes_over(settings: Settings, connection: Connection) -> None:
