@@ -64,6 +64,7 @@ def _run(work: Any) -> Any:
 
 async def _as_of(settings: Settings, batch_id: str, offset: int) -> BatchStatus:
     """Folds this one batch into a schema that is gone again afterwards."""
+    from rollcall.interrupting import to_its_end
     from rollcall.replaying import ReplayError, prepare_shadow, replaying, shadow_database
     from store import reads, shadows
     from store.shadows import Shadow
@@ -90,7 +91,7 @@ async def _as_of(settings: Settings, batch_id: str, offset: int) -> BatchStatus:
             finally:
                 await engine.dispose()
         finally:
-            await shadows.drop(connection, schema)
+            await to_its_end(shadows.drop(connection, schema))
     finally:
         await connection.close()
     if found is None:

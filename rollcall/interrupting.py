@@ -11,6 +11,16 @@ TERMINATED = 128 + signal.SIGTERM
 """The exit code that a shell gives what ended by this signal."""
 
 
+async def to_its_end(cleaning_up: Coroutine[Any, Any, None]) -> None:
+    """Await this to its end, also where the task that awaits it is cancelled meanwhile."""
+    task = asyncio.ensure_future(cleaning_up)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end and return what it returns; SIGTERM cancels it as SIGINT does, a second one ends at once.
 

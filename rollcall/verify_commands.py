@@ -94,6 +94,7 @@ async def _verify(settings: Settings, chosen: Chosen, processes: int, *, said: b
     """Compare. What is ``said``, each difference as it is found, is not listed."""
     from contextlib import aclosing
 
+    from rollcall.interrupting import to_its_end
     from rollcall.rendering import print_line, reader_may_leave, showable
     from rollcall.replaying import look
     from store import promotion, shadows
@@ -117,7 +118,7 @@ async def _verify(settings: Settings, chosen: Chosen, processes: int, *, said: b
                             print_line(showable(difference.message))
             await _check_not_promoted(settings, connection, identity)
         finally:
-            await shadows.drop(connection, schema)
+            await to_its_end(shadows.drop(connection, schema))
     finally:
         await connection.close()
     return found, verified
