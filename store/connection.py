@@ -155,6 +155,7 @@ class Database:
             "statement_timeout": "0",
             "transaction_timeout": "0",
             "lock_timeout": "0",
+            "idle_in_transaction_session_timeout": "0",
             # How soon it notices in the midst of a statement that its client is gone, whose locks it would else hold
             # until the statement ends.
             "client_connection_check_interval": "1000",

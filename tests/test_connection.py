@@ -42,15 +42,16 @@ async def test_time_outs_that_somebody_has_set_for_the_role_do_not_count(setting
     administering = await settings.database().connect("test")
     role, url = f"limited_{unique}", urlsplit(settings.database_url)
     password = secrets.token_hex(16)
+    limits = ("statement_timeout", "transaction_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
     try:
         await administering.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
-        for name in ("statement_timeout", "transaction_timeout", "lock_timeout"):
+        for name in limits:
             await administering.execute(f"ALTER ROLE {role} SET {name} = '5s'")
         host = url.netloc.rpartition("@")[2]
         limited = replace(settings.database(), url=urlunsplit(url._replace(netloc=f"{role}:{password}@{host}")))
         connection = await limited.connect("test")
         try:
-            for name in ("statement_timeout", "transaction_timeout", "lock_timeout"):
+            for name in limits:
                 assert await connection.fetchval(f"SHOW {name}") == "0"
         finally:
             await connection.close()

@@ -508,6 +508,7 @@ async def flushing(settings: Settings, consumer: Any, anchors: Anchors) -> Async
     task = asyncio.create_task(flusher.run())
     try:
         yield flusher
+        assert not task.done(), "it goes on"
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
