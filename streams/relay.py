@@ -8,7 +8,7 @@ missed; only then does it publish. Whatever leaves doubt about a transaction's o
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -50,6 +50,7 @@ MAX_PATIENCE = 4
 """Times the usual; for longer aiokafka waits for no answer, and a connection that is dead is to be given up."""
 COMMAND_TIMEOUT_S = 15.0
 POSITION_TIMEOUT_S = 10.0
+REPORT_EVERY_S = 10.0
 PRODUCE_BATCH_BYTES = 64 * 1024
 HASHED_BYTES = 1024
 """Of a key: more than any batch id has. A foreign one may have a megabyte, which takes seconds."""
@@ -76,6 +77,10 @@ async def run(
         return [Publisher(kafka, database, channel).run(stop) for channel in channels]
 
     await lead("relay", database, topics, stop, ready, duties)
+
+
+class _PutAsideError(KafkaError):  # type: ignore[misc]  # aiokafka is untyped
+    """What the broker refused is out of the way; the rest goes out by a new producer."""
 
 
 class Publisher(Generic[Row]):
@@ -117,6 +122,9 @@ class Publisher(Generic[Row]):
                             attempt.retry_state.attempt_number = 1
                         else:
                             await asyncio.sleep(self._channel.poll_s)
+                except _PutAsideError:
+                    attempt.retry_state.attempt_number = 1  # so does one that is rid of what is refused
+                    raise
                 finally:
                     health.end(self._loop)
                     connection.terminate()
@@ -179,13 +187,22 @@ class Publisher(Generic[Row]):
                         await self._note_known(connection, read)  # whatever comes, this far it is not read again
                     self._portion.fitted()
                 pending = {tp for tp in pending if read[tp] < ends[tp]}
-                if pending and time.monotonic() - reported > TRANSACTION_TIMEOUT_S:
+                if pending and time.monotonic() - reported > REPORT_EVERY_S:
                     reported = time.monotonic()
                     log.warning(
                         "reading back waits (for a foreign open transaction?)", partitions=sorted(map(str, pending))
                     )
+                    await self._check_ends(topics, pending, ends)
         await self._note_known(connection, ends)
         self._ends = ends
+
+    async def _check_ends(
+        self, topics: Sequence[str], pending: Iterable[TopicPartition], ends: Mapping[TopicPartition, int]
+    ) -> None:
+        """Raise KafkaError where a log does not go as far any more as is waited for: nobody else makes it longer."""
+        now = await self._high_watermarks(topics)
+        if shorter := [str(tp) for tp in pending if now.get(tp, 0) < ends[tp]]:
+            raise KafkaError(f"{', '.join(shorter)}: was deleted or truncated while it was read back")
 
     async def _positions(self, consumer: Any, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Not a record's offset: logs end with markers, and hold aborted records."""
@@ -245,7 +262,6 @@ class Publisher(Generic[Row]):
             sent, refused = await self._send(producer, rows)
         if refused:
             await self._set_aside(connection, rows, refused)
-            raise next(iter(refused.values()))
         self._singly = max(0, self._singly - len(rows))
         now = datetime.now(UTC)
         published = [Acknowledged(row, tp.partition, offset, now) for row, (tp, offset) in zip(rows, sent, strict=True)]
@@ -318,16 +334,20 @@ class Publisher(Generic[Row]):
             places.update((index, (tp, acknowledged.offset + number)) for number, index in enumerate(indexes))
 
     async def _set_aside(self, connection: Connection, rows: Sequence[Row], refused: dict[int, KafkaError]) -> None:
-        """Rows refused together are sent again, each alone and compressed; one refused even then is put aside."""
+        """Rows refused together are sent again, each alone and compressed; one refused even then is put aside.
+
+        Raises the refusal, or _PutAsideError: the producer is of no use any more.
+        """
         if not self._singly:
             self._singly = len(rows)
-            return
+            raise next(iter(refused.values()))
         for index, error in refused.items():
             why = f"{type(error).__name__}: {error}"
             log.error("the broker refuses a record for good, put aside", channel=self._channel.name, why=why)
             async with connection.transaction():
                 await self._channel.quarantine(connection, rows[index], why)
             relay_metrics().quarantined.labels(self._channel.name).inc()
+        raise _PutAsideError(f"{len(refused)} records were put aside")
 
     async def _note_known(self, connection: Connection, ends: dict[TopicPartition, int]) -> None:
         for topic in sorted({tp.topic for tp in ends}):

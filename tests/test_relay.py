@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 from migrations.run import migrate
 from rollcall.settings import Settings
@@ -440,4 +440,40 @@ async def test_an_output_topic_that_was_made_again_while_it_runs_is_known_no_fur
             )
 
         await eventually(is_known_no_further, 60, message="positions of the topic that there is")
+    assert set(await finalized_events(settings)) == {f"batch-{number:05}" for number in range(300, 320)}
+
+
+async def test_a_topic_that_is_made_again_while_it_is_read_back_is_not_waited_for_for_ever(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics, stop, waits = Topics(settings.topic_prefix), asyncio.Event(), asyncio.Event()
+    check_ends = relay.Publisher._check_ends
+
+    async def noted(self: Any, *given: Any) -> None:
+        waits.set()
+        await check_ends(self, *given)
+
+    monkeypatch.setattr(relay.Publisher, "_check_ends", noted)
+    monkeypatch.setattr(relay, "REPORT_EVERY_S", 0.5)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
+    async with running(settings) as product:
+        await publish(settings, empty_batches(0, 300))
+        await product.settled()
+        await product.children["relay"].kill()
+        await publish(settings, empty_batches(300, 20))
+        await eventually(product._is_caught_up)
+        foreign = AIOKafkaProducer(bootstrap_servers=settings.bootstrap_servers, transactional_id=topics.finalized)
+        async with foreign:
+            await foreign.begin_transaction()
+            for tp in await end_offsets(settings.bootstrap_servers, topics.finalized):
+                await foreign.send_and_wait(topics.finalized, b"{}", key=b"foreign", partition=tp.partition)
+            relaying = asyncio.create_task(
+                relay.run(settings.kafka_connection(), settings.database(), topics, stop, ready=lambda: None)
+            )
+            await asyncio.wait_for(waits.wait(), 60)
+            await delete_topic(settings.bootstrap_servers, topics.finalized)
+            await create_topic(settings.bootstrap_servers, topics.finalized, partitions=PARTITIONS)
+            await product.settled(60)
+        stop.set()
+        await asyncio.wait_for(relaying, 30)
     assert set(await finalized_events(settings)) == {f"batch-{number:05}" for number in range(300, 320)}
