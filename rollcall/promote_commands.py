@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -218,7 +218,11 @@ async def _take_over(
             await replay.fold_to(await _live_ends(settings, connection, live))
             await _check_same_place(settings, connection, live, promotion.shadow)
             changed, dropped, carried = await promotion.take_over(
-                topic, begins, letters_kept_since=kept_since, emit_changes=emit_changes
+                topic,
+                begins,
+                events_kept_since=datetime.now(UTC) - timedelta(days=settings.outbox_kept_days),
+                letters_kept_since=kept_since,
+                emit_changes=emit_changes,
             )
             if not emit_changes:
                 _refuse_repeated_numbers(changed)

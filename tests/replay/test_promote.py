@@ -238,6 +238,70 @@ async def test_a_summary_that_is_computed_anew_is_not_published_again_though_its
     assert '"created":0' in row["summary"]
 
 
+async def test_a_summary_of_a_batch_that_another_record_decides_is_not_published_again_though_its_row_was_trimmed(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    shadow = f"{settings.database_schema}_s"
+    async with running(settings, workers=1) as product:
+        await product.start_clock()
+        await open_batches(settings, done="12")
+
+        async def summarized() -> bool:
+            [row] = await table_rows(settings, "summaries", "batch_id")
+            return bool(row["state"] == "ready")
+
+        await product.settled()
+        await eventually(summarized, 60)
+        await product.settled()
+        async with product.connection() as connection:
+            # As if an older version had taken a later record for the one that decides.
+            await connection.execute("UPDATE batches SET decided_offset = decided_offset + 1")
+            await connection.execute("UPDATE summaries SET requested_offset = requested_offset + 1")
+            await connection.execute("DELETE FROM outbox WHERE channel = 'summaries'")
+        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
+            done = await commands.rollcall(settings, *arguments, timeout_s=180)
+            assert done.exit_code == 0, done.stderr
+        await eventually(summarized, 60)
+        await product.settled()
+    ids = [dict(each.headers)["ce_id"] for each in await drain(settings.bootstrap_servers, topics.summaries)]
+    assert ids == [b"batch.summarized/done/1"]
+
+
+async def test_an_alert_whose_row_was_trimmed_when_its_batch_had_ended_too_early_is_not_raised_again(
+    settings: Settings,
+) -> None:
+    topics = Topics(settings.topic_prefix)
+    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
+    shadow = f"{settings.database_schema}_s"
+    eager = settings.model_copy(update={"slow_after_s": 0.0})
+
+    async def raised(count: int) -> bool:
+        rows = [row for row in await table_rows(eager, "outbox") if row["id"].startswith("batch.slow_detected/")]
+        return len(rows) == count and all(row["published_at"] for row in rows)
+
+    async with running(eager, workers=1) as product:
+        await product.start_clock()
+        await open_batches(eager, early="1")
+        await eventually(lambda: raised(1), 60)
+        await product.children["clock"].kill()
+        async with product.connection() as connection:
+            await end_too_early(connection, "early")
+            await connection.execute("UPDATE batches SET finalized_at = now() - interval '8 days'")
+            await connection.execute("DELETE FROM outbox WHERE channel = 'alerts'")
+        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
+            done = await commands.rollcall(eager, *arguments, timeout_s=180)
+            assert done.exit_code == 0, done.stderr
+        await open_batches(eager, another="1")  # when this one is slow, the clock has looked at the other, too
+        await product.start_clock()
+        await eventually(lambda: raised(2), 60)
+        await product.settled()
+    ids = [dict(each.headers)["ce_id"] for each in await drain(settings.bootstrap_servers, topics.alerts)]
+    slow = sorted(each for each in ids if each.startswith(b"batch.slow_detected/"))
+    assert slow == [b"batch.slow_detected/another/0", b"batch.slow_detected/early/0"]
+
+
 async def test_whoever_cannot_send_corrections_is_told_that_some_may_be_on_the_log(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
