@@ -36,9 +36,9 @@ from streams.topics import UnusableTopicError, ensure_topics, log_identity
 
 log = structlog.get_logger(__name__)
 
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 9.0
 """From the first signal to the end of what can be cancelled; a supervisor kills after 14 s, to end itself within 15."""
-EXIT_TIMEOUT_S = 12.0
+EXIT_TIMEOUT_S = 11.0
 """From the first signal to the end of what cannot: a thread that still folds would be waited for."""
 
 FATAL = (LogChangedError, WrongSchemaError, UnusableTopicError, positions.ForeignLogError)
