@@ -114,13 +114,15 @@ ON CONFLICT (id) DO NOTHING
 """
 
 # Alerts about time of batches that are open after all, which the old schema may have raised, and whose rows were
-# trimmed once these had ended: one that it has not raised stays unsaid. (kept since)
+# trimmed once these had ended there, or gone on to another generation: one that it has not raised stays unsaid.
+# (kept since)
 _NOTE_TRIMMED_ALERTS = """
 INSERT INTO {shadow}.outbox (id, channel, batch_id, published_at)
-SELECT a.alert || '/' || s.batch_id || '/' || s.generation, 'alerts', s.batch_id, l.finalized_at
-FROM {shadow}.batches s JOIN {live}.batches l USING (batch_id, generation)
+SELECT a.alert || '/' || s.batch_id || '/' || s.generation, 'alerts', s.batch_id, $1
+FROM {shadow}.batches s JOIN {live}.batches l USING (batch_id)
 CROSS JOIN unnest(ARRAY['batch.slow_detected', 'batch.stall_detected', 'batch.never_opened']) AS a(alert)
-WHERE s.outcome IS NULL AND l.finalized_at < $1
+WHERE s.outcome IS NULL AND coalesce(s.reopened_at, least(s.opened_at, s.first_result_at)) < $1
+  AND (l.generation > s.generation OR l.generation = s.generation AND l.outcome IS NOT NULL)
 ON CONFLICT (id) DO NOTHING
 """
 

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from rollcall.promote_commands import _locked, _promote
 from rollcall.replaying import ReplayError
 from rollcall.settings import Settings
 from schemas.topics import Topics
+from store import trimming
 from store.connection import Connection
 from streams import sending
 from tests.harness import commands
@@ -269,13 +271,14 @@ async def test_a_summary_of_a_batch_that_another_record_decides_is_not_published
     assert ids == [b"batch.summarized/done/1"]
 
 
+@pytest.mark.parametrize("reopened", [0, 1])
 async def test_an_alert_whose_row_was_trimmed_when_its_batch_had_ended_too_early_is_not_raised_again(
-    settings: Settings,
+    settings: Settings, reopened: int
 ) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
     shadow = f"{settings.database_schema}_s"
-    eager = settings.model_copy(update={"slow_after_s": 0.0})
+    eager = settings.model_copy(update={"slow_after_s": 0.0, "outbox_kept_days": 0.0})
 
     async def raised(count: int) -> bool:
         rows = [row for row in await table_rows(eager, "outbox") if row["id"].startswith("batch.slow_detected/")]
@@ -285,11 +288,19 @@ async def test_an_alert_whose_row_was_trimmed_when_its_batch_had_ended_too_early
         await product.start_clock()
         await open_batches(eager, early="1")
         await eventually(lambda: raised(1), 60)
-        await product.children["clock"].kill()
         async with product.connection() as connection:
             await end_too_early(connection, "early")
-            await connection.execute("UPDATE batches SET finalized_at = now() - interval '8 days'")
-            await connection.execute("DELETE FROM outbox WHERE channel = 'alerts'")
+            # Somebody reopened it since, so that what it is said to be slow in is another generation.
+            await connection.execute("UPDATE batches SET generation = generation + $1", reopened)
+            # The newest stays.
+            await connection.execute(
+                "INSERT INTO outbox (id, channel, value, headers, published_at)"
+                " VALUES ('-', 'alerts', '{}', '{}', now())"
+            )
+            # What the clock does each minute.
+            await trimming.trim_events(connection, datetime.now(UTC), 100)
+        assert await raised(0)
+        await product.children["clock"].kill()
         for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
             done = await commands.rollcall(eager, *arguments, timeout_s=180)
             assert done.exit_code == 0, done.stderr
