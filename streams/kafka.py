@@ -19,7 +19,7 @@ from streams import fetched, reconnecting
 REQUEST_TIMEOUT_MS = 15_000
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 4.0
-"""Behind the 7 s that a process drains for; what is left at 10 s is cut."""
+"""Behind the 7 s that a process drains for; what is left at 9 s is cut."""
 
 Client = TypeVar("Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
 

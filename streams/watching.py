@@ -56,9 +56,7 @@ class Watcher:
                     "clock alerts", command_timeout=COMMAND_TIMEOUT_S, **BY_KEY, **SERVING
                 )
                 consumer = self._kafka.consumer(enable_auto_commit=False, isolation_level="read_uncommitted")
-                # What was read may be unread again: PostgreSQL may have failed over to one that lags, a log been cut.
-                self._ends.clear()
-                self._read_up_to.clear()
+                self._read_up_to.clear()  # PostgreSQL may have failed over to one that lags
                 try:
                     async with started(consumer):
                         while not stop.is_set():
