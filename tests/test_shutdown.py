@@ -32,10 +32,12 @@ from tests.harness.waiting import eventually
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PARTITIONS = 4
+# Beside an installation that serves other tests, whose sessions ($1) were there before.
 LEFT = """
 SELECT (SELECT count(*) FROM pg_stat_activity
-        WHERE application_name ~ '^rollcall (worker|relay)' AND datname = current_database()) AS sessions,
-       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory') AS advisory_locks,
+        WHERE application_name ~ '^rollcall (worker|relay)' AND datname = current_database()
+          AND pid <> ALL ($1::int4[])) AS sessions,
+       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> ALL ($1::int4[])) AS advisory_locks,
        (SELECT count(*) FROM pg_class WHERE relpersistence = 't') AS temporary_tables
 """
 
@@ -50,13 +52,14 @@ async def test_processes_told_to_stop_in_the_midst_of_it_leave_nothing_behind_an
     await produce_with_librdkafka(
         settings.bootstrap_servers, topics.events, history.messages[:-500], partitioner=MURMUR2
     )
+    others = await sessions(settings)
     async with running(settings, workers=2) as product:
         await product.await_applied(500)
         # All at once, and once each: a second signal would end them at once.
         codes = await asyncio.gather(*(child.stop(15) for child in product.children.values()))
         assert dict(zip(product.children, codes, strict=True)) == {"relay": 0, "worker-0": 0, "worker-1": 0}
         async with product.connection() as connection:
-            await eventually(lambda: nothing_is_left(connection))
+            await eventually(lambda: nothing_is_left(connection, others))
         await produce_with_librdkafka(
             settings.bootstrap_servers, topics.events, history.messages[-500:], partitioner=MURMUR2
         )
@@ -154,8 +157,16 @@ async def test_a_worker_that_folds_in_a_thread_ends_in_time_too(settings: Settin
         assert await worker.stop(15) == 0, "killed, as a supervisor would have"
 
 
-async def nothing_is_left(connection: Connection) -> bool:
-    left = dict(await connection.fetchrow(LEFT) or {})
+async def sessions(settings: Settings) -> list[int]:
+    connection = await settings.database().connect("test")
+    try:
+        return [row[0] for row in await connection.fetch("SELECT pid FROM pg_stat_activity")]
+    finally:
+        await connection.close()
+
+
+async def nothing_is_left(connection: Connection, others: list[int]) -> bool:
+    left = dict(await connection.fetchrow(LEFT, others) or {})
     assert not any(left.values()), left
     return True
 
