@@ -40,3 +40,11 @@ async def rollcall(settings: Settings, *arguments: str, timeout_s: float = 60) -
     stdout, stderr = await asyncio.wait_for(process.communicate(), timeout_s)
     assert process.returncode is not None
     return Done(process.returncode, stdout.decode(), stderr.decode())
+
+
+async def replay_and_promote(settings: Settings, schema: str, *options: str) -> Done:
+    """Replay into a schema and promote that, with these options; returns how the promotion ended. Asserts both do."""
+    for arguments in (("replay", "--into", schema), ("promote", schema, "--yes", *options)):
+        done = await rollcall(settings, *arguments, timeout_s=180)
+        assert done.exit_code == 0, done.stderr
+    return done

@@ -141,9 +141,7 @@ async def test_what_was_published_wrongly_goes_out_corrected_where_asked_for(set
             await connection.execute("UPDATE batches SET outcome = 'failed' WHERE batch_id = 'wrong'")
             await end_too_early(connection, "early")
         shadow = f"{settings.database_schema}_s"
-        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--emit-changes", "--yes")):
-            done = await commands.rollcall(settings, *arguments, timeout_s=180)
-            assert done.exit_code == 0, done.stderr
+        done = await commands.replay_and_promote(settings, shadow, "--emit-changes")
         assert "2 batches have another outcome or revision than before; 2 corrections were sent" in done.stdout
         last = message({"batch_id": "early", "item_id": "2", "status": "succeeded"})
         await produce(settings.bootstrap_servers, topics.events, [last])
@@ -173,9 +171,7 @@ async def test_an_event_whose_row_was_trimmed_is_not_published_again_though_its_
         await produce(settings.bootstrap_servers, topics.events, [reopened, answered, reopened])
         await eventually(product._is_caught_up)
         shadow = f"{settings.database_schema}_s"
-        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--emit-changes", "--yes")):
-            done = await commands.rollcall(settings, *arguments, timeout_s=180)
-            assert done.exit_code == 0, done.stderr
+        await commands.replay_and_promote(settings, shadow, "--emit-changes")
         await product.start_relay()
         await product.settled()
     assert await said(settings) == {"again": [(1, "completed"), (2, "completed")], "other": [(1, "completed")]}
@@ -209,9 +205,11 @@ async def test_a_batch_that_is_open_after_all_ends_by_a_new_number_though_no_cha
     assert await said(settings) == {"twice": [(1, "completed")], "early": [(2, "completed")]}
 
 
-async def test_a_summary_that_is_computed_anew_is_not_published_again_though_its_row_was_trimmed(
-    settings: Settings,
-) -> None:
+async def promote_with_its_summary_trimmed(settings: Settings, *changes: str) -> None:
+    """A promotion of a batch whose summary was published and trimmed, over a live schema changed by these statements.
+
+    Asserts that it is not published again.
+    """
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
     shadow = f"{settings.database_schema}_s"
@@ -227,15 +225,19 @@ async def test_a_summary_that_is_computed_anew_is_not_published_again_though_its
         await eventually(summarized, 60)
         await product.settled()
         async with product.connection() as connection:
-            await connection.execute("UPDATE batches SET created = 2")  # so that it is not as it was
-            await connection.execute("DELETE FROM outbox WHERE channel = 'summaries'")
-        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
-            done = await commands.rollcall(settings, *arguments, timeout_s=180)
-            assert done.exit_code == 0, done.stderr
+            for statement in (*changes, "DELETE FROM outbox WHERE channel = 'summaries'"):
+                await connection.execute(statement)
+        await commands.replay_and_promote(settings, shadow)
         await eventually(summarized, 60)
         await product.settled()
     ids = [dict(each.headers)["ce_id"] for each in await drain(settings.bootstrap_servers, topics.summaries)]
     assert ids == [b"batch.summarized/done/1"]
+
+
+async def test_a_summary_that_is_computed_anew_is_not_published_again_though_its_row_was_trimmed(
+    settings: Settings,
+) -> None:
+    await promote_with_its_summary_trimmed(settings, "UPDATE batches SET created = 2")  # so that it is not as it was
     [row] = await table_rows(settings, "summaries", "batch_id")
     assert '"created":0' in row["summary"]
 
@@ -243,32 +245,12 @@ async def test_a_summary_that_is_computed_anew_is_not_published_again_though_its
 async def test_a_summary_of_a_batch_that_another_record_decides_is_not_published_again_though_its_row_was_trimmed(
     settings: Settings,
 ) -> None:
-    topics = Topics(settings.topic_prefix)
-    await create_topic(settings.bootstrap_servers, topics.events, partitions=1)
-    shadow = f"{settings.database_schema}_s"
-    async with running(settings, workers=1) as product:
-        await product.start_clock()
-        await open_batches(settings, done="12")
-
-        async def summarized() -> bool:
-            [row] = await table_rows(settings, "summaries", "batch_id")
-            return bool(row["state"] == "ready")
-
-        await product.settled()
-        await eventually(summarized, 60)
-        await product.settled()
-        async with product.connection() as connection:
-            # As if an older version had taken a later record for the one that decides.
-            await connection.execute("UPDATE batches SET decided_offset = decided_offset + 1")
-            await connection.execute("UPDATE summaries SET requested_offset = requested_offset + 1")
-            await connection.execute("DELETE FROM outbox WHERE channel = 'summaries'")
-        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
-            done = await commands.rollcall(settings, *arguments, timeout_s=180)
-            assert done.exit_code == 0, done.stderr
-        await eventually(summarized, 60)
-        await product.settled()
-    ids = [dict(each.headers)["ce_id"] for each in await drain(settings.bootstrap_servers, topics.summaries)]
-    assert ids == [b"batch.summarized/done/1"]
+    # As if an older version had taken a later record for the one that decides.
+    await promote_with_its_summary_trimmed(
+        settings,
+        "UPDATE batches SET decided_offset = decided_offset + 1",
+        "UPDATE summaries SET requested_offset = requested_offset + 1",
+    )
 
 
 @pytest.mark.parametrize("reopened", [0, 1])
@@ -301,9 +283,7 @@ async def test_an_alert_whose_row_was_trimmed_when_its_batch_had_ended_too_early
             await trimming.trim_events(connection, datetime.now(UTC), 100)
         assert await raised(0)
         await product.children["clock"].kill()
-        for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
-            done = await commands.rollcall(eager, *arguments, timeout_s=180)
-            assert done.exit_code == 0, done.stderr
+        await commands.replay_and_promote(eager, shadow)
         await open_batches(eager, another="1")  # when this one is slow, the clock has looked at the other, too
         await product.start_clock()
         await eventually(lambda: raised(2), 60)

@@ -35,9 +35,7 @@ def event(batch_id: str, kind: str, **fields: object) -> Message:
 
 async def promote(settings: Settings, *arguments: str) -> None:
     shadow = f"{settings.database_schema}_s"
-    for each in (("replay", "--into", shadow), ("promote", shadow, "--yes", *arguments)):
-        done = await commands.rollcall(settings, *each, timeout_s=180)
-        assert done.exit_code == 0, done.stderr
+    await commands.replay_and_promote(settings, shadow, *arguments)
 
 
 async def letters(settings: Settings) -> dict[tuple[int, int], str | None]:

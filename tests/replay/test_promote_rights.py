@@ -97,9 +97,7 @@ async def test_everybody_may_do_what_they_might_before_whoever_made_the_shadow(s
             await produce(settings.bootstrap_servers, topics.events, batch(f"before-{number}"))
             await product.settled()
             shadow = f"{schema}_{number}"
-            for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
-                done = await commands.rollcall(promoting, *arguments, timeout_s=180)
-                assert done.exit_code == 0, done.stderr
+            await commands.replay_and_promote(promoting, shadow)
             assert await rights(connection, schema) == before
             await produce(settings.bootstrap_servers, topics.events, batch(f"behind-{number}"))
             await product.settled()

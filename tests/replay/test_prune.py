@@ -188,9 +188,7 @@ async def promoted(settings: Settings, product: Product) -> None:
     """A replay has the items again until somebody prunes; all else is the same."""
     state = await comparable_tables(settings)
     shadow = f"{settings.database_schema}_s"
-    for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes")):
-        done = await commands.rollcall(settings, *arguments, timeout_s=180)
-        assert done.exit_code == 0, done.stderr
+    done = await commands.replay_and_promote(settings, shadow)
     assert "items that were pruned are back" in done.stdout
     assert len(await rows_of(settings, "item_results")) > 1
     await verified(settings)

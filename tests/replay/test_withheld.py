@@ -101,6 +101,4 @@ async def test_what_was_withheld_is_told_once_when_it_is_asked_for_and_corrects_
 
 async def promoted(settings: Settings, name: str, *options: str) -> None:
     shadow = f"{settings.database_schema}_{name}"
-    for arguments in (("replay", "--into", shadow), ("promote", shadow, "--yes", *options)):
-        done = await commands.rollcall(settings, *arguments, timeout_s=180)
-        assert done.exit_code == 0, done.stderr
+    await commands.replay_and_promote(settings, shadow, *options)
