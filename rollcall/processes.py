@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from typing import Any
 
 import asyncpg
@@ -130,7 +129,7 @@ async def _clock(settings: Settings, topics: Topics, homes: Homes, stop: asyncio
     limits = clock.Limits(
         summary_timeout_s=settings.summary_timeout_s,
         allowed=allowed,
-        events_kept=timedelta(days=settings.outbox_kept_days),
+        events_kept=settings.events_kept,
         dead_letters_kept=settings.dead_letters_kept,
     )
     await clock.run(settings.kafka_connection(), settings.database(), topics, homes.partitions, limits, stop, announce)

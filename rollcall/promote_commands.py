@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -220,7 +220,7 @@ async def _take_over(
             changed, dropped, carried = await promotion.take_over(
                 topic,
                 begins,
-                events_kept_since=datetime.now(UTC) - timedelta(days=settings.outbox_kept_days),
+                events_kept_since=datetime.now(UTC) - settings.events_kept,
                 letters_kept_since=kept_since,
                 emit_changes=emit_changes,
             )

@@ -210,6 +210,11 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def events_kept(self) -> timedelta:
+        """How long published events stay in the outbox."""
+        return timedelta(days=self.outbox_kept_days)
+
+    @property
     def dead_letters_kept(self) -> timedelta:
         """How long published dead letters stay in their table."""
         return timedelta(days=self.dead_letters_kept_days)

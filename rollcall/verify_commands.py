@@ -227,10 +227,7 @@ async def _snapshot(settings: Settings, schema: str) -> AsyncIterator[Connection
     """
     from rollcall.replaying import shadow_database
 
-    connection = await shadow_database(settings, schema).connect(
-        "verify",
-        command_timeout=COMPARE_TIMEOUT_S,
-    )
+    connection = await shadow_database(settings, schema).connect("verify", command_timeout=COMPARE_TIMEOUT_S)
     try:
         transaction = connection.transaction(isolation="repeatable_read")
         await transaction.start()

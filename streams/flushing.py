@@ -193,15 +193,17 @@ class Flusher:
         consumer = self._consumer()
         if consumer is None:
             return
-        epoch, stored = self._anchors.epoch, dict[int, Position]()
         async for attempt in self._attempts("anchor"):
             with attempt:
-                # Looked up for each attempt: what one waits for in vain may be another worker's by the next.
-                epoch = self._anchors.epoch
-                partitions = {tp.partition for tp in consumer.assignment()} - self._anchors.by_partition.keys()
-                if not partitions:
-                    return
-                stored = await stored_positions(await self._connected(), self._kafka, self._topics, partitions)
+                await self._anchor_assigned(consumer)
+
+    async def _anchor_assigned(self, consumer: AIOKafkaConsumer) -> None:
+        """Once. What is assigned is looked up here: what one attempt waits for may be another worker's by the next."""
+        epoch = self._anchors.epoch
+        partitions = {tp.partition for tp in consumer.assignment()} - self._anchors.by_partition.keys()
+        if not partitions:
+            return
+        stored = await stored_positions(await self._connected(), self._kafka, self._topics, partitions)
         # No await from here on: what is sought is what is anchored.
         if epoch != self._anchors.epoch:
             self._wake.set()

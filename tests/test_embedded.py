@@ -130,10 +130,13 @@ async def test_a_server_that_cannot_start_says_why_with_the_end_of_its_log(tmp_p
         await server.start()
 
 
-async def test_what_prepares_a_server_and_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_prepares_a_server_and_does_not_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(servers, "PREPARE_TIMEOUT_S", 0.2)
     child = await Child.spawn(["sleep", "600"], name="sleep")
-    assert await servers.failed_to_prepare(child) == "it did not answer in time"
+    with pytest.raises(EmbeddedServerError, match=r"^sleep failed \(it did not answer in time\):"):
+        await servers.await_prepared(child, "sleep failed", tmp_path / "log", 0)
     assert child.returncode == -signal.SIGKILL
 
 

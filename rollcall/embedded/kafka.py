@@ -24,8 +24,8 @@ from rollcall.embedded.kafka_jars import Progress, kafka_classpath
 from rollcall.embedded.servers import (
     START_ATTEMPTS,
     EmbeddedServerError,
+    await_prepared,
     end_of,
-    failed_to_prepare,
     free_port,
     log_since,
     log_size,
@@ -162,10 +162,7 @@ class EmbeddedKafka:
             # Joined to its option: an id may begin with a dash.
             f"--cluster-id={self.cluster_id}",
         )
-        reason = await failed_to_prepare(child)
-        if reason:
-            output = tail(log_since(self.log, log_start))
-            raise EmbeddedServerError(f"Kafka's storage could not be formatted ({reason}):\n{output}")
+        await await_prepared(child, "Kafka's storage could not be formatted", self.log, log_start)
 
     async def _java(self, classpath: list[Path], main_class: str, *args: str) -> Child:
         return await Child.spawn(

@@ -16,8 +16,8 @@ from rollcall.embedded.postgres_binaries import binary
 from rollcall.embedded.servers import (
     START_ATTEMPTS,
     EmbeddedServerError,
+    await_prepared,
     end_of,
-    failed_to_prepare,
     free_port,
     log_since,
     log_size,
@@ -115,10 +115,7 @@ class EmbeddedPostgres:
             log=self.log,
             unprivileged=True,
         )
-        reason = await failed_to_prepare(child)
-        if reason:
-            output = tail(log_since(self.log, log_start))
-            raise EmbeddedServerError(f"PostgreSQL's initdb failed ({reason}):\n{output}")
+        await await_prepared(child, "PostgreSQL's initdb failed", self.log, log_start)
         unfinished.rename(self._cluster)
 
     async def _spawn(self) -> Child:

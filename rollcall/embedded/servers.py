@@ -42,11 +42,15 @@ def is_free(port: int) -> bool:
         return True
 
 
-async def failed_to_prepare(child: Child) -> str:
-    """Wait for the end of what prepares a server's data; "" where it did its work, else how it ended."""
+async def await_prepared(child: Child, failure: str, log: Path, start: int) -> None:
+    """Wait for the end of what prepares a server's data, and logs there from byte `start` on.
+
+    Raises `EmbeddedServerError`, which begins with `failure`, where it does not do its work, or not in time.
+    """
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(child.wait(), PREPARE_TIMEOUT_S)
-    return "" if child.returncode == 0 else await end_of(child)
+    if child.returncode != 0:
+        raise EmbeddedServerError(f"{failure} ({await end_of(child)}):\n{tail(log_since(log, start))}")
 
 
 async def end_of(child: Child) -> str:

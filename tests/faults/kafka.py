@@ -20,7 +20,7 @@ from tests.harness.waiting import eventually
 CHANNELS = ("events", "dead-letters")
 READS_BACK = "reading back waits"
 """What the log says, of its topics, where a channel has read all but what an open transaction holds back."""
-GIVEN_UP = ("publish events failed, beginning anew", "publish dead-letters failed, beginning anew")
+GIVEN_UP = tuple(f"publish {name} failed, beginning anew" for name in CHANNELS)
 """What the log says of a relay that threw its producer away."""
 
 

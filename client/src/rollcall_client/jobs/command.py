@@ -184,10 +184,12 @@ def _stop_on_signals() -> Iterator[asyncio.Event]:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
-        # Of both: the second one may be the other.
+    def as_usual() -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(signum)
+
+    def on_signal() -> None:
+        as_usual()  # both: the second one may be the other
         stop.set()
 
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -195,5 +197,4 @@ def _stop_on_signals() -> Iterator[asyncio.Event]:
     try:
         yield stop
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(signum)
+        as_usual()
