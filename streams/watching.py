@@ -6,10 +6,13 @@ nothing is merely unread; behind it nobody knows, so no alert is raised for it. 
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from aiokafka import TopicPartition
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
 
 from handlers.overdue import overdue_event
 from schemas.topics import Topics
@@ -24,7 +27,9 @@ POLL_S = 5.0
 SHARE = 0.1
 PAGE = 1_000
 COMMAND_TIMEOUT_S = 60.0
-KAFKA_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 5.0
+
+log = structlog.get_logger(__name__)
 
 
 class _End(NamedTuple):
@@ -60,14 +65,14 @@ class Watcher:
                 try:
                     async with started(consumer):
                         while not stop.is_set():
-                            began = time.monotonic()
                             await self._see_what_is_read(connection, consumer)
+                            began = time.monotonic()
                             await self._raise_alerts(connection)
                             await sleep(stop, max(self._poll_s, (time.monotonic() - began) / SHARE))
                 finally:
                     connection.terminate()
 
-    async def _see_what_is_read(self, connection: Connection, consumer: Any) -> None:
+    async def _see_what_is_read(self, connection: Connection, consumer: AIOKafkaConsumer) -> None:
         """Move on, per partition, the moment up to which it is read; then note where its log ends now."""
         applied = await overdue.applied(connection, self._topics.events)
         for partition, offset in applied.items():
@@ -76,8 +81,7 @@ class Watcher:
         # One end is waited for at a time: a newer one would move away as fast as a busy worker follows.
         unknown = applied.keys() - self._ends.keys()
         now = datetime.now(UTC)
-        async with asyncio.timeout(KAFKA_TIMEOUT_S):
-            ends = await consumer.end_offsets([TopicPartition(self._topics.events, each) for each in unknown])
+        ends = await _known_ends(consumer, [TopicPartition(self._topics.events, each) for each in unknown])
         self._ends.update({tp.partition: _End(now, offset) for tp, offset in ends.items()})
 
     async def _raise_alerts(self, connection: Connection) -> None:
@@ -89,3 +93,21 @@ class Watcher:
                 break
             # Its other alerts may be on the next page; these are in the outbox now, so they don't come again.
             begin = due[-1].batch_id
+
+
+async def _known_ends(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """The ends that Kafka says in time: a partition without a leader must not keep back the alerts of all others."""
+
+    async def asked(partition: TopicPartition) -> int | None:
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                end: int = (await consumer.end_offsets([partition]))[partition]
+                return end
+        except (KafkaError, TimeoutError) as error:
+            log.warning(
+                "where the log ends is not known at the moment", partition=partition.partition, error=repr(error)
+            )
+            return None
+
+    ends = await asyncio.gather(*map(asked, partitions))
+    return {tp: end for tp, end in zip(partitions, ends, strict=True) if end is not None}

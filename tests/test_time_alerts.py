@@ -180,6 +180,22 @@ async def test_a_batch_is_not_slow_or_stalled_before_its_partition_is_read(
         await until_raised(connection, {f"batch.{each}/{unread}/0" for each in ("slow_detected", "stall_detected")})
 
 
+async def test_a_partition_whose_end_nobody_says_keeps_no_alert_of_the_others_back(
+    settings: Settings, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.watching.END_TIMEOUT_S", 1.0)
+    topic = Topics(settings.topic_prefix).events
+    # Kafka knows of no leader for it, as where the only broker that has it is away.
+    await positions.create(connection, topic, {PARTITIONS: 0})
+    homes = {home_partition(f"b{number}", PARTITIONS): f"b{number}" for number in range(20)}
+    without_leader = batch("b-without-leader", 500, partition=PARTITIONS)
+    await batches.write(connection, [without_leader, *(batch(each, 130) for each in sorted(homes.values()))])
+    async with watching(settings):
+        await until_raised(connection, {f"batch.slow_detected/{each}/0" for each in homes.values()})
+        await looks(connection, "zy")
+    assert not [each for each in await alerts(connection) if without_leader.batch_id in each]
+
+
 async def test_with_a_stopped_worker_and_a_full_topic_none_fires(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)
