@@ -19,9 +19,10 @@ from api.context import Context
 from api.idempotency import HARMLESS, NO_KEY, Try
 from api.problems import Problem, invalid, is_database_away, unavailable
 from schemas.dead_letters import Reason, Refused
+from schemas.topics import MAX_EVENT_BYTES
 from store import access, details, reads
 from streams.decoding import decode
-from streams.sending import MAX_EVENT_BYTES, NotAllTakenError, Place, encoded
+from streams.sending import NotAllTakenError, Place, encoded
 
 APPLY_TIMEOUT_S = 5.0
 """How long an answer waits for a worker to have read what was sent."""

@@ -209,7 +209,8 @@ class BatchPruned(TypedDict):
     revision: Count
 
 
-LIFECYCLE_ADAPTERS: dict[str, TypeAdapter[Any]] = {
+ADAPTERS: dict[str, TypeAdapter[Any]] = {
+    "item.result": TypeAdapter(ItemResult),
     "batch.opened": TypeAdapter(BatchOpened),
     "batch.items_expected": TypeAdapter(BatchItemsExpected),
     "batch.sealed": TypeAdapter(BatchSealed),
@@ -221,8 +222,6 @@ LIFECYCLE_ADAPTERS: dict[str, TypeAdapter[Any]] = {
     "batch.corrected": TypeAdapter(BatchCorrected),
     "batch.pruned": TypeAdapter(BatchPruned),
 }
-
-ADAPTERS: dict[str, TypeAdapter[Any]] = {"item.result": TypeAdapter(ItemResult), **LIFECYCLE_ADAPTERS}
 """Every message type in, by its ``type``."""
 
 BATCH_ID_ADAPTER: TypeAdapter[str] = TypeAdapter(BatchId, config=ConfigDict(strict=True))

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from aiokafka.partitioner import murmur2
 
+MAX_RECORD_BYTES = 1024 * 1024
+"""What the input topic takes of one record."""
+MAX_EVENT_BYTES = MAX_RECORD_BYTES - 2 * 1024
+"""Of an event as JSON; the rest is for its key, a traceparent, and what Kafka puts around them."""
+
 
 @dataclass(frozen=True)
 class Topics:

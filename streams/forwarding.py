@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import InvalidTimestampError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import InvalidTimestampError
 
 from schemas.headers import FORWARDED, FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, FORWARDED_TIMESTAMP
 from streams.fetched import FetchedRecord
 from streams.health import health
-from streams.kafka import START_TIMEOUT_S, KafkaConnection, stop
+from streams.kafka import START_TIMEOUT_S, TOO_LARGE, KafkaConnection, stop
 from streams.portion import Portion
 
 SEND_TIMEOUT_S = 30.0
@@ -132,7 +132,7 @@ class Forwarder:
                 return False
             try:
                 await (await producer.send_batch(batch, self._topic, partition=queue.home))
-            except (MessageSizeTooLargeError, RecordListTooLargeError):
+            except TOO_LARGE:
                 if count == 1 and is_plain:
                     self._is_plain = False
                 elif count == 1:

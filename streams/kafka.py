@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, MessageSizeTooLargeError, RecordListTooLargeError
 from faststream.kafka import KafkaBroker
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
@@ -20,6 +20,10 @@ REQUEST_TIMEOUT_MS = 15_000
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 4.0
 """Behind the 7 s that a process drains for; what is left at 9 s is cut."""
+
+# Not among them: a time that the topic refuses is this host's clock, which will be set right.
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""What a topic, or aiokafka itself, refuses records by for good; it may be that of several together."""
 
 Client = TypeVar("Client", AIOKafkaConsumer, AIOKafkaProducer, AIOKafkaAdminClient)
 

@@ -6,10 +6,8 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from schemas.dead_letters import Reason, Refused
+from schemas.topics import MAX_EVENT_BYTES
 from streams.decoding import decode
-
-MAX_LINE_BYTES = 1024 * 1024 - 2 * 1024
-"""A message of 1 MiB, which the input topic's are at most, has room for a value of this length beside its key."""
 
 _ANY_TIME = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -34,7 +32,7 @@ class Lines:
         *ended, self._rest = (self._rest + chunk).split(b"\n")
         for text in ended:
             yield from self._line(text)
-        if len(self._rest) > MAX_LINE_BYTES:
+        if len(self._rest) > MAX_EVENT_BYTES:
             self._rest, self._too_long = b"", True
 
     def end(self) -> Iterator[Line]:
@@ -48,7 +46,7 @@ class Lines:
         if self._number == 1:
             text = text.removeprefix(codecs.BOM_UTF8)
         text = text.strip()
-        if self._too_long or len(text) > MAX_LINE_BYTES:
+        if self._too_long or len(text) > MAX_EVENT_BYTES:
             self._too_long = False
             yield Line(self._number, None)
         elif text:
@@ -58,5 +56,7 @@ class Lines:
 def batch_of(line: Line) -> str:
     """The batch of a line's event. Raises Refused, with what would become of it as a record: a dead letter."""
     if line.value is None:
-        raise Refused(Reason.TOO_LARGE, f"the line is longer than {MAX_LINE_BYTES:,} bytes, the most a record may have")
+        raise Refused(
+            Reason.TOO_LARGE, f"the line is longer than {MAX_EVENT_BYTES:,} bytes, the most a record may have"
+        )
     return decode(line.value, 0, _ANY_TIME).batch_id

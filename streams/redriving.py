@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError, RecordTooLargeError
+from aiokafka.errors import KafkaError
 
 from schemas.headers import (
     FORWARDED,
@@ -20,14 +20,12 @@ from schemas.headers import (
     REDRIVEN_TIMESTAMP,
 )
 from store.dead_letters import DeadLetter, Key
-from streams.kafka import KafkaConnection, started
+from streams.kafka import TOO_LARGE, KafkaConnection, started
 from streams.reading import decoded_headers
 
 SEND_TIMEOUT_S = 15.0
 MAX_REQUEST_BYTES = 128 * 1024 * 1024
 """aiokafka holds it against what is not yet compressed; it was, when it came."""
-
-_REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError)
 
 
 def can_be_redriven(letter: DeadLetter) -> bool:
@@ -53,7 +51,7 @@ async def redrive(kafka: KafkaConnection, letters: Sequence[DeadLetter], log_id:
                 try:
                     async with asyncio.timeout(SEND_TIMEOUT_S):
                         await (await _send(producer, letter, log_id))
-                except _REFUSALS as error:
+                except TOO_LARGE as error:
                     refused[letter.key] = error
                     break
     return refused
@@ -68,7 +66,7 @@ async def _send_together(producer: AIOKafkaProducer, letters: Sequence[DeadLette
     sent: list[asyncio.Future[Any]] = []
     # Stopping has a time-out of its own: what the broker has not taken in time, aiokafka would send for ever.
     async with asyncio.timeout(SEND_TIMEOUT_S):
-        with suppress(*_REFUSALS):  # by aiokafka itself
+        with suppress(*TOO_LARGE):  # by aiokafka itself
             for letter in letters:
                 sent.append(await _send(producer, letter, log_id))  # noqa: PERF401 (those before the refused one count)
         results = await asyncio.gather(*sent, return_exceptions=True)

@@ -16,13 +16,7 @@ from typing import Any, Generic, TypeAlias
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import (
-    KafkaError,
-    KafkaTimeoutError,
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-    RecordTooLargeError,
-)
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
@@ -33,7 +27,7 @@ from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
 from streams.health import health
-from streams.kafka import KafkaConnection, started, topic_partitions
+from streams.kafka import TOO_LARGE, KafkaConnection, started, topic_partitions
 from streams.kafka import stop as stop_client
 from streams.leading import Duty, lead
 from streams.metrics import relay_metrics
@@ -58,9 +52,6 @@ MAX_SENT_BYTES = 64 * 1024 * 1024
 """Of one record; a broker breaks the connection off at 100 MiB (``socket.request.max.bytes``), and would for ever."""
 MAX_COMPRESSED_BYTES = 8 * 1024 * 1024
 """Of one record; that takes up to a second, in which nothing else in this process happens."""
-
-# Not among them: a time that the topic refuses is this host's clock, which will be set right.
-_REFUSALS = (MessageSizeTooLargeError, RecordTooLargeError, RecordListTooLargeError)
 
 _Place: TypeAlias = tuple[TopicPartition, int]
 
@@ -326,9 +317,9 @@ class Publisher(Generic[Row]):
         for batch, indexes in _single_batches(part) if self._singly else _batches(producer, part):
             try:
                 if batch.size() > MAX_SENT_BYTES:
-                    raise RecordTooLargeError("larger than any broker takes")
+                    raise MessageSizeTooLargeError("larger than any broker takes")
                 acknowledged = await (await producer.send_batch(batch, tp.topic, partition=tp.partition))
-            except _REFUSALS as error:
+            except TOO_LARGE as error:
                 refused.update(dict.fromkeys(indexes, error))
                 return
             places.update((index, (tp, acknowledged.offset + number)) for number, index in enumerate(indexes))

@@ -6,17 +6,13 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber, RecordListTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, OutOfOrderSequenceNumber
 
-from schemas.topics import Topics
-from streams.kafka import KafkaConnection, stop
+from schemas.topics import MAX_RECORD_BYTES, Topics
+from streams.kafka import TOO_LARGE, KafkaConnection, stop
 from streams.reading import Homes
 
 SEND_TIMEOUT_S = 10.0
-MAX_RECORD_BYTES = 1024 * 1024
-"""What the topics take."""
-MAX_EVENT_BYTES = MAX_RECORD_BYTES - 2 * 1024
-"""Of an event as JSON; the rest is for its key, a traceparent, and what Kafka puts around them."""
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -44,9 +40,6 @@ class NotAllTakenError(MessageSizeTooLargeError):  # type: ignore[misc]  # aioka
         super().__init__("the records are larger than the topic takes")
         self.too_large = too_large
         self.behind = behind
-
-
-_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 
 class _Record(NamedTuple):
@@ -140,7 +133,7 @@ class Sender:
 
 def _which_failed(failed: Mapping[int, BaseException]) -> BaseException:
     """What to raise: which records the topic refused, where that is all; else what befell the first."""
-    too_large = {index for index, error in failed.items() if isinstance(error, _TOO_LARGE)}
+    too_large = {index for index, error in failed.items() if isinstance(error, TOO_LARGE)}
     # aiokafka counts what was refused, the broker does not.
     behind = {index for index, error in failed.items() if isinstance(error, OutOfOrderSequenceNumber)}
     if too_large and len(too_large | behind) == len(failed):

@@ -25,7 +25,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from schemas.topics import Topics
+from schemas.topics import MAX_RECORD_BYTES, Topics
 from streams.kafka import KafkaConnection, started
 
 EVENTS_PARTITIONS = 12
@@ -93,7 +93,7 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
                 "message.timestamp.type": "LogAppendTime",
                 "cleanup.policy": "delete",
                 "retention.ms": str(30 * _DAY_MS),
-                "max.message.bytes": str(1024 * 1024),
+                "max.message.bytes": str(MAX_RECORD_BYTES),
             },
             {
                 "cleanup.policy": "results would vanish from the log before and after they are read",

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rollcall.settings import Settings
-from schemas.topics import Topics, home_partition
-from streams.ndjson import MAX_LINE_BYTES, Line, Lines
+from schemas.topics import MAX_EVENT_BYTES, Topics, home_partition
+from streams.ndjson import Line, Lines
 from streams.topics import ensure_topics
 from tests.harness.commands import Done, argv, environment, rollcall
 from tests.harness.topics import drain
@@ -159,7 +159,7 @@ async def test_a_line_longer_than_a_record_is_refused_by_its_number_and_not_kept
     cut = Lines()
     found = [*cut.feed(b"first\n")]
     for _ in range(4):
-        found += cut.feed(b"x" * MAX_LINE_BYTES)
-        assert len(cut._rest) <= MAX_LINE_BYTES
+        found += cut.feed(b"x" * MAX_EVENT_BYTES)
+        assert len(cut._rest) <= MAX_EVENT_BYTES
     found += [*cut.feed(b"x\nlast"), *cut.end()]
     assert found == [Line(1, b"first"), Line(2, None), Line(3, b"last")]

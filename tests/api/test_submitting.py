@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from rollcall.settings import Settings
-from schemas.topics import Topics
+from schemas.topics import MAX_EVENT_BYTES, Topics
 from store.connection import Connection
 from streams import commanding
-from streams.sending import MAX_EVENT_BYTES, encoded
+from streams.sending import encoded
 from streams.topics import ensure_topics
 from tests.harness.api import ServedApi, serving
 from tests.harness.product import Product, running
