@@ -9,12 +9,15 @@ from contextlib import contextmanager
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 log = structlog.get_logger(__name__)
 
 DRAIN_S = 7
 """What requests in flight are given to end."""
 
+HEAD_TIMEOUT_S = 30.0
+"""For a request's head, from when the connection or the request began; its body has a time of its own."""
 STALLED_S = 120.0
 """A client that takes nothing of its answer for so long is cut off."""
 
@@ -52,7 +55,7 @@ async def serve(
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_HeadInTime,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -73,6 +76,30 @@ async def serve(
     finally:
         stopped.cancel()
         serving.cancel()
+
+
+class _HeadInTime(HttpToolsProtocol):
+    """Ends the connection of a client that does not say what it asks; uvicorn would keep it for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head.cancel()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._head.cancel()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head.cancel()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._head = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
 
 
 class _Server(uvicorn.Server):

@@ -59,6 +59,15 @@ def tolerance(policy: str | None) -> Tolerance:
     )
 
 
+def is_revised(batch: Batch) -> bool:
+    """Whether late results of this batch count: it has ended, not on purpose, and its policy says so."""
+    return (
+        batch.outcome is not None
+        and batch.finalized_by not in ("cancelled", "aborted")
+        and tolerance(batch.policy).revises
+    )
+
+
 def exceeds_tolerance(batch: Batch, *, ends: bool = False) -> bool:
     """Whether more items failed than the policy tolerates, by count or by percentage of the total.
 

@@ -92,7 +92,7 @@ def _result(batch: Batch, registers: Registers, row: ItemRow) -> Disposition:
         finalize_if_complete(batch, row)
         is_expected = batch.expected is None or row.item_id in registers.manifest
         return Disposition.ACCEPTED if is_expected else Disposition.UNEXPECTED
-    if completion.tolerance(batch.policy).revises and batch.finalized_by not in ("cancelled", "aborted"):
+    if completion.is_revised(batch):
         return _revise(batch, registers, held, row)
     return _late(batch, registers, row)
 

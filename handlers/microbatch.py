@@ -1,12 +1,13 @@
 """Applies one micro-batch in a transaction passed in: compare-and-set, read, fold, write, outbox (ARCHITECTURE.md).
 
 Micro-batching is invisible: a slice is folded up to the record that finalizes its batch, written, and what is behind
-that record is folded in a further round, on rows as they were at that record.
+that record is folded in a further round, on rows as they were at that record. Results that revise a batch are folded in
+one round: there may be as many revisions as results, and what their events list of other items is known before.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple, cast
@@ -14,7 +15,7 @@ from typing import NamedTuple, cast
 from handlers import alerts, fold
 from handlers.finalization import finalized_event
 from handlers.records import Disposition, Record
-from handlers.slices import Slice, Work
+from handlers.slices import Listing, Slice, Work
 from schemas.dead_letters import Refused
 from schemas.published import LISTED_IDS
 from schemas.topics import Topics
@@ -54,6 +55,14 @@ class Caused(NamedTuple):
 
 
 @dataclass(slots=True)
+class Consequences:
+    """What follows from records beside their batches: events, and summaries to be computed, by batch the last one."""
+
+    caused: list[Caused] = field(default_factory=list)
+    summaries: dict[str, SummaryRequest] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Applied:
     """What a micro-batch did."""
 
@@ -79,15 +88,14 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
         Work.begin(known.get(batch_id) or Batch(batch_id, part.partition), part.records, is_new=batch_id not in known)
         for batch_id, part in micro_batch.slices.items()
     ]
-    caused: list[Caused] = []
-    requests: dict[str, SummaryRequest] = {}
+    then = Consequences()
     while works:
-        caused += await _fold_round(connection, micro_batch, works, applied, requests, optimistic)
+        await _fold_round(connection, micro_batch, works, applied, then, optimistic)
         works = [work.behind_finalization() for work in works if work.rest]
     # In log order; what one record caused, in the order of its causing.
-    caused.sort(key=lambda each: each[:2])
-    applied.events = [each.event for each in caused]
-    await summaries.request(connection, requests)
+    then.caused.sort(key=lambda each: each[:2])
+    applied.events = [each.event for each in then.caused]
+    await summaries.request(connection, then.summaries)
     reach("outbox.before")
     # An event that its topic has already (the database was begun anew) is found published.
     await batches.mark_published(connection, await outbox.insert(connection, applied.events))
@@ -104,16 +112,17 @@ async def _fold_round(
     micro_batch: MicroBatch,
     works: list[Work],
     applied: Applied,
-    requests: dict[str, SummaryRequest],
+    then: Consequences,
     optimistic: bool,
-) -> list[Caused]:
-    """Fold every slice up to the record that finalizes its batch, write what that changed, return what it caused."""
+) -> None:
+    """Fold every slice up to the record that finalizes its batch, and write what that changed."""
     await _load_manifests(connection, [work for work in works if not work.is_loaded])
     await _load_registers(connection, [work for work in works if work.needs_registers(optimistic)])
+    await _load_listings(connection, [work for work in works if work.may_revise()])
     fast: list[ItemRow] = []
     unsure: list[Work] = []
     for work in works:
-        await _step(work, work.lead, micro_batch, applied, requests)
+        await _step(work, work.lead, micro_batch, applied, then)
         if work.finalized:
             work.rest += work.tail
         elif (tally := work.fast_tally()) is not None:
@@ -124,36 +133,36 @@ async def _fold_round(
             work.finalized = work.batch.outcome is not None
             fast += work.results
         elif work.is_loaded:
-            await _step(work, work.tail, micro_batch, applied, requests)
+            await _step(work, work.tail, micro_batch, applied, then)
         else:
             unsure.append(work)
     await _load_registers(connection, unsure)
     for work in unsure:
-        await _step(work, work.tail, micro_batch, applied, requests)
+        await _step(work, work.tail, micro_batch, applied, then)
     applied.met_registers = applied.met_registers or any(work.stored for work in works)
     await _write(connection, works, fast)
-    finalized = [work.batch for work in works if work.finalized]
-    for batch in finalized:
-        decided_at, offset = cast(datetime, batch.finalized_at), cast(int, batch.decided_offset)
-        requests[batch.batch_id] = SummaryRequest(batch.revision, decided_at, offset)
-    raised = [event for work in works for event in _raised(work, micro_batch)]
-    return raised + await _finalized_events(connection, micro_batch, finalized)
+    # Of what one record causes, these come first: the threshold is passed, and so the batch has failed.
+    then.caused[:0] = [event for work in works for event in _raised(work, micro_batch)]
+    await _tell_finalized(connection, micro_batch, [work.batch for work in works if work.finalized], then)
 
 
 async def _step(
-    work: Work, records: list[Record], micro_batch: MicroBatch, applied: Applied, requests: dict[str, SummaryRequest]
+    work: Work, records: list[Record], micro_batch: MicroBatch, applied: Applied, then: Consequences
 ) -> None:
     """Step beside the event loop where it takes long: who does not give way for seconds is taken for dead by Kafka."""
     if len(work.registers.items) < MANY_REGISTERS:
-        _step_each(work, records, micro_batch, applied, requests)
+        _step_each(work, records, micro_batch, applied, then)
     else:
-        await asyncio.to_thread(_step_each, work, records, micro_batch, applied, requests)
+        await asyncio.to_thread(_step_each, work, records, micro_batch, applied, then)
 
 
 def _step_each(
-    work: Work, records: list[Record], micro_batch: MicroBatch, applied: Applied, requests: dict[str, SummaryRequest]
+    work: Work, records: list[Record], micro_batch: MicroBatch, applied: Applied, then: Consequences
 ) -> None:
-    """Step through records up to one that finalizes the batch (again); those behind it are left as the rest."""
+    """Step through records up to one that finalizes the batch (again); those behind it are left as the rest.
+
+    With a listing what such a result gives is told at once, and the next is stepped through.
+    """
     batch = work.batch
     revision = batch.revision
     for index, record in enumerate(records):
@@ -165,16 +174,25 @@ def _step_each(
             continue
         applied.dispositions[disposition] += 1
         if disposition is Disposition.SUMMARY_REQUESTED:
-            requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.offset)
+            then.summaries[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.offset)
         elif disposition not in (Disposition.NO_EFFECT, Disposition.PRUNED):
             work.dirty = True
+        if work.listing is not None:
+            if isinstance(record, ItemRow):
+                work.listing.note(record.item_id, work.registers)
+            else:
+                work.listing = None  # it may change more items than it names
         if batch.revision != revision and batch.outcome is not None:
+            if work.listing is not None:
+                revision = batch.revision
+                _tell(micro_batch, batch, *work.listing.first, then)
+                continue
             work.finalized = True
             work.rest = records[index + 1 :]
             return
         if batch.outcome is not None and disposition is Disposition.LATE and batch.last_result_offset == record.version:
             # It counts without a new revision: what the items took and measured is not what was summarized.
-            requests[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.offset)
+            then.summaries[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.offset)
 
 
 async def _load_manifests(connection: Connection, works: Iterable[Work]) -> None:
@@ -208,6 +226,27 @@ async def _load_registers(connection: Connection, works: list[Work]) -> None:
         work.registers.manifest |= manifest.get(batch_id, set())
         work.stored = set(work.registers.items)
         work.is_loaded = True
+
+
+async def _load_listings(connection: Connection, works: list[Work]) -> None:
+    if not works:
+        return
+    enough = LISTED_IDS + max(len(work.results) for work in works)
+    failed, missing = await _listed(connection, [work.batch for work in works], enough)
+    for work in works:
+        batch_id = work.batch.batch_id
+        work.listing = Listing(failed.get(batch_id, []), missing.get(batch_id, []))
+
+
+async def _listed(
+    connection: Connection, known: Iterable[Batch], most: int
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The first failed and the first missing items of each batch."""
+    with_failed = [batch.batch_id for batch in known if batch.failed]
+    with_missing = [batch.batch_id for batch in known if batch.missing and batch.expected is not None]
+    failed = await items.failed_ids(connection, with_failed, most) if with_failed else {}
+    missing = await items.missing_ids(connection, with_missing, most) if with_missing else {}
+    return failed, missing
 
 
 async def _write(connection: Connection, works: list[Work], fast: list[ItemRow]) -> None:
@@ -258,28 +297,30 @@ def _raised(work: Work, micro_batch: MicroBatch) -> list[Caused]:
     return [Caused(batch.partition, offset, event) for offset, event in events]
 
 
-async def _finalized_events(connection: Connection, micro_batch: MicroBatch, finalized: list[Batch]) -> list[Caused]:
-    """The events of batches finalized in this round."""
-    with_failed = [batch.batch_id for batch in finalized if batch.failed]
-    with_missing = [batch.batch_id for batch in finalized if batch.missing and batch.expected is not None]
-    failed = await items.failed_ids(connection, with_failed, LISTED_IDS) if with_failed else {}
-    missing = await items.missing_ids(connection, with_missing, LISTED_IDS) if with_missing else {}
-    caused: list[Caused] = []
+async def _tell_finalized(
+    connection: Connection, micro_batch: MicroBatch, finalized: list[Batch], then: Consequences
+) -> None:
+    """Of batches finalized by the last record of this round that was stepped through; the items are written."""
+    failed, missing = await _listed(connection, finalized, LISTED_IDS)
     for batch in finalized:
-        offset = batch.decided_offset or 0
-        traceparent = _traceparent(micro_batch, batch, offset)
-        event = finalized_event(
-            batch,
-            micro_batch.topics,
-            failed_item_ids=failed.get(batch.batch_id, ()),
-            missing_item_ids=missing.get(batch.batch_id, ()),
-            traceparent=traceparent,
-        )
-        caused.append(Caused(batch.partition, offset, event))
-        alert = alerts.failure_rate_event(micro_batch.topics, batch, micro_batch.failure_rate_limit, traceparent)
-        if alert is not None:
-            caused.append(Caused(batch.partition, offset, alert))
-    return caused
+        batch_id = batch.batch_id
+        _tell(micro_batch, batch, failed.get(batch_id, ()), missing.get(batch_id, ()), then)
+
+
+def _tell(
+    micro_batch: MicroBatch, batch: Batch, failed: Sequence[str], missing: Sequence[str], then: Consequences
+) -> None:
+    """What follows from a batch that has just been finalized, with the first ids of each kind."""
+    decided_at, offset = cast(datetime, batch.finalized_at), cast(int, batch.decided_offset)
+    then.summaries[batch.batch_id] = SummaryRequest(batch.revision, decided_at, offset)
+    traceparent = _traceparent(micro_batch, batch, offset)
+    event = finalized_event(
+        batch, micro_batch.topics, failed_item_ids=failed, missing_item_ids=missing, traceparent=traceparent
+    )
+    then.caused.append(Caused(batch.partition, offset, event))
+    alert = alerts.failure_rate_event(micro_batch.topics, batch, micro_batch.failure_rate_limit, traceparent)
+    if alert is not None:
+        then.caused.append(Caused(batch.partition, offset, alert))
 
 
 def _traceparent(micro_batch: MicroBatch, batch: Batch, offset: int) -> str | None:

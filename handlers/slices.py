@@ -1,11 +1,13 @@
 """One batch's records of a micro-batch on their way through the fold, and what the fold must know of the items."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from handlers import fold
+from handlers import completion, fold
 from handlers.records import LifecycleRecord, Record, Registers
+from schemas.published import LISTED_IDS
 from store.rows import Batch, ItemRow
 
 
@@ -17,8 +19,42 @@ class Slice:
     records: list[Record]
 
 
+@dataclass(slots=True)
+class Listing:
+    """The first failed and missing items of a batch, kept up with the results of a slice as they are folded.
+
+    As PostgreSQL has them before it, and more of them than an event lists by as many as the slice has items: so many it
+    may take away, and those an event lists are still the first.
+    """
+
+    failed: list[str]
+    missing: list[str]
+
+    def note(self, item_id: str, registers: Registers) -> None:
+        """A result of this item was folded."""
+        row = registers.items.get(item_id)
+        _keep(self.failed, item_id, row is not None and row.status == "failed")
+        _keep(self.missing, item_id, item_id in registers.manifest and not registers.has_answered(item_id))
+
+    @property
+    def first(self) -> tuple[list[str], list[str]]:
+        """What an event lists now."""
+        return self.failed[:LISTED_IDS], self.missing[:LISTED_IDS]
+
+
+def _keep(ids: list[str], item_id: str, belongs: bool) -> None:
+    at = bisect_left(ids, item_id)
+    is_there = at < len(ids) and ids[at] == item_id
+    if belongs and not is_there:
+        ids.insert(at, item_id)
+    elif is_there and not belongs:
+        del ids[at]
+
+
 class Work:
     """A slice in a round: its records up to the one that finalizes the batch are folded, the rest is the next round's.
+
+    But for results that revise a batch which had ended before the round: with a ``listing`` all are folded in one.
 
     ``lead`` are the lifecycle records it begins with, ``tail`` is what follows, ``results`` the results in it;
     they have a ``tally`` where ``tail`` holds nothing else and sums may do. ``is_new`` is a batch without a row,
@@ -26,8 +62,8 @@ class Work:
     """
 
     __slots__ = (
-        *("batch", "dirty", "finalized", "is_loaded", "is_new", "lead", "registers", "rest", "results", "stored"),
-        *("tail", "tally"),
+        *("batch", "dirty", "finalized", "is_loaded", "is_new", "lead", "listing", "registers", "rest", "results"),
+        *("stored", "tail", "tally"),
     )
 
     def __init__(
@@ -47,6 +83,7 @@ class Work:
         self.registers = registers
         self.stored = stored
         self.is_loaded = False
+        self.listing: Listing | None = None
         self.rest: list[Record] = []
         self.dirty = False
         self.finalized = False
@@ -66,6 +103,10 @@ class Work:
         work = Work(self.batch, self.rest, registers, self.stored | known.changed, is_new=is_new)
         work.is_loaded = self.is_loaded and not work.reopens()
         return work
+
+    def may_revise(self) -> bool:
+        """Whether several of these results may each make a revision of a batch that has ended."""
+        return not self.lead and len(self.results) > 1 and completion.is_revised(self.batch)
 
     def lifecycle(self) -> Iterable[LifecycleRecord]:
         """All lifecycle records."""

@@ -170,8 +170,10 @@ def redrive(
             if sendable:
                 # Held until it is noted that the log has them: a worker that refuses one again waits to say so.
                 async with connection.transaction():
+                    held = await dead_letters.hold(connection, [each.key for each in sendable])
+                    # Trimmed meanwhile, one that is refused again would be a new one.
+                    sendable = [each for each in sendable if each.key in held]
                     keys = [each.key for each in sendable]
-                    await dead_letters.hold(connection, keys)
                     async with _awake(connection):
                         with naming(settings, "Kafka"):
                             not_taken = await send(settings.kafka_connection(), sendable, log_id)

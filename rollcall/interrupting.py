@@ -1,4 +1,4 @@
-"""Runs what has to clean up after itself, whoever ends it: a terminal's Ctrl+C, or an orchestrator's SIGTERM."""
+"""Runs what has to clean up after itself, whoever ends it: Ctrl+C, an orchestrator's SIGTERM, a terminal that goes."""
 
 import asyncio
 import signal
@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-TERMINATED = 128 + signal.SIGTERM
-"""The exit code that a shell gives what ended by this signal."""
+ENDED_BY = 128
+"""The exit code that a shell gives what ended by a signal is this and the signal's number."""
+TERMINATED = ENDED_BY + signal.SIGTERM
 
 
 async def to_its_end(cleaning_up: Coroutine[Any, Any, None]) -> None:
@@ -22,28 +23,33 @@ async def to_its_end(cleaning_up: Coroutine[Any, Any, None]) -> None:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end and return what it returns; SIGTERM cancels it as SIGINT does, a second one ends at once.
+    """Run `main` to its end and return what it returns; SIGTERM and SIGHUP cancel it as SIGINT does.
 
-    Raises SystemExit(143) once it has cleaned up after SIGTERM, KeyboardInterrupt after SIGINT.
+    A second one ends it at once. Raises SystemExit (128 and the signal's number) once it has cleaned up after one of
+    these, KeyboardInterrupt after SIGINT.
     """
-    terminated = False
+    ended_by: signal.Signals | None = None
 
     async def interruptible() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None, "a coroutine that runs is in a task"
 
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
-            loop.remove_signal_handler(signal.SIGTERM)
+        def end(signum: signal.Signals) -> None:
+            nonlocal ended_by
+            ended_by = signum
+            for each in handled:
+                loop.remove_signal_handler(each)
             task.cancel()
 
-        loop.add_signal_handler(signal.SIGTERM, terminate)
+        # Whoever runs it with nohup does not want to hear of the terminal.
+        handled = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+        for each in handled:
+            loop.add_signal_handler(each, end, each)
         return await main
 
     try:
         return asyncio.run(interruptible())
     except asyncio.CancelledError:
-        if terminated:
-            raise SystemExit(TERMINATED) from None
+        if ended_by is not None:
+            raise SystemExit(ENDED_BY + ended_by) from None
         raise

@@ -68,6 +68,7 @@ def promote(
 
     Workers, relay and API go on in it by themselves. The old schema stays, under another name, until you drop it.
     """
+    from rollcall.interrupting import run
     from rollcall.logs import configure_logging
     from rollcall.reaching import naming
 
@@ -78,7 +79,7 @@ def promote(
             raise typer.BadParameter("there is no terminal to ask on: say --yes")
         typer.confirm(f'Make "{schema}" the live schema "{settings.database_schema}"?', abort=True)
     with naming(settings, "PostgreSQL"):
-        promoted = asyncio.run(_promote(settings, schema, emit_changes, processes))
+        promoted = run(_promote(settings, schema, emit_changes, processes))
     _conclude(settings, schema, promoted, emit_changes)
 
 
@@ -107,11 +108,10 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
         promotion = Promotion(connection, settings.database_schema, schema)
         try:
             await _pursue(settings, connection, live, replay)
-            kept_since = datetime.now(UTC) - settings.dead_letters_kept
-            await promotion.prepare(kept_since)
+            await promotion.prepare(datetime.now(UTC) - settings.dead_letters_kept)
             await _pursue(settings, connection, live, replay)
             begins = await begins_midway(settings, live, folding)
-            promoted = await _take_over(settings, connection, live, promotion, replay, begins, kept_since, emit_changes)
+            promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
         except LostRaceError:
             raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
         return replace(promoted, has_pruned=await _has_pruned(connection))
@@ -200,7 +200,6 @@ async def _take_over(
     promotion: Promotion,
     replay: Replay,
     begins: dict[int, datetime | None],
-    kept_since: datetime,
     emit_changes: bool,
 ) -> Promoted:
     """The pause: lock, fold the rest, copy what is not in the log, rename.
@@ -221,7 +220,7 @@ async def _take_over(
                 topic,
                 begins,
                 events_kept_since=datetime.now(UTC) - settings.events_kept,
-                letters_kept_since=kept_since,
+                letters_kept_since=datetime.now(UTC) - settings.dead_letters_kept,
                 emit_changes=emit_changes,
             )
             if not emit_changes:
@@ -257,20 +256,24 @@ def _refuse_repeated_numbers(changed: list[Changed]) -> None:
 async def _commit(settings: Settings, connection: Connection, shadow: str, old: str, corrections: int) -> None:
     """Outside the time for the rest: what gives no answer to this may have happened."""
     from rollcall.reaching import failure
+    from rollcall.rendering import note
     from rollcall.replaying import ReplayError
     from store.failures import is_transient
 
+    but_for = f" but that {corrections:,} corrections are on the log" if corrections else ""
+    unknown = (
+        f'there was no answer to the COMMIT, so look whether there is a schema "{old}" now: if so, "{shadow}" is'
+        f' "{settings.database_schema}"; if not, nothing has changed{but_for}, and you can try again'
+    )
     try:
         await connection.execute("COMMIT", timeout=COMMIT_TIMEOUT_S)
+    except asyncio.CancelledError:
+        note(unknown)
+        raise
     except Exception as error:
         if not is_transient(error):
             raise
-        but_for = f" but that {corrections:,} corrections are on the log" if corrections else ""
-        raise ReplayError(
-            f"{failure(error, settings, 'PostgreSQL') or error}; it gave no answer to the COMMIT, so look whether there"
-            f' is a schema "{old}" now: if so, "{shadow}" is "{settings.database_schema}"; if not, nothing has changed'
-            f"{but_for}, and you can try again"
-        ) from error
+        raise ReplayError(f"{failure(error, settings, 'PostgreSQL') or error}; {unknown}") from error
 
 
 async def _correct(settings: Settings, live: Live, corrections: list[Changed], deadline: float) -> None:
@@ -278,6 +281,7 @@ async def _correct(settings: Settings, live: Live, corrections: list[Changed], d
     from aiokafka.errors import KafkaError
 
     from rollcall.reaching import failure
+    from rollcall.rendering import note
     from rollcall.replaying import ReplayError
     from streams.sending import Sender
 
@@ -285,6 +289,10 @@ async def _correct(settings: Settings, live: Live, corrections: list[Changed], d
         return
     sender = Sender(settings.kafka_connection(), live.topics, live.homes)
     reason = "a replay that was promoted gives another outcome"
+    given_up = (
+        f"it was given up, and the schemas are what they were. But some of the {len(corrections):,} corrections may be"
+        " on the log by now: each has its batch published once more, with the outcome that it had"
+    )
     try:
         async with asyncio.timeout_at(deadline):
             await sender.events(
@@ -298,11 +306,12 @@ async def _correct(settings: Settings, live: Live, corrections: list[Changed], d
                     for each in corrections
                 ]
             )
+    except asyncio.CancelledError:
+        note(given_up)
+        raise
     except (KafkaError, TimeoutError) as error:
         raise ReplayError(
-            f"{failure(error, settings, 'Kafka')}; so it was given up, and the schemas are what they were. But some of"
-            f" the {len(corrections):,} corrections may be on the log by now: each has its batch published once more,"
-            " with the outcome that it had. Try again when Kafka answers"
+            f"{failure(error, settings, 'Kafka')}; so {given_up}. Try again when Kafka answers"
         ) from error
     finally:
         await sender.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 import time
@@ -44,13 +43,14 @@ def replay(
     processes: Processes = 2,
 ) -> None:
     """Fold the log again into a schema of its own; publishes nothing. Run it again to go on where it was stopped."""
+    from rollcall.interrupting import run
     from rollcall.logs import configure_logging
     from rollcall.reaching import naming
 
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format, role="replay")
     with naming(settings, "PostgreSQL"):
-        asyncio.run(_replay(settings, into, from_, to, batch, processes))
+        run(_replay(settings, into, from_, to, batch, processes))
 
 
 async def _replay(settings: Settings, schema: str, from_: str, to: str, batch_id: str | None, processes: int) -> None:

@@ -92,7 +92,7 @@ _ONE = f"SELECT {_WITH_RECORD} FROM dead_letters WHERE topic = $1 AND partition 
 _KEYS = "unnest($1::text[], $2::int4[], $3::int8[]) AS v(topic, partition, record_offset)"
 
 _HOLD = f"""
-SELECT FROM dead_letters d, {_KEYS}
+SELECT d.topic, d.partition, d.record_offset FROM dead_letters d, {_KEYS}
 WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.record_offset FOR UPDATE OF d
 """
 
@@ -137,9 +137,9 @@ async def find(connection: Connection, key: Key) -> DeadLetter | None:
     return None if row is None else DeadLetter(Key(*tuple(row)[:3]), *tuple(row)[3:])
 
 
-async def hold(connection: Connection, keys: Sequence[Key]) -> None:
-    """Let nobody else change these until this transaction ends."""
-    await connection.execute(_HOLD, *_columns(keys))
+async def hold(connection: Connection, keys: Sequence[Key]) -> set[Key]:
+    """Let nobody else change these until this transaction ends; returns those that are still there."""
+    return {Key(*row) for row in await connection.fetch(_HOLD, *_columns(keys))}
 
 
 async def note_redriven(connection: Connection, keys: Sequence[Key]) -> None:

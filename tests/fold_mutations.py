@@ -82,8 +82,8 @@ MUTATIONS = (
     ),
     Mutation(
         "revise what was ended on purpose",
-        "handlers/fold.py",
-        ' and batch.finalized_by not in ("cancelled", "aborted")',
+        "handlers/completion.py",
+        '        and batch.finalized_by not in ("cancelled", "aborted")\n',
         "",
     ),
     Mutation(

@@ -1,8 +1,11 @@
 """Micro-batching is invisible: however a log is cut, the same rows and byte-identical events come of it."""
 
+import json
 from collections.abc import Sequence
+from datetime import timedelta
 from itertools import groupby
 from operator import attrgetter
+from random import Random
 from typing import Any
 
 import asyncpg
@@ -11,13 +14,17 @@ import pytest
 from handlers.microbatch import apply
 from migrations.run import migrate
 from rollcall.settings import Settings
+from schemas.published import LISTED_IDS
 from schemas.topics import Topics
 from store import positions
+from streams.decoding import decode
 from streams.reading import Homes, new_reading, take
 from streams.topics import log_identity
 from tests.harness.broken_records import BROKEN
 from tests.harness.histories import Shape, make_history
 from tests.harness.librdkafka import produce_with_librdkafka
+from tests.harness.micro_batches import EPOCH, applied, emptied, micro_batch
+from tests.harness.micro_batches import tables as all_tables
 from tests.harness.product import running
 from tests.harness.tables import TABLES, Row, comparable_tables, forwarded_from
 from tests.harness.topics import Message, Record, create_topic, drain
@@ -49,6 +56,55 @@ async def test_a_log_read_in_micro_batches_of_1_7_and_5000_gives_equal_tables_an
         optimistic, pessimistic = await apply_in_micro_batches(schema, log, size)
         print(f"micro-batches of {size}: {optimistic} optimistic, {pessimistic} applied again")
         _assert_equal(await comparable_tables(schema), by_workers, f"micro-batches of {size}")
+
+
+async def test_many_results_that_revise_a_batch_give_what_each_alone_gives_in_as_many_statements_as_two(
+    settings: Settings,
+) -> None:
+    seed = 20261129
+    print(f"seed {seed}")
+    random = Random(seed)
+    ids = [f"i{number:03}" for number in range(400)]
+    opened = {"type": "batch.opened", "item_ids": ids, "policy": {"late_results": "revise"}}
+    # More failed, and more missing, than an event lists; those that change are among the first and behind them.
+    answers = [{"item_id": each, "status": "failed" if random.random() < 0.8 else "succeeded"} for each in ids[::2]]
+    statuses = ["succeeded", "succeeded", "failed", "partial", "retrying"]
+    late = [
+        {"item_id": random.choice([*ids, *ids[:60], "stranger"]), "status": random.choice(statuses), "attempt": attempt}
+        for attempt in (1, 2, 2, 3)
+        for _ in range(120)
+    ]
+    events: list[dict[str, Any]] = [opened, *answers, {"type": "batch.finalize_requested"}, *late]
+    log = [
+        decode(json.dumps({"batch_id": "b", **event}).encode(), offset, EPOCH + timedelta(seconds=offset))
+        for offset, event in enumerate(events)
+    ]
+    ended = len(events) - len(late)
+    asked: list[str] = []
+
+    await migrate(settings.database_url, settings.database_schema)
+    connection = await settings.database().connect("test")
+    connection.add_query_logger(lambda query: asked.append(query.query))
+    by_cut, statements = [], []
+    try:
+        for cuts in (range(ended, len(log)), range(ended, len(log), 7), [ended, ended + 2], [ended]):
+            await emptied(connection)
+            for begin, end in zip([0, *cuts], [*cuts, len(log)], strict=True):
+                asked.clear()
+                await applied(connection, micro_batch(log, begin, end), optimistic=True)
+                if begin == ended:
+                    statements.append(len(asked))
+            by_cut.append(await all_tables(connection))
+    finally:
+        await connection.close()
+    revisions = [row for row in by_cut[0]["outbox"] if row[1] == "finalized"]
+    assert len(revisions) > 100
+    first = json.loads(revisions[0][4])
+    assert len(first["failed_item_ids"]) == len(first["missing_item_ids"]) == LISTED_IDS
+    for table, rows in by_cut[0].items():
+        assert all(other[table] == rows for other in by_cut), table
+    *_, two, all_together = statements
+    assert all_together <= two + 2  # an upsert and alerts, where two had none
 
 
 async def apply_in_micro_batches(settings: Settings, log: Sequence[Record], size: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """All checks, one part after the other; a server that is away is a finding, and what needs it is left out."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from aiokafka.admin import AIOKafkaAdminClient
 
@@ -17,13 +18,18 @@ from store.leadership import database_name
 from streams.kafka import KafkaConnection
 from streams.observing import NoTopicError, administering
 
+TIMEOUT_S = 120.0
+
 
 async def everything(settings: Settings) -> list[Check]:
-    """Every check that can be made now. Raises SettingsError."""
+    """Every check that can be made now, in two minutes. Raises SettingsError."""
     checkup = _Checkup(settings, settings.kafka_connection(), Topics(settings.topic_prefix))
-    async with AsyncExitStack() as until_done:
-        await checkup.connect(until_done)
-        await checkup.look()
+    try:
+        async with asyncio.timeout(TIMEOUT_S), AsyncExitStack() as until_done:
+            await checkup.connect(until_done)
+            await checkup.look()
+    except TimeoutError:
+        checkup.found.append(wrong("doctor", f"given up after {TIMEOUT_S:g} s; the rest was not looked at"))
     return checkup.found
 
 
@@ -56,10 +62,11 @@ class _Checkup:
         usable = False
         database = None
         if connection is not None:
-            database = await database_name(connection)
             usable = "wrong" not in await self._add(
                 "PostgreSQL", schema_check(connection, self._settings.database_schema)
             )
+            with suppress(ServerError), naming(self._settings, "PostgreSQL"):
+                database = await database_name(connection)
         if connection is not None and usable:
             await self._add("PostgreSQL", privilege_checks(connection))
         if admin is not None:

@@ -1,13 +1,15 @@
-"""Bodies that do not end."""
+"""Requests that do not end."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
+from api import serving
 from api.app import BodyLimit
 from api.problems import add_handlers
 from tests.harness.waiting import eventually
@@ -58,3 +60,33 @@ async def test_a_body_that_stops_coming_is_answered_and_holds_nothing() -> None:
     assert head.split()[1] == "408"
     assert "content-type: application/problem+json" in head.lower()
     assert json.loads(body)["detail"] == "nothing more of the body came for 0.5 s"
+
+
+async def test_a_request_whose_head_does_not_end_holds_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HEAD_TIMEOUT_S", 0.5)
+    app = FastAPI()
+
+    @app.get("/")
+    async def answer() -> str:
+        await asyncio.sleep(1.0)  # longer than a head may take
+        return "answered"
+
+    whole = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+    listener, stop, ready = serving.listening("127.0.0.1", 0), asyncio.Event(), asyncio.Event()
+    served = asyncio.create_task(serving.serve(app, listener, stop, ready.set))
+    try:
+        await ready.wait()
+        for asked, sent in ((b"", b""), (b"", whole[:20]), (whole, b""), (whole, whole[:20])):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(asked)
+            async with asyncio.timeout(30):
+                if asked:
+                    assert (await reader.readuntil(b'"answered"')).startswith(b"HTTP/1.1 200 ")
+                writer.write(sent)
+                if sent or not asked:
+                    with suppress(ConnectionResetError):
+                        assert await reader.read() == b""
+            writer.close()
+    finally:
+        stop.set()
+        await served

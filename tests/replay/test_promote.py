@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from migrations.version import SCHEMA_VERSION
+from rollcall.interrupting import TERMINATED
 from rollcall.promote_commands import _locked, _promote
 from rollcall.replaying import ReplayError
 from rollcall.settings import Settings
@@ -359,6 +360,26 @@ async def test_whoever_gets_no_answer_to_the_commit_is_told_how_to_look(settings
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1), done.stderr
         assert "no answer to the COMMIT" in done.stderr
         assert f'"{settings.database_schema}_until_' in done.stderr
+
+
+async def test_whoever_ends_a_promotion_at_its_commit_is_told_how_to_look(settings: Settings) -> None:
+    async with replayed(settings) as (product, shadow), product.connection() as connection:
+        await do_at_commit(connection, shadow, "PERFORM pg_sleep(60)")
+        process = await commands.start(settings, "promote", shadow, "--yes")
+
+        async def commits() -> int:
+            sleeping = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query = 'COMMIT'"
+            pid = await connection.fetchval(f"{sleeping} AND datname = current_database()")
+            assert pid is not None
+            return int(pid)
+
+        pid = await eventually(commits, 60)
+        process.terminate()
+        _, said = await asyncio.wait_for(process.communicate(), 30)
+        await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        assert process.returncode == TERMINATED
+        assert "there was no answer to the COMMIT" in said.decode()
+        assert f'"{settings.database_schema}_until_' in said.decode()
 
 
 @asynccontextmanager

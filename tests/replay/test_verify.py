@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
 from rollcall import verify_commands
-from rollcall.interrupting import TERMINATED
+from rollcall.interrupting import ENDED_BY
 from rollcall.settings import Settings
 from rollcall.verify_commands import Found
 from schemas.topics import Topics, home_partition
@@ -120,7 +121,10 @@ async def test_of_very_many_differences_the_first_ones_are_listed_and_all_are_co
     assert ([each.message for each in found.listed], found.count) == (["0", "1"], 5)
 
 
-async def test_a_verification_that_is_terminated_leaves_no_schema_behind(settings: Settings) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_verification_that_is_terminated_leaves_no_schema_behind(
+    settings: Settings, signum: signal.Signals
+) -> None:
     await live_history(settings, 20261129, batches=24)
     slow = settings.model_copy(update={"max_records": 20})
     process = await commands.start(slow, "verify", "--all", "--processes", "1")
@@ -133,9 +137,9 @@ async def test_a_verification_that_is_terminated_leaves_no_schema_behind(setting
             return bool(await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.positions"))
 
         await eventually(is_at_work, 60, interval_s=0.01)
-        process.terminate()
+        process.send_signal(signum)
         await asyncio.wait_for(process.communicate(), 30)
-        assert process.returncode == TERMINATED
+        assert process.returncode == ENDED_BY + signum
         assert not await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema)
     finally:
         await connection.close()
