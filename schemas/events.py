@@ -186,7 +186,8 @@ class BatchReopened(TypedDict):
 class BatchCorrected(TypedDict):
     """What was published as ``revision`` is not what the log gives: the next revision says what it gives.
 
-    Written when a replay is promoted whose outcomes differ; on a batch that is past that revision it changes nothing.
+    Written when a replay is promoted whose outcomes differ; on a batch that is past that revision, or open at it, it
+    changes nothing.
     """
 
     type: Literal["batch.corrected"]

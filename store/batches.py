@@ -1,4 +1,7 @@
-"""Statements on ``batches``. A batch has one writer, the worker whose compare-and-set of its position succeeded."""
+"""Statements on ``batches``. A batch has one writer, the worker whose compare-and-set of its position succeeded.
+
+But for ``published_at``: the relay says it, the worker takes it back where there is a new revision.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields

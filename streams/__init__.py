@@ -1,1 +1,1 @@
-"""Everything that touches Kafka."""
+"""What runs on Kafka, and what its parts and the API share."""

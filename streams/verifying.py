@@ -211,7 +211,9 @@ def _short(value: Any) -> str:
 
 def _offsets(offsets: Iterable[int]) -> str:
     listed = [str(offset) for offset in offsets]
-    return ", ".join(listed[:SHOWN_OFFSETS]) + (f" and {len(listed) - SHOWN_OFFSETS} more" if len(listed) > 5 else "")
+    return ", ".join(listed[:SHOWN_OFFSETS]) + (
+        f" and {len(listed) - SHOWN_OFFSETS} more" if len(listed) > SHOWN_OFFSETS else ""
+    )
 
 
 def beginning(offset: int, time: datetime | None) -> str:

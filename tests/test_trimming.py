@@ -14,7 +14,7 @@ import pytest
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.topics import Topics
-from store import batches, outbox, positions, tables, trimming
+from store import batches, dead_letters, outbox, positions, tables, trimming
 from store.connection import BY_KEY, Connection
 from store.rows import Batch, DeadLetterRow
 from streams.trimming import Trimmer
@@ -155,6 +155,16 @@ async def test_old_published_dead_letters_go_once_their_record_is_behind_the_pos
 
         await eventually(are_gone)
     assert await ids(connection, "dead_letters", "record_offset") == {2, 3, 4, 6, 7, 10}
+
+
+async def test_a_dead_letter_that_was_trimmed_meanwhile_is_not_there_to_be_redriven(connection: Connection) -> None:
+    await positions.create(connection, TOPIC, {0: 10})
+    for offset in (1, 2):
+        await dead_letter(connection, offset, 31)
+    keys = [dead_letters.Key(TOPIC, 0, offset) for offset in (1, 2)]
+    await trimming.trim_dead_letters(connection, NOW - 30 * DAY, 1)
+    async with connection.transaction():
+        assert await dead_letters.hold(connection, keys) == {keys[1]}
 
 
 async def test_trimming_uses_its_indexes(connection: Connection) -> None:
