@@ -2,7 +2,8 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -10,6 +11,37 @@ T = TypeVar("T")
 ENDED_BY = 128
 """The exit code that a shell gives what ended by a signal is this and the signal's number."""
 TERMINATED = ENDED_BY + signal.SIGTERM
+
+
+@contextmanager
+def heeding(
+    signals: Sequence[signal.Signals],
+    then: Callable[[signal.Signals], object],
+    *,
+    at_once: Callable[[], None] = lambda: None,
+    again: Callable[[int, Any], None] | signal.Handlers = signal.SIG_DFL,
+) -> Iterator[None]:
+    """While it is open, have the running loop call `then` at the first of these signals; a second one is for `again`.
+
+    Not by the loop's own handlers: a write that nobody takes blocks it, and then a second signal, which by default ends
+    the process, would do nothing either. `at_once` is called within the handler: it may take no lock.
+    """
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int, _: Any) -> None:
+        for each in signals:
+            signal.signal(each, again)
+        at_once()
+        with suppress(RuntimeError):  # the loop has ended by itself
+            loop.call_soon_threadsafe(then, signal.Signals(number))
+
+    before = {each: signal.signal(each, handle) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            if signal.getsignal(each) is handle:
+                signal.signal(each, handler)
 
 
 async def to_its_end(cleaning_up: Coroutine[Any, Any, None]) -> None:
@@ -31,21 +63,18 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     ended_by: signal.Signals | None = None
 
     async def interruptible() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
         assert task is not None, "a coroutine that runs is in a task"
 
         def end(signum: signal.Signals) -> None:
             nonlocal ended_by
             ended_by = signum
-            for each in handled:
-                loop.remove_signal_handler(each)
             task.cancel()
 
         # Whoever runs it with nohup does not want to hear of the terminal.
-        handled = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
-        for each in handled:
-            loop.add_signal_handler(each, end, each)
-        return await main
+        heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+        with heeding(heeded, end):
+            return await main
 
     try:
         return asyncio.run(interruptible())

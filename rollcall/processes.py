@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from migrations.version import WrongSchemaError, check
 from rollcall.garbage import collect_seldom
+from rollcall.interrupting import heeding
 from rollcall.operations import serving
 from rollcall.reaching import ServerError, naming
 from rollcall.readiness import announce
@@ -201,17 +203,13 @@ async def _still_starting() -> None:
 async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]) -> None:
     """Prepare and run the role; a first signal lets it drain, a second one ends the process at once."""
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    with heeding((signal.SIGINT, signal.SIGTERM), lambda _: stop.set(), at_once=_exit_in(EXIT_TIMEOUT_S)):
+        await _prepare_and_run(settings, role, stop)
 
-    def stopping() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        _exit_in(EXIT_TIMEOUT_S)
-        stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping)
+async def _prepare_and_run(
+    settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]], stop: asyncio.Event
+) -> None:
     topics = Topics(settings.topic_prefix)
     preparing = asyncio.ensure_future(_prepared(settings, topics))
     if not await _ended_before(preparing, stop, grace_s=0.0):
@@ -224,11 +222,24 @@ async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyn
     working.result()
 
 
-def _exit_in(seconds: float) -> None:
-    """End the process then, whatever its threads and its event loop do; log lines are not held back by anything."""
-    timer = threading.Timer(seconds, os._exit, [0])
-    timer.daemon = True
-    timer.start()
+def _exit_in(seconds: float) -> Callable[[], None]:
+    """What has the process end so much later, whatever its threads and its event loop do; log lines are not held back.
+
+    The thread is there before: a signal's handler must start none, since what it interrupted may be starting one.
+    """
+    told, tell = os.pipe()
+
+    def wait() -> None:
+        os.read(told, 1)
+        time.sleep(seconds)
+        os._exit(0)
+
+    threading.Thread(target=wait, name="exit", daemon=True).start()
+
+    def begin() -> None:
+        os.write(tell, b".")
+
+    return begin
 
 
 async def _ended_before(task: "asyncio.Future[Any]", stop: asyncio.Event, grace_s: float) -> bool:

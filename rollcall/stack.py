@@ -29,6 +29,7 @@ from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.embedded.kafka_jars import Progress
 from rollcall.embedded.postgres import EmbeddedPostgres
 from rollcall.embedded.servers import EmbeddedServerError, free_port, is_free
+from rollcall.interrupting import heeding
 from rollcall.operations import serving, watching
 from rollcall.readiness import READY_FILE, announced
 from rollcall.settings import ENV_PREFIX, Settings, load_settings
@@ -129,25 +130,24 @@ def until_interrupted(main: Coroutine[Any, Any, None]) -> None:
 
 async def _interruptible(main: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(main)
-    loop = asyncio.get_running_loop()
     interrupted = False
 
-    def on_signal() -> None:
+    def interrupt(_: signal.Signals) -> None:
         nonlocal interrupted
-        if interrupted:
-            kill_all_children()
-            os._exit(1)
         interrupted = True
-        _log.info("stopping; once more to stop at once")
         task.cancel()
+        _log.info("stopping; once more to stop at once")
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, on_signal)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not interrupted:
-            raise
+    def end(*_: Any) -> None:
+        kill_all_children()
+        os._exit(1)
+
+    with heeding((signal.SIGINT, signal.SIGTERM), interrupt, again=end):
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not interrupted:
+                raise
 
 
 async def _start_roles(

@@ -61,14 +61,14 @@ def tail(
 
 
 async def _until_interrupted(settings: Settings, topic: str, shown: Shown, from_beginning: bool) -> None:
+    from rollcall.interrupting import heeding
+
     following = asyncio.ensure_future(_follow(settings, topic, shown, from_beginning))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, following.cancel)
     if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
         # A pipe's writing end becomes readable when nobody reads it any more: `... | head -1` ends by itself.
-        loop.add_reader(sys.stdout.fileno(), following.cancel)
-    await asyncio.wait({following})
+        asyncio.get_running_loop().add_reader(sys.stdout.fileno(), following.cancel)
+    with heeding((signal.SIGINT, signal.SIGTERM), lambda _: following.cancel()):
+        await asyncio.wait({following})
     if not following.cancelled():
         following.result()
 

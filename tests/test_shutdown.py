@@ -12,12 +12,13 @@ import httpx
 import psutil
 import pytest
 
+from migrations.run import migrate
 from rollcall.children import Child
 from rollcall.embedded.servers import free_port
-from rollcall.settings import Settings
-from schemas.topics import Topics
+from rollcall.settings import ENV_PREFIX, Settings
+from schemas.topics import Topics, home_partition
 from store.connection import Connection
-from tests.harness.histories import make_history
+from tests.harness.histories import Message, make_history
 from tests.harness.librdkafka import MURMUR2, produce_with_librdkafka
 from tests.harness.product import Product, running
 from tests.harness.tables import (
@@ -26,7 +27,7 @@ from tests.harness.tables import (
     finalized_events,
     folded_log,
 )
-from tests.harness.topics import create_topic
+from tests.harness.topics import create_topic, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -186,6 +187,44 @@ async def assert_the_second_sigterm_ends(child: Child) -> None:
     await eventually(lambda: not catches(child.pid, signal.SIGTERM), message="the first one is heeded")
     child.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(child.wait(), 5) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("twice", [False, True])
+async def test_a_worker_whose_log_nobody_reads_ends_in_time_and_by_a_second_sigterm_at_once(
+    settings: Settings, twice: bool
+) -> None:
+    topic = Topics(settings.topic_prefix).events
+    await create_topic(settings.bootstrap_servers, topic, partitions=2)
+    await migrate(settings.database_url, settings.database_schema)
+    reading_end, writing_end = os.pipe()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    environment |= settings.environment()
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "rollcall", "worker"), env=environment, stdout=writing_end, stderr=writing_end
+    )
+    filling = None
+
+    def waits_to_write() -> bool:
+        return "pipe_write" in Path(f"/proc/{worker.pid}/wchan").read_text()
+
+    try:
+        await eventually(lambda: catches(worker.pid, signal.SIGTERM), 60, message="the worker heeds signals")
+        filling = await asyncio.create_subprocess_exec("yes", stdout=writing_end)
+        astray = Message(b"b", b'{"batch_id": "b", "item_id": "a", "status": "succeeded"}', "b")
+        await produce(settings.bootstrap_servers, topic, [astray], partition=1 - home_partition("b", 2))
+        await eventually(waits_to_write, 60, message="its line about a record astray is not taken")
+        worker.terminate()
+        if twice:
+            await eventually(lambda: not catches(worker.pid, signal.SIGTERM), message="the signal is heeded")
+            worker.terminate()
+        assert await asyncio.wait_for(worker.wait(), 15) == (-signal.SIGTERM if twice else 0)
+    finally:
+        for process in (worker, filling):
+            if process is not None and process.returncode is None:
+                process.kill()
+                await process.wait()
+        os.close(reading_end)
+        os.close(writing_end)
 
 
 async def test_a_second_sigterm_does_not_wait_for_a_transaction_that_cannot_end(settings: Settings) -> None:
