@@ -81,25 +81,33 @@ async def serve(
 class _HeadInTime(HttpToolsProtocol):
     """Ends the connection of a client that does not say what it asks; uvicorn would keep it for ever."""
 
+    _head: asyncio.TimerHandle | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_head()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head.cancel()
-        self._await_head()
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # Anything that comes ends uvicorn's own time for a connection kept alive, also what begins no request.
+        if self._head is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_head()
 
     def on_headers_complete(self) -> None:
-        self._head.cancel()
+        self._have_head()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head.cancel()
+        self._have_head()
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
         self._head = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.abort)
+
+    def _have_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
 
 class _Server(uvicorn.Server):

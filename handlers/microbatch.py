@@ -231,21 +231,20 @@ async def _load_registers(connection: Connection, works: list[Work]) -> None:
 async def _load_listings(connection: Connection, works: list[Work]) -> None:
     if not works:
         return
-    enough = LISTED_IDS + max(len(work.results) for work in works)
-    failed, missing = await _listed(connection, [work.batch for work in works], enough)
+    failed, missing = await _listed(connection, [(work.batch, LISTED_IDS + len(work.results)) for work in works])
     for work in works:
         batch_id = work.batch.batch_id
         work.listing = Listing(failed.get(batch_id, []), missing.get(batch_id, []))
 
 
 async def _listed(
-    connection: Connection, known: Iterable[Batch], most: int
+    connection: Connection, wanted: Sequence[tuple[Batch, int]]
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """The first failed and the first missing items of each batch."""
-    with_failed = [batch.batch_id for batch in known if batch.failed]
-    with_missing = [batch.batch_id for batch in known if batch.missing and batch.expected is not None]
-    failed = await items.failed_ids(connection, with_failed, most) if with_failed else {}
-    missing = await items.missing_ids(connection, with_missing, most) if with_missing else {}
+    """The first failed and the first missing items of each batch, at most so many."""
+    with_failed = {batch.batch_id: most for batch, most in wanted if batch.failed}
+    with_missing = {batch.batch_id: most for batch, most in wanted if batch.missing and batch.expected is not None}
+    failed = await items.failed_ids(connection, with_failed) if with_failed else {}
+    missing = await items.missing_ids(connection, with_missing) if with_missing else {}
     return failed, missing
 
 
@@ -301,7 +300,7 @@ async def _tell_finalized(
     connection: Connection, micro_batch: MicroBatch, finalized: list[Batch], then: Consequences
 ) -> None:
     """Of batches finalized by the last record of this round that was stepped through; the items are written."""
-    failed, missing = await _listed(connection, finalized, LISTED_IDS)
+    failed, missing = await _listed(connection, [(batch, LISTED_IDS) for batch in finalized])
     for batch in finalized:
         batch_id = batch.batch_id
         _tell(micro_batch, batch, failed.get(batch_id, ()), missing.get(batch_id, ()), then)

@@ -1,7 +1,10 @@
 """Runs what has to clean up after itself, whoever ends it: Ctrl+C, an orchestrator's SIGTERM, a terminal that goes."""
 
 import asyncio
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -23,25 +26,47 @@ def heeding(
 ) -> Iterator[None]:
     """While it is open, have the running loop call `then` at the first of these signals; a second one is for `again`.
 
+    But for SIGHUP: a terminal that goes may send it twice. One that the process was started to ignore stays ignored.
     Not by the loop's own handlers: a write that nobody takes blocks it, and then a second signal, which by default ends
     the process, would do nothing either. `at_once` is called within the handler: it may take no lock.
     """
     loop = asyncio.get_running_loop()
 
     def handle(number: int, _: Any) -> None:
-        for each in signals:
-            signal.signal(each, again)
+        for each in heeded:
+            signal.signal(each, signal.SIG_IGN if each is signal.SIGHUP else again)
         at_once()
         with suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(then, signal.Signals(number))
 
-    before = {each: signal.signal(each, handle) for each in signals}
+    heeded = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, handle) for each in heeded}
     try:
         yield
     finally:
         for each, handler in before.items():
             if signal.getsignal(each) is handle:
                 signal.signal(each, handler)
+
+
+def call_in(seconds: float, end: Callable[[], None]) -> Callable[[], None]:
+    """What a signal's handler may call, once, to have that called so much later, whatever the event loop does.
+
+    The thread is there before: a handler must start none, since what it interrupted may be starting one.
+    """
+    told, tell = os.pipe()
+
+    def wait() -> None:
+        os.read(told, 1)
+        time.sleep(seconds)
+        end()
+
+    threading.Thread(target=wait, name="end", daemon=True).start()
+
+    def begin() -> None:
+        os.write(tell, b".")
+
+    return begin
 
 
 async def to_its_end(cleaning_up: Coroutine[Any, Any, None]) -> None:
@@ -55,10 +80,10 @@ async def to_its_end(cleaning_up: Coroutine[Any, Any, None]) -> None:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end and return what it returns; SIGTERM and SIGHUP cancel it as SIGINT does.
+    """Run `main` to its end and return what it returns; SIGINT, SIGTERM and SIGHUP cancel it.
 
-    A second one ends it at once. Raises SystemExit (128 and the signal's number) once it has cleaned up after one of
-    these, KeyboardInterrupt after SIGINT.
+    A second one, but for SIGHUP, ends it at once. Raises SystemExit (128 and the signal's number) once it has cleaned
+    up, KeyboardInterrupt after SIGINT.
     """
     ended_by: signal.Signals | None = None
 
@@ -71,14 +96,14 @@ def run(main: Coroutine[Any, Any, T]) -> T:
             ended_by = signum
             task.cancel()
 
-        # Whoever runs it with nohup does not want to hear of the terminal.
-        heeded = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
-        with heeding(heeded, end):
+        with heeding((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), end):
             return await main
 
     try:
         return asyncio.run(interruptible())
     except asyncio.CancelledError:
+        if ended_by is signal.SIGINT:
+            raise KeyboardInterrupt from None
         if ended_by is not None:
             raise SystemExit(ENDED_BY + ended_by) from None
         raise

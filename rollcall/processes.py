@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-import threading
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,7 +14,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_exp
 
 from migrations.version import WrongSchemaError, check
 from rollcall.garbage import collect_seldom
-from rollcall.interrupting import heeding
+from rollcall.interrupting import call_in, heeding
 from rollcall.operations import serving
 from rollcall.reaching import ServerError, naming
 from rollcall.readiness import announce
@@ -203,7 +201,7 @@ async def _still_starting() -> None:
 async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyncio.Event], Awaitable[None]]) -> None:
     """Prepare and run the role; a first signal lets it drain, a second one ends the process at once."""
     stop = asyncio.Event()
-    with heeding((signal.SIGINT, signal.SIGTERM), lambda _: stop.set(), at_once=_exit_in(EXIT_TIMEOUT_S)):
+    with heeding((signal.SIGINT, signal.SIGTERM), lambda _: stop.set(), at_once=call_in(EXIT_TIMEOUT_S, _exit)):
         await _prepare_and_run(settings, role, stop)
 
 
@@ -222,24 +220,9 @@ async def _prepare_and_run(
     working.result()
 
 
-def _exit_in(seconds: float) -> Callable[[], None]:
-    """What has the process end so much later, whatever its threads and its event loop do; log lines are not held back.
-
-    The thread is there before: a signal's handler must start none, since what it interrupted may be starting one.
-    """
-    told, tell = os.pipe()
-
-    def wait() -> None:
-        os.read(told, 1)
-        time.sleep(seconds)
-        os._exit(0)
-
-    threading.Thread(target=wait, name="exit", daemon=True).start()
-
-    def begin() -> None:
-        os.write(tell, b".")
-
-    return begin
+def _exit() -> None:
+    """At once, whatever the threads and the event loop do; log lines are not held back by anything."""
+    os._exit(0)
 
 
 async def _ended_before(task: "asyncio.Future[Any]", stop: asyncio.Event, grace_s: float) -> bool:

@@ -84,6 +84,7 @@ def promote(
 
 
 async def _promote(settings: Settings, schema: str, emit_changes: bool, processes: int) -> Promoted:
+    from rollcall.rendering import note
     from rollcall.replaying import ReplayError, begins_midway, shadow_database
     from store.positions import LostRaceError
     from store.promotion import Promotion
@@ -114,7 +115,11 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
             promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
         except LostRaceError:
             raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
-        return replace(promoted, has_pruned=await _has_pruned(connection))
+        try:
+            return replace(promoted, has_pruned=await _has_pruned(connection))
+        except asyncio.CancelledError:
+            note(f'"{schema}" is "{settings.database_schema}" now; the old one is "{promoted.old}"')
+            raise
 
 
 async def _has_pruned(connection: Connection) -> bool | None:
@@ -271,9 +276,11 @@ async def _commit(settings: Settings, connection: Connection, shadow: str, old: 
         note(unknown)
         raise
     except Exception as error:
-        if not is_transient(error):
-            raise
-        raise ReplayError(f"{failure(error, settings, 'PostgreSQL') or error}; {unknown}") from error
+        if is_transient(error):
+            raise ReplayError(f"{failure(error, settings, 'PostgreSQL') or error}; {unknown}") from error
+        if corrections:
+            note(f"nothing has changed{but_for}: each has its batch published once more, with the outcome that it had")
+        raise
 
 
 async def _correct(settings: Settings, live: Live, corrections: list[Changed], deadline: float) -> None:
@@ -294,7 +301,8 @@ async def _correct(settings: Settings, live: Live, corrections: list[Changed], d
         " on the log by now: each has its batch published once more, with the outcome that it had"
     )
     try:
-        async with asyncio.timeout_at(deadline):
+        async with AsyncExitStack() as until_sent, asyncio.timeout_at(deadline):
+            until_sent.push_async_callback(sender.close)
             await sender.events(
                 [
                     {
@@ -313,8 +321,6 @@ async def _correct(settings: Settings, live: Live, corrections: list[Changed], d
         raise ReplayError(
             f"{failure(error, settings, 'Kafka')}; so {given_up}. Try again when Kafka answers"
         ) from error
-    finally:
-        await sender.close()
 
 
 async def _locked(connection: Connection, promotion: Promotion) -> float:

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from rollcall.embedded.kafka import EmbeddedKafka
 from rollcall.embedded.kafka_jars import Progress
 from rollcall.embedded.postgres import EmbeddedPostgres
 from rollcall.embedded.servers import EmbeddedServerError, free_port, is_free
-from rollcall.interrupting import heeding
+from rollcall.interrupting import call_in, heeding
 from rollcall.operations import serving, watching
 from rollcall.readiness import READY_FILE, announced
 from rollcall.settings import ENV_PREFIX, Settings, load_settings
@@ -123,6 +124,10 @@ async def run(settings: Settings, *, workers: int) -> None:
             await supervisor.unless_refused(asyncio.Event().wait())
 
 
+STOP_TIMEOUT_S = 30.0
+"""For processes, and then servers; a process whose own log lines nobody takes stops none of them."""
+
+
 def until_interrupted(main: Coroutine[Any, Any, None]) -> None:
     """Run `main`; SIGINT and SIGTERM cancel it and this returns when it has cleaned up, a second one ends at once."""
     asyncio.run(_interruptible(main))
@@ -136,18 +141,24 @@ async def _interruptible(main: Coroutine[Any, Any, None]) -> None:
         nonlocal interrupted
         interrupted = True
         task.cancel()
-        _log.info("stopping; once more to stop at once")
+        if _is_read(sys.stderr):
+            _log.info("stopping; once more to stop at once")
 
     def end(*_: Any) -> None:
         kill_all_children()
         os._exit(1)
 
-    with heeding((signal.SIGINT, signal.SIGTERM), interrupt, again=end):
+    with heeding((signal.SIGINT, signal.SIGTERM), interrupt, at_once=call_in(STOP_TIMEOUT_S, end), again=end):
         try:
             await task
         except asyncio.CancelledError:
             if not interrupted:
                 raise
+
+
+def _is_read(output: IO[str]) -> bool:
+    """Whether a line can be written without waiting until somebody reads what was written before."""
+    return bool(select.select([], [output], [], 0)[1])
 
 
 async def _start_roles(

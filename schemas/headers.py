@@ -101,7 +101,7 @@ def traceparent_of(headers: Iterable[tuple[str, bytes]]) -> str | None:
 
 def forwarded_from(headers: Iterable[tuple[str, bytes]], log: str) -> tuple[int, int] | None:
     """(partition, offset) at which a record of this log was first read; None where it is no forward of it."""
-    if text_of(headers, FORWARDED_LOG) != log:
+    if (text_of(headers, FORWARDED_LOG) or "") != log:
         return None
     return _place(headers, FORWARDED_PARTITION, FORWARDED_OFFSET)
 

@@ -1,7 +1,7 @@
 """Statements on ``item_results``, ``late_results`` and ``expected_items``."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
 import asyncpg
@@ -43,23 +43,24 @@ _UPSERT = {table.name: _upsert(table) for table in (item_results, late_results)}
 _ON_MANIFEST = f"SELECT batch_id, item_id FROM {_KEYS} JOIN expected_items e USING (batch_id, item_id)"
 
 # The first failed items of each given batch, by id; the partial index of failed items answers it.
+# (batch ids, how many of each)
 _FAILED = """
-SELECT b.batch_id, i.item_id FROM unnest($1::text[]) AS b(batch_id)
+SELECT b.batch_id, i.item_id FROM unnest($1::text[], $2::int8[]) AS b(batch_id, most)
 CROSS JOIN LATERAL (
-    SELECT item_id FROM item_results WHERE batch_id = b.batch_id AND status = 'failed' ORDER BY item_id LIMIT $2
+    SELECT item_id FROM item_results WHERE batch_id = b.batch_id AND status = 'failed' ORDER BY item_id LIMIT b.most
 ) i
 """
 
-# The first items on each given batch's manifest that have no terminal result, by id.
+# The first items on each given batch's manifest that have no terminal result, by id. (batch ids, how many of each)
 _MISSING = """
-SELECT b.batch_id, i.item_id FROM unnest($1::text[]) AS b(batch_id)
+SELECT b.batch_id, i.item_id FROM unnest($1::text[], $2::int8[]) AS b(batch_id, most)
 CROSS JOIN LATERAL (
     SELECT e.item_id FROM expected_items e
     WHERE e.batch_id = b.batch_id AND NOT EXISTS (
         SELECT FROM item_results r
         WHERE r.batch_id = e.batch_id AND r.item_id = e.item_id AND r.status <> 'retrying'
     )
-    ORDER BY e.item_id LIMIT $2
+    ORDER BY e.item_id LIMIT b.most
 ) i
 """
 
@@ -143,14 +144,14 @@ async def expect(connection: Connection, keys: Sequence[ItemKey]) -> None:
     )
 
 
-async def failed_ids(connection: Connection, batch_ids: Sequence[str], limit: int) -> dict[str, list[str]]:
-    """The first failed items of each batch."""
-    return _listed(await connection.fetch(_FAILED, batch_ids, limit))
+async def failed_ids(connection: Connection, most: Mapping[str, int]) -> dict[str, list[str]]:
+    """The first failed items of each batch, at most so many."""
+    return _listed(await connection.fetch(_FAILED, list(most), list(most.values())))
 
 
-async def missing_ids(connection: Connection, batch_ids: Sequence[str], limit: int) -> dict[str, list[str]]:
-    """The first unanswered items of each batch with a manifest."""
-    return _listed(await connection.fetch(_MISSING, batch_ids, limit))
+async def missing_ids(connection: Connection, most: Mapping[str, int]) -> dict[str, list[str]]:
+    """The first unanswered items of each batch with a manifest, at most so many."""
+    return _listed(await connection.fetch(_MISSING, list(most), list(most.values())))
 
 
 async def _load(connection: Connection, table: Table, keys: Iterable[ItemKey]) -> dict[str, dict[str, ItemRow]]:

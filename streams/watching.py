@@ -98,16 +98,17 @@ class Watcher:
 async def _known_ends(consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
     """The ends that Kafka says in time: a partition without a leader must not keep back the alerts of all others."""
 
-    async def asked(partition: TopicPartition) -> int | None:
+    async def asked(partition: TopicPartition) -> int | Exception:
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 end: int = (await consumer.end_offsets([partition]))[partition]
                 return end
         except (KafkaError, TimeoutError) as error:
-            log.warning(
-                "where the log ends is not known at the moment", partition=partition.partition, error=repr(error)
-            )
-            return None
+            return error
 
-    ends = await asyncio.gather(*map(asked, partitions))
-    return {tp: end for tp, end in zip(partitions, ends, strict=True) if end is not None}
+    said = dict(zip(partitions, await asyncio.gather(*map(asked, partitions)), strict=True))
+    unknown = {tp.partition: each for tp, each in said.items() if isinstance(each, Exception)}
+    if unknown:
+        why = repr(next(iter(unknown.values())))
+        log.warning("where partitions end is not known at the moment", partitions=sorted(unknown), error=why)
+    return {tp: each for tp, each in said.items() if isinstance(each, int)}

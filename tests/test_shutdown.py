@@ -189,9 +189,17 @@ async def assert_the_second_sigterm_ends(child: Child) -> None:
     assert await asyncio.wait_for(child.wait(), 5) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("twice", [False, True])
-async def test_a_worker_whose_log_nobody_reads_ends_in_time_and_by_a_second_sigterm_at_once(
-    settings: Settings, twice: bool
+@pytest.mark.parametrize(
+    ("command", "twice", "code"),
+    [
+        ("worker", False, 0),
+        ("worker", True, -signal.SIGTERM),
+        ("run", True, 1),
+        ("run", False, 0),
+    ],
+)
+async def test_processes_whose_log_nobody_reads_end_in_time_and_by_a_second_sigterm_at_once(
+    settings: Settings, command: str, twice: bool, code: int
 ) -> None:
     topic = Topics(settings.topic_prefix).events
     await create_topic(settings.bootstrap_servers, topic, partitions=2)
@@ -199,30 +207,40 @@ async def test_a_worker_whose_log_nobody_reads_ends_in_time_and_by_a_second_sigt
     reading_end, writing_end = os.pipe()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     environment |= settings.environment()
-    worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "rollcall", "worker"), env=environment, stdout=writing_end, stderr=writing_end
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "rollcall", command), env=environment, stdout=writing_end, stderr=writing_end
     )
     filling = None
 
-    def waits_to_write() -> bool:
-        return "pipe_write" in Path(f"/proc/{worker.pid}/wchan").read_text()
+    def read_past(said: bytes) -> None:
+        found = b""
+        while said not in found:
+            found += os.read(reading_end, 4096)
+
+    def waits_to_write(pid: int) -> bool:
+        return "pipe_write" in Path(f"/proc/{pid}/wchan").read_text()
 
     try:
-        await eventually(lambda: catches(worker.pid, signal.SIGTERM), 60, message="the worker heeds signals")
+        await eventually(lambda: catches(process.pid, signal.SIGTERM), 60, message="it heeds signals")
+        if command == "run":
+            await asyncio.wait_for(asyncio.to_thread(read_past, b"processes="), 60)
         filling = await asyncio.create_subprocess_exec("yes", stdout=writing_end)
+        await eventually(lambda: waits_to_write(filling.pid), message="nothing more can be written")
         astray = Message(b"b", b'{"batch_id": "b", "item_id": "a", "status": "succeeded"}', "b")
         await produce(settings.bootstrap_servers, topic, [astray], partition=1 - home_partition("b", 2))
-        await eventually(waits_to_write, 60, message="its line about a record astray is not taken")
-        worker.terminate()
+        if command == "worker":
+            await eventually(lambda: waits_to_write(process.pid), 60, message="its line about a record astray waits")
+        process.terminate()
         if twice:
-            await eventually(lambda: not catches(worker.pid, signal.SIGTERM), message="the signal is heeded")
-            worker.terminate()
-        assert await asyncio.wait_for(worker.wait(), 15) == (-signal.SIGTERM if twice else 0)
+            if command == "worker":
+                await eventually(lambda: not catches(process.pid, signal.SIGTERM), message="the signal is heeded")
+            process.terminate()
+        assert await asyncio.wait_for(process.wait(), 15) == code
     finally:
-        for process in (worker, filling):
-            if process is not None and process.returncode is None:
-                process.kill()
-                await process.wait()
+        for each in (process, filling):
+            if each is not None and each.returncode is None:
+                each.kill()
+                await each.wait()
         os.close(reading_end)
         os.close(writing_end)
 

@@ -76,7 +76,7 @@ async def test_a_request_whose_head_does_not_end_holds_no_connection(monkeypatch
     served = asyncio.create_task(serving.serve(app, listener, stop, ready.set))
     try:
         await ready.wait()
-        for asked, sent in ((b"", b""), (b"", whole[:20]), (whole, b""), (whole, whole[:20])):
+        for asked, sent in ((b"", b""), (b"", whole[:20]), (whole, b""), (whole, whole[:20]), (whole, b"\r\n")):
             reader, writer = await asyncio.open_connection(*listener.getsockname())
             writer.write(asked)
             async with asyncio.timeout(30):

@@ -138,6 +138,9 @@ async def test_a_verification_that_is_terminated_leaves_no_schema_behind(
 
         await eventually(is_at_work, 60, interval_s=0.01)
         process.send_signal(signum)
+        if signum is signal.SIGHUP:  # a shell says it, and then the kernel, that the terminal has gone
+            await asyncio.sleep(0.001)
+            process.send_signal(signum)
         await asyncio.wait_for(process.communicate(), 30)
         assert process.returncode == ENDED_BY + signum
         assert not await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema)
