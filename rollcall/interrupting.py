@@ -26,7 +26,7 @@ def heeding(
 ) -> Iterator[None]:
     """While it is open, have the running loop call `then` at the first of these signals; a second one is for `again`.
 
-    But for SIGHUP: a terminal that goes may send it twice. One that the process was started to ignore stays ignored.
+    But for SIGHUP: a terminal that goes may send it twice, and with nohup nobody wants to hear of it.
     Not by the loop's own handlers: a write that nobody takes blocks it, and then a second signal, which by default ends
     the process, would do nothing either. `at_once` is called within the handler: it may take no lock.
     """
@@ -39,7 +39,8 @@ def heeding(
         with suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(then, signal.Signals(number))
 
-    heeded = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
+    unheard = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    heeded = [each for each in signals if each not in unheard]
     before = {each: signal.signal(each, handle) for each in heeded}
     try:
         yield

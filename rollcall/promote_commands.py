@@ -90,36 +90,39 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
     from store.promotion import Promotion
     from streams.applying import connect_to_apply
 
-    async with AsyncExitStack() as stack:
-        connection = await settings.database().connect(
-            "promote",
-            command_timeout=PREPARE_TIMEOUT_S,
-            lock_timeout=str(LOCK_TIMEOUT_MS),
-            work_mem=WORK_MEM,
-            idle_in_transaction_session_timeout=str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
-        )
-        stack.callback(connection.terminate)
-        live = await _checked(settings, connection, schema)
-        await _catch_up(settings, live, schema, processes)
-        folding = await connect_to_apply(shadow_database(settings, schema), "promote")
-        stack.callback(folding.terminate)
-        from rollcall.replaying import replaying
+    promoted: Promoted | None = None
+    try:
+        async with AsyncExitStack() as stack:
+            connection = await settings.database().connect(
+                "promote",
+                command_timeout=PREPARE_TIMEOUT_S,
+                lock_timeout=str(LOCK_TIMEOUT_MS),
+                work_mem=WORK_MEM,
+                idle_in_transaction_session_timeout=str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
+            )
+            stack.callback(connection.terminate)
+            live = await _checked(settings, connection, schema)
+            await _catch_up(settings, live, schema, processes)
+            folding = await connect_to_apply(shadow_database(settings, schema), "promote")
+            stack.callback(folding.terminate)
+            from rollcall.replaying import replaying
 
-        replay = await stack.enter_async_context(replaying(settings, schema, live.homes, connection=folding))
-        promotion = Promotion(connection, settings.database_schema, schema)
-        try:
-            await _pursue(settings, connection, live, replay)
-            await promotion.prepare(datetime.now(UTC) - settings.dead_letters_kept)
-            await _pursue(settings, connection, live, replay)
-            begins = await begins_midway(settings, live, folding)
-            promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
-        except LostRaceError:
-            raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
-        try:
-            return replace(promoted, has_pruned=await _has_pruned(connection))
-        except asyncio.CancelledError:
+            replay = await stack.enter_async_context(replaying(settings, schema, live.homes, connection=folding))
+            promotion = Promotion(connection, settings.database_schema, schema)
+            try:
+                await _pursue(settings, connection, live, replay)
+                await promotion.prepare(datetime.now(UTC) - settings.dead_letters_kept)
+                await _pursue(settings, connection, live, replay)
+                begins = await begins_midway(settings, live, folding)
+                promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
+            except LostRaceError:
+                raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
+            promoted = replace(promoted, has_pruned=await _has_pruned(connection))
+    except asyncio.CancelledError:
+        if promoted is not None:
             note(f'"{schema}" is "{settings.database_schema}" now; the old one is "{promoted.old}"')
-            raise
+        raise
+    return promoted
 
 
 async def _has_pruned(connection: Connection) -> bool | None:

@@ -125,7 +125,7 @@ async def run(settings: Settings, *, workers: int) -> None:
 
 
 STOP_TIMEOUT_S = 30.0
-"""For processes, and then servers; a process whose own log lines nobody takes stops none of them."""
+"""For processes, and then servers; blocked by a log line that nobody takes, it would stop none of them."""
 
 
 def until_interrupted(main: Coroutine[Any, Any, None]) -> None:

@@ -21,6 +21,7 @@ from store.connection import Connection
 from tests.harness.histories import Message, make_history
 from tests.harness.librdkafka import MURMUR2, produce_with_librdkafka
 from tests.harness.product import Product, running
+from tests.harness.signals import catches
 from tests.harness.tables import (
     assert_events_are_the_models,
     assert_tables_are_the_models,
@@ -119,13 +120,6 @@ async def is_stopped(child: Child) -> bool:
     return psutil.Process(child.pid).status() == psutil.STATUS_STOPPED
 
 
-def catches(pid: int, signum: signal.Signals) -> bool:
-    """Whether a process has a handler of its own for a signal; ours have one until the first has come."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    [caught] = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
-    return bool(int(caught, 16) >> (signum - 1) & 1)
-
-
 FOLDS_FOR_LONG = """
 import sys, time
 from handlers import microbatch
@@ -194,7 +188,6 @@ async def assert_the_second_sigterm_ends(child: Child) -> None:
     [
         ("worker", False, 0),
         ("worker", True, -signal.SIGTERM),
-        ("run", True, 1),
         ("run", False, 0),
     ],
 )
@@ -232,8 +225,7 @@ async def test_processes_whose_log_nobody_reads_end_in_time_and_by_a_second_sigt
             await eventually(lambda: waits_to_write(process.pid), 60, message="its line about a record astray waits")
         process.terminate()
         if twice:
-            if command == "worker":
-                await eventually(lambda: not catches(process.pid, signal.SIGTERM), message="the signal is heeded")
+            await eventually(lambda: not catches(process.pid, signal.SIGTERM), message="the signal is heeded")
             process.terminate()
         assert await asyncio.wait_for(process.wait(), 15) == code
     finally:

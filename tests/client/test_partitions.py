@@ -21,8 +21,8 @@ from rollcall_client.jobs.command import STOPPED
 from tests.client.sample_jobs import Meeting, Recorded, alone_stops_at_the_third, stops_at_the_third
 from tests.client.test_reruns import answered, done_items, environment
 from tests.harness.product import Product
+from tests.harness.signals import catches
 from tests.harness.waiting import eventually
-from tests.test_shutdown import catches
 
 ROLLCALL_JOB = str(Path(sysconfig.get_path("scripts")) / "rollcall-job")
 

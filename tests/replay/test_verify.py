@@ -22,6 +22,7 @@ from tests.faults.proxy import Proxy
 from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import Product, running
+from tests.harness.signals import catches
 from tests.harness.tables import table_rows
 from tests.harness.topics import Record, drain, end_offsets, produce
 from tests.harness.waiting import eventually
@@ -139,7 +140,7 @@ async def test_a_verification_that_is_terminated_leaves_no_schema_behind(
         await eventually(is_at_work, 60, interval_s=0.01)
         process.send_signal(signum)
         if signum is signal.SIGHUP:  # a shell says it, and then the kernel, that the terminal has gone
-            await asyncio.sleep(0.001)
+            await eventually(lambda: not catches(process.pid, signum), message="the first one is heeded")
             process.send_signal(signum)
         await asyncio.wait_for(process.communicate(), 30)
         assert process.returncode == ENDED_BY + signum
