@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import psutil
 import pytest
 
 from migrations.version import SCHEMA_VERSION
@@ -332,6 +334,42 @@ async def test_a_schema_that_is_migrated_until_the_pause_begins_is_not_promoted(
                 await _promote(settings, shadow, emit_changes=False, processes=1)
             async with product.connection() as connection:
                 await connection.execute(f"UPDATE {schema}.alembic_version SET version_num = $1", SCHEMA_VERSION)
+
+
+async def test_a_shadow_whose_last_record_is_not_the_live_schemas_is_not_promoted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with replayed(settings) as (product, shadow):
+
+        async def locked(*of: Any) -> float:
+            async with product.connection() as connection:
+                await connection.execute(f"UPDATE {shadow}.positions SET last_checksum = last_checksum + 1")
+            return await _locked(*of)
+
+        monkeypatch.setattr("rollcall.promote_commands._locked", locked)
+        with pytest.raises(ReplayError, match="run `rollcall verify` to see why; nothing has changed"):
+            await _promote(settings, shadow, emit_changes=False, processes=1)
+
+
+async def test_events_that_a_relay_had_sent_and_not_marked_are_marked_in_the_promoted_schema(
+    settings: Settings,
+) -> None:
+    async with replayed(settings) as (product, shadow), product.connection() as connection:
+        relay = await product.start_relay(failpoint="mark.before:1:stop")
+        stopped = psutil.Process(relay.pid)
+        await eventually(lambda: stopped.status() == psutil.STATUS_STOPPED, message="the relay has sent the event")
+        [event] = (await finalized_events(settings))["b"]
+        done = await commands.rollcall(settings, "promote", shadow, "--yes")
+        assert done.exit_code == 0, done.stderr
+        unpublished = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+        assert await connection.fetchval(unpublished)
+        relay.send_signal(signal.SIGCONT)
+
+        async def all_marked() -> bool:
+            return not await connection.fetchval(unpublished)
+
+        await eventually(all_marked, 60)
+        assert (await finalized_events(settings))["b"] == [event]
 
 
 async def test_a_promotion_that_has_happened_is_told_whatever_fails_behind_it(settings: Settings) -> None:

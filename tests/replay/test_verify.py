@@ -128,7 +128,11 @@ async def test_a_verification_that_is_terminated_leaves_no_schema_behind(
 ) -> None:
     await live_history(settings, 20261129, batches=24)
     slow = settings.model_copy(update={"max_records": 20})
-    process = await commands.start(slow, "verify", "--all", "--processes", "1")
+    before = signal.signal(signum, signal.SIG_DFL)  # with nohup these tests ignore SIGHUP, and so would what they start
+    try:
+        process = await commands.start(slow, "verify", "--all", "--processes", "1")
+    finally:
+        signal.signal(signum, before)
     schema = f"{settings.database_schema}_verify"
     connection = await settings.database().connect("test")
     try:
