@@ -173,11 +173,12 @@ def redrive(
                     held = await dead_letters.hold(connection, [each.key for each in sendable])
                     # Trimmed meanwhile, one that is refused again would be a new one.
                     sendable = [each for each in sendable if each.key in held]
-                    keys = [each.key for each in sendable]
                     async with _awake(connection):
                         with naming(settings, "Kafka"):
                             not_taken = await send(settings.kafka_connection(), sendable, log_id)
-                    await dead_letters.note_redriven(connection, [key for key in keys if key not in not_taken])
+                    await dead_letters.note_redriven(
+                        connection, [each.key for each in sendable if each.key not in not_taken]
+                    )
                 for key, error in not_taken.items():
                     note(f"{_place(key)} was not sent: {failure(error, settings)}")
                 sent, refused = sent + len(sendable) - len(not_taken), refused + len(not_taken)

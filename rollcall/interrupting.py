@@ -13,7 +13,6 @@ T = TypeVar("T")
 
 ENDED_BY = 128
 """The exit code that a shell gives what ended by a signal is this and the signal's number."""
-TERMINATED = ENDED_BY + signal.SIGTERM
 
 
 @contextmanager
@@ -39,8 +38,7 @@ def heeding(
         with suppress(RuntimeError):  # the loop has ended by itself
             loop.call_soon_threadsafe(then, signal.Signals(number))
 
-    unheard = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
-    heeded = [each for each in signals if each not in unheard]
+    heeded = [each for each in signals if each is not signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN]
     before = {each: signal.signal(each, handle) for each in heeded}
     try:
         yield

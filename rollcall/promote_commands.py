@@ -109,15 +109,14 @@ async def _promote(settings: Settings, schema: str, emit_changes: bool, processe
 
             replay = await stack.enter_async_context(replaying(settings, schema, live.homes, connection=folding))
             promotion = Promotion(connection, settings.database_schema, schema)
-            try:
-                await _pursue(settings, connection, live, replay)
-                await promotion.prepare(datetime.now(UTC) - settings.dead_letters_kept)
-                await _pursue(settings, connection, live, replay)
-                begins = await begins_midway(settings, live, folding)
-                promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
-            except LostRaceError:
-                raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
+            await _pursue(settings, connection, live, replay)
+            await promotion.prepare(datetime.now(UTC) - settings.dead_letters_kept)
+            await _pursue(settings, connection, live, replay)
+            begins = await begins_midway(settings, live, folding)
+            promoted = await _take_over(settings, connection, live, promotion, replay, begins, emit_changes)
             promoted = replace(promoted, has_pruned=await _has_pruned(connection))
+    except LostRaceError:
+        raise ReplayError(f'somebody else replays into "{schema}": wait for its end') from None
     except asyncio.CancelledError:
         if promoted is not None:
             note(f'"{schema}" is "{settings.database_schema}" now; the old one is "{promoted.old}"')

@@ -9,19 +9,19 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from migrations.run import migrate
 from rollcall.children import Child
 from rollcall.embedded.servers import free_port
-from rollcall.settings import ENV_PREFIX, Settings
+from rollcall.settings import Settings
 from schemas.topics import Topics, home_partition
 from store.connection import Connection
+from tests.harness import commands
 from tests.harness.histories import Message, make_history
 from tests.harness.librdkafka import MURMUR2, produce_with_librdkafka
 from tests.harness.product import Product, running
-from tests.harness.signals import catches
+from tests.harness.signals import catches, is_stopped
 from tests.harness.tables import (
     assert_events_are_the_models,
     assert_tables_are_the_models,
@@ -105,7 +105,7 @@ async def test_a_transaction_in_flight_when_sigterm_comes_is_committed_and_marke
         await eventually(product._is_caught_up)
         # It stops where the records are sent and the transaction is open: it has the signal when it goes on.
         relay = await product.start_relay(failpoint="send.after:1:stop")
-        await eventually(lambda: is_stopped(relay), message="the relay stops at its failpoint")
+        await eventually(lambda: is_stopped(relay.pid), message="the relay stops at its failpoint")
         relay.send_signal(signal.SIGTERM)
         relay.send_signal(signal.SIGCONT)
         assert await asyncio.wait_for(relay.wait(), 15) == 0
@@ -114,10 +114,6 @@ async def test_a_transaction_in_flight_when_sigterm_comes_is_committed_and_marke
         assert rows, "the batch is finalized"
         assert all(row[0] for row in rows), "what was sent is committed, and marked"
         assert len(await finalized_events(settings)) == len(rows)
-
-
-async def is_stopped(child: Child) -> bool:
-    return psutil.Process(child.pid).status() == psutil.STATUS_STOPPED
 
 
 FOLDS_FOR_LONG = """
@@ -198,10 +194,8 @@ async def test_processes_whose_log_nobody_reads_end_in_time_and_by_a_second_sigt
     await create_topic(settings.bootstrap_servers, topic, partitions=2)
     await migrate(settings.database_url, settings.database_schema)
     reading_end, writing_end = os.pipe()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
-    environment |= settings.environment()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "rollcall", command), env=environment, stdout=writing_end, stderr=writing_end
+        *commands.argv(command), env=commands.environment(settings), stdout=writing_end, stderr=writing_end
     )
     filling = None
 

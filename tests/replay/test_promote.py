@@ -11,11 +11,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 import pytest
 
 from migrations.version import SCHEMA_VERSION
-from rollcall.interrupting import TERMINATED
+from rollcall.interrupting import ENDED_BY
 from rollcall.promote_commands import _locked, _promote
 from rollcall.replaying import ReplayError
 from rollcall.settings import Settings
@@ -26,6 +25,7 @@ from streams import sending
 from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import Product, running
+from tests.harness.signals import is_stopped
 from tests.harness.tables import finalized_events, table_rows
 from tests.harness.topics import create_topic, drain, produce
 from tests.harness.waiting import eventually
@@ -356,8 +356,7 @@ async def test_events_that_a_relay_had_sent_and_not_marked_are_marked_in_the_pro
 ) -> None:
     async with replayed(settings) as (product, shadow), product.connection() as connection:
         relay = await product.start_relay(failpoint="mark.before:1:stop")
-        stopped = psutil.Process(relay.pid)
-        await eventually(lambda: stopped.status() == psutil.STATUS_STOPPED, message="the relay has sent the event")
+        await eventually(lambda: is_stopped(relay.pid), message="the relay has sent the event")
         [event] = (await finalized_events(settings))["b"]
         done = await commands.rollcall(settings, "promote", shadow, "--yes")
         assert done.exit_code == 0, done.stderr
@@ -415,7 +414,7 @@ async def test_whoever_ends_a_promotion_at_its_commit_is_told_how_to_look(settin
         process.terminate()
         _, said = await asyncio.wait_for(process.communicate(), 30)
         await connection.execute("SELECT pg_terminate_backend($1)", pid)
-        assert process.returncode == TERMINATED
+        assert process.returncode == ENDED_BY + signal.SIGTERM
         assert "there was no answer to the COMMIT" in said.decode()
         assert f'"{settings.database_schema}_until_' in said.decode()
 
