@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -201,6 +202,49 @@ async def test_what_a_broker_that_stays_away_did_not_take_is_named(
         await impatient.close()
         with pytest.raises(RollcallError, match="closed"):
             await batch.succeeded("three")
+
+
+async def test_what_waits_behind_what_is_given_up_is_given_up_with_it_not_after_a_time_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "CHUNK_BYTES", 1)
+    items = [f"{number}" for number in range(100)]
+    async with a_broker_of_ones_own(tmp_path_factory) as kafka:
+        rc = Rollcall(kafka.bootstrap_servers, delivery_timeout_s=2)
+        await rc.start()
+        batch = await rc.open(total_items=len(items), batch_id="lost")
+        await rc.flush()
+        await kafka.stop()
+        for item in items:
+            await batch.succeeded(item)
+        with pytest.raises(DeliveryError) as raised:
+            await asyncio.wait_for(rc.close(), 90)  # of two seconds each they would take 200
+        assert raised.value.items == [("lost", item) for item in items]
+
+
+async def test_while_the_program_holds_up_the_event_loop_nothing_is_given_up(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acknowledged = publishing.Publisher._acknowledged
+    held_up = False
+
+    async def after_four_seconds(self: publishing.Publisher, *arguments: Any) -> None:
+        nonlocal held_up
+        if not held_up:
+            held_up = True
+            time.sleep(4)  # noqa: ASYNC251 - that is what it is about
+        await acknowledged(self, *arguments)
+
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic)
+    async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix, delivery_timeout_s=3) as rc:
+        batch = await rc.open(total_items=1, batch_id="b")
+        await rc.flush()
+        monkeypatch.setattr(publishing, "ATTEMPT_S", 0.5)
+        monkeypatch.setattr(publishing.Publisher, "_acknowledged", after_four_seconds)
+        await batch.succeeded("one")
+    assert held_up
+    assert await item_ids(servers.bootstrap_servers, topic) == {None, "one"}
 
 
 async def test_what_is_given_up_is_named_by_every_flush_that_waited_for_it_and_by_none_after(

@@ -77,6 +77,7 @@ class _Buffered(NamedTuple):
     value: bytes
     mark: _Mark
     opens: bool
+    tried_s: float  # the publisher's, as it was published
 
 
 class _Chunk(NamedTuple):
@@ -88,8 +89,8 @@ class Publisher:
     """Publishes to ``rollcall.events`` in rounds: what gathers while one is under way goes out with the next.
 
     A round takes a chunk of every partition. Whatever happens to the producer, what is unacknowledged goes out again,
-    through a new one, until ``delivery_timeout_s`` after it first went out; that Rollcall then gets something twice
-    changes nothing there.
+    through a new one, until Kafka took nothing of its partition for ``delivery_timeout_s`` since it was published; that
+    Rollcall then gets something twice changes nothing there.
 
     Where a message about a batch itself is given up, all that comes behind it of this batch is given up with it, until
     a flush has said so: a part of a manifest, and the seal behind it, would end the batch before its time. That flush
@@ -116,6 +117,8 @@ class Publisher:
         self._halted: dict[str, bool] = {}  # of all of these
         self._half_opened: dict[str, bool] = {}  # whose opening was given up, also in part; whether for want of time
         self._cause = ""
+        self._tried_s = 0.0  # in all; unlike a clock it stands while the event loop, or the process, does
+        self._taken_at: dict[int, float] = {}  # by partition: what that was as Kafka last took something
         self._closed = False
         self._appended: dict[str, Appended] = {}
         self._appended_last: dict[str, Appended] = {}
@@ -175,7 +178,7 @@ class Publisher:
             raise RollcallError("this client is closed" if self._closed else "this client is not started: async with")
         if self._has_ended:
             raise RollcallError(f"this client sends nothing any more: {self._cause}")
-        message = _Buffered(batch_id, item_id, batch_id.encode(), value, self._mark, opens)
+        message = _Buffered(batch_id, item_id, batch_id.encode(), value, self._mark, opens, self._tried_s)
         if self._is_halted(batch_id):
             self._note_given_up(message, may_pass=self._halted.get(batch_id, True))
             return
@@ -263,25 +266,30 @@ class Publisher:
 
     async def _deliver(self, chunks: Sequence[_Chunk]) -> None:
         """Send until all is acknowledged or given up."""
-        started = time.monotonic()
         while chunks:
-            left_s = started + self._delivery_timeout_s - time.monotonic()
-            if left_s <= 0:
-                self._give_up(chunks, f"for {self._delivery_timeout_s:g} s", may_pass=True)
-                return
+            if overdue := [chunk for chunk in chunks if self._left_s(chunk) <= 0]:
+                self._give_up(overdue, f"for {self._delivery_timeout_s:g} s", may_pass=True)
+                chunks = self._going(chunk for chunk in chunks if self._left_s(chunk) > 0)
+                continue
             # Of a chunk that was halved the first part alone: the other stays behind it, and may be given up with it.
             first = {chunk.partition: chunk for chunk in reversed(chunks)}
             behind = [chunk for chunk in chunks if chunk is not first[chunk.partition]]
-            again = await self._attempt(list(first.values()), min(left_s, ATTEMPT_S))
+            again = await self._attempt(list(first.values()), min(ATTEMPT_S, *map(self._left_s, chunks)))
             # At once: a flush that is told of what was given up lets the rest of its batch go on.
-            left = [_Chunk(chunk.partition, self._without_halted(chunk.messages)) for chunk in behind]
+            left = self._going(behind)
             if any(chunk is first[chunk.partition] for chunk in again):
-                await asyncio.sleep(min(BACKOFF_S, max(left_s, 0)))
-            chunks = [*again, *(chunk for chunk in left if chunk.messages)]
+                await asyncio.sleep(BACKOFF_S)
+                self._tried_s += BACKOFF_S
+            chunks = [*again, *left]
+
+    def _left_s(self, chunk: _Chunk) -> float:
+        """For how long a chunk is still tried: by its last message, since it goes out as a whole."""
+        since = max(chunk.messages[-1].tried_s, self._taken_at.get(chunk.partition, 0.0))
+        return since + self._delivery_timeout_s - self._tried_s
 
     async def _attempt(self, chunks: Sequence[_Chunk], timeout_s: float) -> list[_Chunk]:
         """Send once, by a producer that then is given up unless all went well; the chunks to send again."""
-        deadline = time.monotonic() + timeout_s
+        began = time.monotonic()
         sent: list[asyncio.Future[RecordMetadata]] = []
         failure: BaseException | None = None
         try:
@@ -294,13 +302,15 @@ class Publisher:
         except Exception as error:  # not Kafka's alone: it asserts that it knows the partition, uvloop has its own
             failure = error
         try:
-            await self._acknowledged(sent, deadline)
+            await self._acknowledged(sent, began + timeout_s)
         finally:
             errors = [_error_of(future) for future in sent]
+        self._tried_s += min(time.monotonic() - began, timeout_s)
         again: list[_Chunk] = []
         for number, chunk in enumerate(chunks):
             problem = errors[number] if number < len(errors) else failure
             if problem is None:
+                self._taken_at[chunk.partition] = self._tried_s
                 self._note_where(chunk, sent[number].result())
                 self._settle(chunk.messages)
             else:
@@ -368,6 +378,10 @@ class Publisher:
             self._note_given_up(each, may_pass=self._halted.get(each.batch_id, True))
         self._settle(held)
         return going
+
+    def _going(self, chunks: Iterable[_Chunk]) -> list[_Chunk]:
+        left = [_Chunk(chunk.partition, self._without_halted(chunk.messages)) for chunk in chunks]
+        return [chunk for chunk in left if chunk.messages]
 
     def _settle(self, messages: Iterable[_Buffered]) -> None:
         for each in messages:
