@@ -136,20 +136,24 @@ async def test_a_signal_to_all_processes_loses_nothing_that_was_done(product: Pr
 
 NEVER_THROUGH = """
 import asyncio
+import time
 from pathlib import Path
 from rollcall_client.jobs import job
 
 @job(items=lambda: ["a"])
 async def never_through(item):
     (Path(__file__).parent / "begun").touch()
-    await asyncio.sleep(600)
+    WAITS
 """
 
 
+@pytest.mark.parametrize(
+    "waits", ["await asyncio.sleep(600)", "time.sleep(600)"], ids=["waiting", "holding the loop up"]
+)
 async def test_a_second_signal_ends_a_job_at_once_also_where_it_is_another_one(
-    product: Product, tmp_path: Path
+    product: Product, tmp_path: Path, waits: str
 ) -> None:
-    (tmp_path / "never.py").write_text(NEVER_THROUGH)
+    (tmp_path / "never.py").write_text(NEVER_THROUGH.replace("WAITS", waits))
     process = await asyncio.create_subprocess_exec(
         *(ROLLCALL_JOB, "--path", str(tmp_path), "run", "never:never_through"), env=environment(product)
     )

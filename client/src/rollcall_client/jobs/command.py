@@ -180,20 +180,24 @@ def _for_people(result: JobResult) -> str:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[asyncio.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second ends the process as usual."""
+    """An event that the first SIGINT or SIGTERM sets; the second ends the process as usual.
+
+    Not by the loop's own handlers: while a log line that nobody takes, or a job's own code, holds the loop up, a second
+    one would do nothing either.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def as_usual() -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(signum)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def on_signal() -> None:
+    def on_signal(number: int, frame: object) -> None:
         as_usual()  # both: the second one may be the other
-        stop.set()
+        loop.call_soon_threadsafe(stop.set)
 
     for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, on_signal)
+        signal.signal(signum, on_signal)
     try:
         yield stop
     finally:
