@@ -41,10 +41,10 @@ test-long: $(READY) ## Run the long tests: whole installations brought up and do
 test-lives: $(READY) ## One log of 50,000 messages in micro-batches of 1, 7 and 5,000, and with crashes: some minutes
 	ROLLCALL_LIVES=50000 $(BIN)/pytest -q tests/test_lives.py $(ARGS)
 
-test-faults: $(READY) ## Kill, cut and starve it: 5 rounds of each fault, 200,000 results each: two hours or more (ARGS=--short: 6 minutes)
+test-faults: $(READY) ## Kill, cut and starve it: 5 rounds of each fault, 200,000 results each: hours (ARGS=--short: 6 minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
 
-test-soak: $(READY) ## 20 rounds of each fault, 200,000 results each: eight hours or more (ARGS="--resume FILE" goes on where it was stopped)
+test-soak: $(READY) ## 20 rounds of each fault, 200,000 results each: a day (ARGS="--resume FILE" goes on where it was stopped)
 	$(BIN)/python -m tests.faults --rounds 20 $(ARGS)
 
 check: $(READY) ## Lint, formatting, types, layers, lock file

@@ -59,7 +59,7 @@ def tolerance(policy: str | None) -> Tolerance:
     )
 
 
-def is_revised(batch: Batch) -> bool:
+def takes_late_results(batch: Batch) -> bool:
     """Whether late results of this batch count: it has ended, not on purpose, and its policy says so."""
     return (
         batch.outcome is not None

@@ -92,7 +92,7 @@ def _result(batch: Batch, registers: Registers, row: ItemRow) -> Disposition:
         finalize_if_complete(batch, row)
         is_expected = batch.expected is None or row.item_id in registers.manifest
         return Disposition.ACCEPTED if is_expected else Disposition.UNEXPECTED
-    if completion.is_revised(batch):
+    if completion.takes_late_results(batch):
         return _revise(batch, registers, held, row)
     return _late(batch, registers, row)
 

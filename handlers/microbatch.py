@@ -103,7 +103,7 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     reach("outbox.after")
     # Without anything that leaves, losing this commit in a crash loses its positions too: it is read again.
     if not applied.events and not applied.dead_letters:
-        await positions.commit_lightly(connection)
+        await positions.let_commit_skip_disk(connection)
     return applied
 
 
@@ -299,7 +299,7 @@ def _raised(work: Work, micro_batch: MicroBatch) -> list[Caused]:
 async def _tell_finalized(
     connection: Connection, micro_batch: MicroBatch, finalized: list[Batch], then: Consequences
 ) -> None:
-    """Of batches finalized by the last record of this round that was stepped through; the items are written."""
+    """Of batches finalized by the last of this round's records of them; the items are written."""
     failed, missing = await _listed(connection, [(batch, LISTED_IDS) for batch in finalized])
     for batch in finalized:
         batch_id = batch.batch_id

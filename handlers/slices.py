@@ -106,7 +106,7 @@ class Work:
 
     def may_revise(self) -> bool:
         """Whether several of these results may each make a revision of a batch that has ended."""
-        return not self.lead and len(self.results) > 1 and completion.is_revised(self.batch)
+        return not self.lead and len(self.results) > 1 and completion.takes_late_results(self.batch)
 
     def lifecycle(self) -> Iterable[LifecycleRecord]:
         """All lifecycle records."""

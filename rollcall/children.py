@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NOBODY = 65534
+KILLED_WITHIN_S = 30.0
 
 # Where setpriv is missing: the same two steps (ask for the signal, become the program) by a bare interpreter.
 # Systems other than Linux have no such signal: there a SIGKILL of the parent leaves the child behind.
@@ -110,9 +111,14 @@ class Child:
             raise
 
     async def kill(self) -> int:
-        """Kill it and its process group at once; the exit code."""
+        """Kill it and its process group at once; the exit code.
+
+        One that the kernel does not let go of is not waited for any longer than ``KILLED_WITHIN_S``.
+        """
         self.kill_now()
-        return await self.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.wait(), KILLED_WITHIN_S)
+        return -signal.SIGKILL if self.returncode is None else self.returncode
 
     def kill_now(self) -> None:
         """Kill it and its process group without waiting for the end."""

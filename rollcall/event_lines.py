@@ -171,8 +171,12 @@ def _opened(file: Path) -> Iterator[int]:
     if str(file) == "-":
         yield sys.stdin.fileno()
         return
-    with file.open("rb", buffering=0) as opened:
-        yield opened.fileno()
+    # Not blocking: that of a FIFO would wait for who writes into it, and heed no signal meanwhile.
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 async def _readable(descriptor: int) -> None:

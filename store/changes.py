@@ -1,8 +1,9 @@
 """What changed since a place in the log: the marker is the stored positions themselves.
 
 A worker moves its positions in the transaction that writes what it read. So one snapshot of positions and batches is
-consistent, and "decided at or behind this place, and before that one" names every finalization exactly once, without
-a column, a trigger or a lock of its own on the hot path.
+consistent, and "decided at or behind this place, and before that one" names each batch by its present end exactly once,
+without a column, a trigger or a lock of its own on the hot path. An end that another took the place of, or that a
+reopening undid, is not named.
 """
 
 from collections.abc import Mapping, Sequence

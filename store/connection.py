@@ -1,5 +1,6 @@
 """How to reach PostgreSQL: every connection of ours is opened here, with a time-out on every command."""
 
+import asyncio
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,6 +54,15 @@ class _Closing(Connection):
         """Close it; where the server does not take leave in time, it is cut off."""
         with suppress(TimeoutError):
             await super().close(timeout=timeout or CLOSE_TIMEOUT_S)
+
+    async def _cleanup_stmts(self) -> None:
+        """Close statements that SQLAlchemy has forgotten, which asyncpg awaits without a time-out."""
+        try:
+            async with asyncio.timeout(self._config.command_timeout):  # type: ignore[attr-defined]
+                await super()._cleanup_stmts()  # type: ignore[misc]
+        except TimeoutError:
+            self.terminate()
+            raise
 
     def terminate(self) -> None:
         """Cut it off. With a reset where it holds locks: a stream's end waits behind what is unread of a COPY."""

@@ -56,7 +56,7 @@ FROM unnest($2::int4[], $3::int8[], $4::int8[], $5::int8[], $6::int8[], $7::json
 WHERE p.topic = $1 AND p.partition = v.partition
 """
 
-# Where reading of the output topics goes on; the relay is their only reader.
+# Where reading of the output topics goes on; it is the relay that reads on.
 _KNOWN = """
 INSERT INTO positions (topic, partition, next_offset)
 SELECT $1, v.partition, v.next_offset FROM unnest($2::int4[], $3::int8[]) AS v(partition, next_offset)
@@ -135,7 +135,7 @@ async def compare_and_set(connection: Connection, topic: str, advances: Sequence
     )
 
 
-async def commit_lightly(connection: Connection) -> None:
+async def let_commit_skip_disk(connection: Connection) -> None:
     """Let this transaction's commit not wait for the disk: should a crash lose it, its positions are lost with it."""
     await connection.execute("SET LOCAL synchronous_commit TO OFF")
 

@@ -390,5 +390,5 @@ FROM (
     FROM batches b LEFT JOIN summaries s ON s.batch_id = b.batch_id
 ) counted
 """
-"""What most people ask of a batch; counts by the formulas of ``store.rows.Batch``, the summary of errors by that of
-``handlers.completion``."""
+"""What most people ask of a batch; counts by the formulas of ``store.rows.Batch``, the summary of errors, once the
+total is known, by that of ``handlers.completion``."""

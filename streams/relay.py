@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Generic, TypeAlias
+from typing import Any, Generic, NoReturn, TypeAlias
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -324,7 +324,7 @@ class Publisher(Generic[Row]):
                 return
             places.update((index, (tp, acknowledged.offset + number)) for number, index in enumerate(indexes))
 
-    async def _set_aside(self, connection: Connection, rows: Sequence[Row], refused: dict[int, KafkaError]) -> None:
+    async def _set_aside(self, connection: Connection, rows: Sequence[Row], refused: dict[int, KafkaError]) -> NoReturn:
         """Rows refused together are sent again, each alone and compressed; one refused even then is put aside.
 
         Raises the refusal, or _PutAsideError: the producer is of no use any more.

@@ -8,11 +8,12 @@ const LISTEN_AGAIN_MS = 5000
 // Ages and estimates change by themselves.
 const AGES_MS = 15000
 const MOST_COPIED = 100000
+const ANSWERED_MS = 30000
 
 const { events, every, api } = document.body.dataset
 
 async function refresh() {
-  const answer = await fetch(location.href, { headers: { Accept: 'text/html' } })
+  const answer = await fetch(location.href, { headers: { Accept: 'text/html' }, ...inTime() })
   if (answer.redirected) return say('signed out: load the page again')
   if (!answer.ok) throw new Error(answer.statusText)
   const fresh = new DOMParser().parseFromString(await answer.text(), 'text/html')
@@ -129,7 +130,7 @@ function send(method, address, body, key) {
     ...(token && { 'X-CSRF-Token': token }),
     ...(key && { 'Idempotency-Key': key })
   }
-  return fetch(address, { method, headers, body: body && JSON.stringify(body) })
+  return fetch(address, { method, headers, body: body && JSON.stringify(body), ...inTime() })
 }
 
 // Not only those on the page: all that are missing, or all that were found. Returns how many.
@@ -137,12 +138,17 @@ async function copyMissing() {
   const ids = []
   for (let cursor = ''; cursor !== null && ids.length < MOST_COPIED;) {
     const asked = new URLSearchParams({ limit: 1000, find: finding(), ...(cursor && { cursor }) })
-    const page = await (await fetch(api + '/missing?' + asked)).json()
+    const page = await (await fetch(api + '/missing?' + asked, inTime())).json()
     ids.push(...page.item_ids)
     cursor = page.next
   }
   await navigator.clipboard.writeText(ids.join('\n'))
   return ids.length
+}
+
+// What is not answered at all would keep a page from ever being fetched again.
+function inTime() {
+  return { signal: AbortSignal.timeout(ANSWERED_MS) }
 }
 
 // Searching is the server's: what is searched for goes into the address, and the page is fetched again.

@@ -1,5 +1,6 @@
 """What the service's HTTP API is asked: how a batch stands, and which items are answered how."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 from typing import Any, Self, cast
@@ -11,6 +12,8 @@ import stamina
 from rollcall_client.errors import ApiError
 
 TIMEOUT_S = 10.0
+ANSWER_S = 30.0
+"""For a whole answer: httpx's time-out is for each piece of it."""
 ATTEMPTS = 5
 PAGE = 1000
 
@@ -71,7 +74,7 @@ class Api:
                 f"{self._url} says {error.response.status_code} to {path}: {_detail(error.response)}",
                 error.response.status_code,
             ) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, TimeoutError) as error:
             raise ApiError(f"{self._url} does not answer: {type(error).__name__} {error}") from error
         try:
             found = answer.json()
@@ -86,7 +89,8 @@ class Api:
 
     @stamina.retry(on=lambda error: _may_pass(error), attempts=ATTEMPTS, timeout=60)
     async def _answer(self, path: str, query: Mapping[str, str]) -> httpx.Response:
-        answer = await self._http.get(path, params=dict(query))
+        async with asyncio.timeout(ANSWER_S):
+            answer = await self._http.get(path, params=dict(query))
         answer.raise_for_status()
         return answer
 
@@ -99,7 +103,7 @@ def time_of(text: str | None) -> datetime | None:
 def _may_pass(error: Exception) -> bool:
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in _COME_BACK_LATER
-    return isinstance(error, httpx.TransportError)
+    return isinstance(error, httpx.TransportError | TimeoutError)
 
 
 def _detail(answer: httpx.Response) -> str:

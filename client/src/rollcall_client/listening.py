@@ -372,8 +372,12 @@ async def _assign_added(consumer: AIOKafkaConsumer, topic: str) -> None:
     assigned = consumer.assignment()
     found = {TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic) or ()}
     if added := found - assigned:
+        try:
+            async with asyncio.timeout(STARTING_S):
+                reached = {each: await consumer.position(each) for each in assigned}
+        except TimeoutError:
+            return  # of one without a leader, and read nothing of yet, nobody knows: others are read meanwhile
         _log.info("partitions were added", topic=topic, partitions=sorted(each.partition for each in added))
-        reached = {each: await consumer.position(each) for each in assigned}
         consumer.assign([*assigned, *added])
         for partition, offset in reached.items():
             consumer.seek(partition, offset)

@@ -130,7 +130,7 @@ async def _retry_requested(
 ) -> None:
     """Do items again for a new batch, which is open already and has them as its manifest."""
     batch_id, retry_of, item_ids = request
-    job = await _job_of(jobs, client, retry_of)
+    job = await unless_stopped(_job_of(jobs, client, retry_of), stop, f"which job batch {retry_of} is of")
     if job is None:
         return  # somebody else's
     _log.info("retry requested", job=job.name, batch_id=batch_id, retry_of=retry_of, items=len(item_ids) or "all left")
