@@ -21,10 +21,13 @@ _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _TRAILER = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
 _FIELDS = len(ItemRow._fields).to_bytes(2, "big")
-_ROWS_A_PIECE = 500
+_FIRST_ROWS = 50  # how large they are is only known by then
+_MOST_ROWS = 500
+_PIECE_BYTES = 1024 * 1024
 
+COPY_BYTES = 4 * 1024 * 1024
 COPY_TIMEOUT_S = 30.0
-"""Of one COPY; a worker's is of some megabytes at most."""
+"""Of one COPY, which ends once it has taken ``COPY_BYTES``."""
 
 # Grouped by how they are encoded: ids, what few values repeat, what most rows do not have, numbers, and the message,
 # whose length is packed with them.
@@ -158,10 +161,12 @@ def _batch_piece(rows: Sequence[Batch]) -> bytes:
 
 
 def _pieces(rows: Sequence[_Row], encoded: Callable[[Sequence[_Row]], bytes]) -> Iterator[bytes]:
-    yield _HEADER
-    for begin in range(0, len(rows), _ROWS_A_PIECE):
-        yield encoded(rows[begin : begin + _ROWS_A_PIECE])
-    yield _TRAILER
+    begin, count = 0, _FIRST_ROWS
+    while begin < len(rows):
+        piece = encoded(rows[begin : begin + count])
+        yield piece
+        begin += count
+        count = max(1, min(_MOST_ROWS, count * _PIECE_BYTES // len(piece)))
 
 
 # Sessions of workers that have waited for their client for longer than any worker waits for them: it is gone, or
@@ -180,13 +185,25 @@ async def end_abandoned(connection: Connection) -> int:
 
 
 async def copy(connection: Connection, table: str, columns: Sequence[str], pieces: Iterable[bytes]) -> None:
-    """Send encoded rows. Raises asyncpg.UniqueViolationError, asyncpg.DataError and what encoding them raises."""
+    """Send encoded rows, by as many COPYs as there must be: the time of each is fixed.
+
+    Raises asyncpg.UniqueViolationError, asyncpg.DataError and what encoding them raises.
+    """
+    left = iter(pieces)
+    piece = next(left, None)
 
     async def sent() -> AsyncIterator[bytes]:
-        for piece in pieces:
+        nonlocal piece
+        yield _HEADER
+        size = 0
+        while piece is not None and size < COPY_BYTES:
             yield piece
+            size += len(piece)
+            piece = next(left, None)
+        yield _TRAILER
 
-    await within_time(connection, connection.copy_to_table(table, source=sent(), columns=columns, format="binary"))
+    while piece is not None:
+        await within_time(connection, connection.copy_to_table(table, source=sent(), columns=columns, format="binary"))
 
 
 async def within_time(connection: Connection, copying: Coroutine[Any, Any, object]) -> None:

@@ -79,7 +79,7 @@ _FORGET_LATE = f"DELETE FROM late_results l USING {_KEYS} WHERE (l.batch_id, l.i
 async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
     """Write registers of items that have none yet, in the order given (sort them: it halves the index's work).
 
-    A COPY has a fixed time, and a reopening may adopt millions of late results: so it takes as many as there must be.
+    A COPY has a fixed time, and a reopening may adopt millions of late results: one takes so many at most.
 
     Raises asyncpg.UniqueViolationError where one has, asyncpg.DataError where PostgreSQL can't hold a value.
     """

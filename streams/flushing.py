@@ -1,7 +1,8 @@
 """The supervised task that owns a worker's database connection: it flushes micro-batches, one at a time, and anchors.
 
 It depends on no further record: a flush that failed is tried again by itself, a lost race is followed by
-anchoring anew, and a position that moves without records (transaction markers) is written too.
+anchoring anew, as is a position that PostgreSQL has forgotten, and one that moves without records (transaction markers)
+is written too.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ COMMIT_TIMEOUT_S = 5.0
 POSITION_TIMEOUT_S = 5.0
 """A position that has to be looked up anew (it was out of range) is not there while Kafka is away."""
 COMMIT_EVERY_S = 1.0
+LOOK_EVERY_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +80,8 @@ class Flusher:
         self._never = asyncio.Event()  # it is cancelled, not asked to stop
         self._optimism = Optimism()
         self._metrics = worker_metrics()
+        self._applied: dict[int, int] = {}  # the stored next offset of each partition that was ever anchored
+        self._looked_at = 0.0
         self._to_commit: dict[TopicPartition, int] = {}
         self._committing: asyncio.Task[None] | None = None
         self._committed_at = 0.0
@@ -118,6 +122,7 @@ class Flusher:
                 else:
                     await self._anchor()
                     await self._follow_markers()
+                await self._notice_forgotten()
                 self._commit_to_kafka()
         finally:
             await self._close()
@@ -212,10 +217,28 @@ class Flusher:
             for partition, position in stored.items():
                 consumer.seek(TopicPartition(self._topics.events, partition), position.next_offset)
                 self._anchors.by_partition[partition] = position
+                self._applied[partition] = position.next_offset
         except IllegalStateError:
             self._anchors.forget()
             return
         log.info("anchored", positions={partition: position.next_offset for partition, position in stored.items()})
+
+    async def _notice_forgotten(self) -> None:
+        """Anchor anew where PostgreSQL no longer holds what it did: a crash or a failover took the last commits back.
+
+        The compare-and-set of the next record would say so, but on a quiet partition none may ever come.
+        """
+        anchored, now = list(self._anchors.by_partition), time.monotonic()
+        if not anchored or now - self._looked_at < LOOK_EVERY_S:
+            return
+        async for attempt in self._attempts("looking at the stored positions"):
+            with attempt:
+                stored = await positions.load(await self._connected(), self._topics.events, anchored)
+        self._looked_at = now
+        behind = [each for each in anchored if each not in stored or stored[each].next_offset < self._applied[each]]
+        if behind:
+            log.warning("PostgreSQL has lost what it had applied, reading it again", partitions=behind)
+            self._anchors.forget()
 
     async def _follow_markers(self) -> None:
         """Where the consumer has moved on without a record, there was none to see (markers, aborted records)."""
@@ -257,6 +280,7 @@ class Flusher:
 
     def _note_flushed(self, advances: Iterable[tuple[int, Position]]) -> None:
         for _, position in advances:
+            self._applied[position.partition] = position.next_offset
             self._to_commit[TopicPartition(self._topics.events, position.partition)] = position.next_offset
 
     def _commit_to_kafka(self) -> None:

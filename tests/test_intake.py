@@ -329,6 +329,25 @@ async def test_a_commit_whose_answer_got_lost_is_settled_by_the_position(
     assert lost
 
 
+async def test_what_postgresql_has_forgotten_is_read_again_though_no_record_follows(settings: Settings) -> None:
+    """As after a crash, which takes the last asynchronous commits back, or a failover to a replica that lagged."""
+    async with working(settings) as worker:
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 10))
+        await worker.counted({"b": 10})
+        connection = await settings.database().connect("test")
+        try:
+            async with connection.transaction():
+                await connection.execute(
+                    "UPDATE positions"
+                    " SET next_offset = 0, last_offset = NULL, last_timestamp = NULL, last_checksum = NULL"
+                )
+                await connection.execute("DELETE FROM batches")
+                await connection.execute("DELETE FROM item_results")
+        finally:
+            await connection.close()
+        await worker.counted({"b": 10})
+
+
 async def test_a_forward_that_the_broker_refuses_for_good_becomes_a_dead_letter(settings: Settings) -> None:
     noise = random.Random(7).randbytes(5_000).hex()
     result = {"batch_id": "b", "item_id": "i", "status": "succeeded", "output": noise}

@@ -226,6 +226,23 @@ async def test_no_copy_is_larger_than_fits_into_its_time(
     assert taken == [items.WRITTEN_AT_ONCE, items.WRITTEN_AT_ONCE, 5_000]
 
 
+async def test_a_copy_of_large_items_ends_after_so_many_bytes(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = 0
+    within_time = copying.within_time
+
+    async def counted(*given: Any) -> None:
+        nonlocal copies
+        copies += 1
+        await within_time(*given)
+
+    monkeypatch.setattr(copying, "within_time", counted)
+    await items.copy_new(connection, [item(f"{number:03}", output=json.dumps("x" * 60_000)) for number in range(400)])
+    assert await connection.fetchval("SELECT count(*) FROM item_results") == 400
+    assert copies in range(4, 7), "24 MB, of 4 MiB each and a piece more"
+
+
 @pytest.mark.parametrize(
     "unstorable",
     [
