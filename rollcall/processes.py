@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -202,7 +203,23 @@ async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyn
     """Prepare and run the role; a first signal lets it drain, a second one ends the process at once."""
     stop = asyncio.Event()
     with heeding((signal.SIGINT, signal.SIGTERM), lambda _: stop.set(), at_once=call_in(EXIT_TIMEOUT_S, _exit)):
-        await _prepare_and_run(settings, role, stop)
+        try:
+            await _prepare_and_run(settings, role, stop)
+        except Exception as error:
+            _exit_after(error)
+            raise
+
+
+def _exit_after(error: Exception) -> None:
+    """End this process in time, also where a task that is left does not heed being cancelled, so that another may start."""
+
+    def end() -> None:
+        log.error("tasks do not end, ending without them", exc_info=error)
+        os._exit(1)
+
+    timer = threading.Timer(EXIT_TIMEOUT_S, end)
+    timer.daemon = True
+    timer.start()
 
 
 async def _prepare_and_run(

@@ -231,6 +231,45 @@ async def test_processes_whose_log_nobody_reads_end_in_time_and_by_a_second_sigt
         os.close(writing_end)
 
 
+FAILS_AND_LEAVES_A_TASK = """
+import asyncio
+from rollcall import processes
+
+async def stubborn():
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+async def fails(*_):
+    global task
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    raise ValueError("a bug")
+
+processes.EXIT_TIMEOUT_S = 1.0
+processes._prepare_and_run = fails
+asyncio.run(processes._until_stopped(None, None))
+"""
+
+
+async def test_a_role_that_fails_ends_though_a_task_that_it_leaves_does_not_heed_being_cancelled() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", FAILS_AND_LEAVES_A_TASK),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        said, _ = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 1
+        assert b"ending without them" in said
+        assert b"a bug" in said
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
 async def test_a_second_sigterm_does_not_wait_for_a_transaction_that_cannot_end(settings: Settings) -> None:
     topics = Topics(settings.topic_prefix)
     await create_topic(settings.bootstrap_servers, topics.events, partitions=PARTITIONS)

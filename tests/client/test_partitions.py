@@ -168,6 +168,38 @@ async def test_a_second_signal_ends_a_job_at_once_also_where_it_is_another_one(
             process.kill()
 
 
+LEAVES_A_PROGRAM = """
+import os
+import signal
+from rollcall_client.jobs import job
+
+@job(items=lambda: ["a"])
+def leaves_a_program(item):
+    os.system("sleep 600 > /dev/null 2>&1 & echo $! > left")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+async def test_a_killed_process_is_noticed_though_a_program_that_it_started_lives_on(
+    product: Product, tmp_path: Path
+) -> None:
+    (tmp_path / "leaves.py").write_text(LEAVES_A_PROGRAM)
+    process = await asyncio.create_subprocess_exec(
+        *(ROLLCALL_JOB, "--path", str(tmp_path), "run", "leaves:leaves_a_program", "--partitions", "2"),
+        env=environment(product),
+        cwd=tmp_path,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), 60)
+        assert process.returncode == 1
+        assert b"processes ended before their time" in said
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        os.kill(int((tmp_path / "left").read_text()), signal.SIGKILL)
+
+
 SLOW_TO_IMPORT = """
 import multiprocessing
 import os

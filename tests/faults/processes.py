@@ -97,7 +97,10 @@ async def terminate_twice(each: Round) -> None:
         each.stage.postgres_proxy.black_hole()
         await asyncio.sleep(each.some(0.5, 1.0))
         for role in ("worker", "relay"):
-            for found in each.product.processes(role):
+            at_work = each.product.processes(role)
+            if not at_work:
+                each.problems.append(f"{role}: there was none to end")
+            for found in at_work:
                 send_signal(found, signal.SIGTERM)
                 await asyncio.sleep(each.some(0.3, 1.0))
                 if not _is_alive(found.pid):

@@ -34,6 +34,7 @@ from rollcall_client.messages import error_of
 _log = structlog.get_logger(__name__)
 
 ENDING_S = 30.0
+LOOK_EVERY_S = 1.0
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM)
 """Ctrl+C and systemd reach all processes: the parent says when to end."""
 
@@ -79,12 +80,12 @@ async def run_in_processes(
         progress.done = progress.succeeded + progress.failed
         tell(progress)
 
-    async def feed(number: int, pipe: Connection) -> bool:
+    async def feed(number: int, process: SpawnProcess, pipe: Connection) -> bool:
         """Whether the child came to its end."""
         backlog = job.concurrency * job.chunk_size
         try:
             while True:
-                said = await to_thread.run_sync(pipe.recv, abandon_on_cancel=True, limiter=threads)
+                said = await to_thread.run_sync(_heard, pipe, process, abandon_on_cancel=True, limiter=threads)
                 if isinstance(said, Ended):
                     for name, value in said.job_metrics.items():
                         execution.job_metrics[name] = execution.job_metrics.get(name, 0) + value
@@ -98,9 +99,9 @@ async def run_in_processes(
         except (EOFError, OSError):
             return False
 
-    async def watch(stops: Connection) -> None:
+    async def watch(process: SpawnProcess, stops: Connection) -> None:
         with suppress(EOFError, OSError):
-            error = await to_thread.run_sync(stops.recv, abandon_on_cancel=True, limiter=threads)
+            error = await to_thread.run_sync(_heard, stops, process, abandon_on_cancel=True, limiter=threads)
             execution.end_by(CriticalError(error["message"]), error)
 
     try:
@@ -119,8 +120,8 @@ async def run_in_processes(
             theirs.close()
             says.close()
             children.append((process, ours))
-            watching.append((asyncio.create_task(watch(heard_of)), heard_of))
-        ended = await asyncio.gather(*(feed(number, pipe) for number, (_, pipe) in enumerate(children)))
+            watching.append((asyncio.create_task(watch(process, heard_of)), heard_of))
+        ended = await asyncio.gather(*(feed(number, *child) for number, child in enumerate(children)))
         for process, _ in children:
             await to_thread.run_sync(process.join, ENDING_S)
     finally:
@@ -150,6 +151,17 @@ def _start(process: SpawnProcess) -> None:
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _heard(pipe: Connection, process: SpawnProcess) -> Any:
+    """What a child says next. Raises EOFError where it has ended.
+
+    Its end of the pipe may not have: a program that it left running in the background inherits that.
+    """
+    while not pipe.poll(LOOK_EVERY_S):
+        if not process.is_alive() and not pipe.poll():
+            raise EOFError
+    return pipe.recv()
 
 
 def _child(
