@@ -211,7 +211,7 @@ async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyn
 
 
 def _exit_after(error: Exception) -> None:
-    """End this process in time, also where a task that is left does not heed being cancelled, so that another may start."""
+    """End this process in time, so that another may start: a task that is left may not heed being cancelled."""
 
     def end() -> None:
         log.error("tasks do not end, ending without them", exc_info=error)
