@@ -213,11 +213,18 @@ async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyn
 def _exit_after(error: Exception) -> None:
     """End this process in time, so that another may start: a task that is left may not heed being cancelled."""
 
-    def end() -> None:
-        log.error("tasks do not end, ending without them", exc_info=error)
-        os._exit(1)
+    code = REFUSED if isinstance(error, FATAL) else 1
 
-    timer = threading.Timer(EXIT_TIMEOUT_S, end)
+    def end() -> None:
+        _after(1.0, lambda: os._exit(code))  # where nobody takes the line
+        log.error("tasks do not end, ending without them", exc_info=error)
+        os._exit(code)
+
+    _after(EXIT_TIMEOUT_S, end)
+
+
+def _after(seconds: float, end: Callable[[], object]) -> None:
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
 

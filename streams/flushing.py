@@ -23,7 +23,14 @@ from store.failpoints import reach
 from store.positions import LostRaceError
 from store.rows import Position
 from streams.anchoring import Anchors, check_gap, stored_positions
-from streams.applying import Optimism, TooMuchError, apply_reading, connect_to_apply, transaction
+from streams.applying import (
+    COMMAND_TIMEOUT_S,
+    Optimism,
+    TooMuchError,
+    apply_reading,
+    connect_to_apply,
+    transaction,
+)
 from streams.forwarding import Forwarder
 from streams.health import health
 from streams.kafka import KafkaConnection
@@ -38,7 +45,7 @@ COMMIT_TIMEOUT_S = 5.0
 POSITION_TIMEOUT_S = 5.0
 """A position that has to be looked up anew (it was out of range) is not there while Kafka is away."""
 COMMIT_EVERY_S = 1.0
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -233,7 +240,10 @@ class Flusher:
             return
         async for attempt in self._attempts("looking at the stored positions"):
             with attempt:
-                stored = await positions.load(await self._connected(), self._topics.events, anchored)
+                connection = await self._connected()
+                # That of a connection with patience is longer than a loop may take.
+                async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                    stored = await positions.load(connection, self._topics.events, anchored)
         self._looked_at = now
         behind = [each for each in anchored if each not in stored or stored[each].next_offset < self._applied[each]]
         if behind:

@@ -225,26 +225,53 @@ async def test_what_waits_behind_what_is_given_up_is_given_up_with_it_not_after_
 async def test_while_the_program_holds_up_the_event_loop_nothing_is_given_up(
     servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    acknowledged = publishing.Publisher._acknowledged
+    send_batch = AIOKafkaProducer.send_batch
     held_up = False
 
-    async def after_four_seconds(self: publishing.Publisher, *arguments: Any) -> None:
+    async def then_held_up(self: AIOKafkaProducer, *arguments: Any, **named: Any) -> Any:
         nonlocal held_up
+        sent = await send_batch(self, *arguments, **named)
         if not held_up:
             held_up = True
-            time.sleep(4)  # noqa: ASYNC251 - that is what it is about
-        await acknowledged(self, *arguments)
+            time.sleep(8)  # noqa: ASYNC251 - that is what it is about
+        return sent
 
     topic = f"{topic_prefix}events"
     await create_topic(servers.bootstrap_servers, topic)
-    async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix, delivery_timeout_s=3) as rc:
+    async with Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix, delivery_timeout_s=6) as rc:
         batch = await rc.open(total_items=1, batch_id="b")
         await rc.flush()
-        monkeypatch.setattr(publishing, "ATTEMPT_S", 0.5)
-        monkeypatch.setattr(publishing.Publisher, "_acknowledged", after_four_seconds)
+        monkeypatch.setattr(AIOKafkaProducer, "send_batch", then_held_up)
         await batch.succeeded("one")
     assert held_up
     assert await item_ids(servers.bootstrap_servers, topic) == {None, "one"}
+
+
+async def test_what_is_given_up_for_one_partition_takes_nothing_of_another_with_it(
+    servers: Servers, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_batch = AIOKafkaProducer.send_batch
+    one, other = (next(f"{n}" for n in range(100) if home_partition(f"{n}", 2) == partition) for partition in (0, 1))
+    is_tried = asyncio.Event()
+
+    async def never_to_one(self: AIOKafkaProducer, batch: Any, topic: str, *, partition: int) -> Any:
+        if partition == 0:
+            is_tried.set()
+            await asyncio.sleep(600)
+        return await send_batch(self, batch, topic, partition=partition)
+
+    topic = f"{topic_prefix}events"
+    await create_topic(servers.bootstrap_servers, topic, partitions=2)
+    monkeypatch.setattr(AIOKafkaProducer, "send_batch", never_to_one)
+    rc = Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix, delivery_timeout_s=3)
+    await rc.start()
+    await rc.batch(one).succeeded("silent")
+    await asyncio.wait_for(is_tried.wait(), 30)
+    await rc.batch(other).succeeded("taken")
+    with pytest.raises(DeliveryError, match="silent") as raised:
+        await asyncio.wait_for(rc.close(), 60)
+    assert raised.value.items == [(one, "silent")]
+    assert await item_ids(servers.bootstrap_servers, topic) == {"taken"}
 
 
 async def test_what_is_given_up_is_named_by_every_flush_that_waited_for_it_and_by_none_after(

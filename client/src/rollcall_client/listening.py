@@ -43,6 +43,7 @@ COMMIT_EVERY_S = 0.2
 MAX_BODY_S = 3600.0
 DAY_S = 24 * 3600.0
 STARTING_S = 60.0
+LOOKING_UP_S = 2.0
 STOPPING_S = 30.0
 CLOCKS_DIFFER = timedelta(minutes=5)
 """Between brokers, at most: how much earlier than an event's cause its own append time can seem to be."""
@@ -373,7 +374,7 @@ async def _assign_added(consumer: AIOKafkaConsumer, topic: str) -> None:
     found = {TopicPartition(topic, partition) for partition in consumer.partitions_for_topic(topic) or ()}
     if added := found - assigned:
         try:
-            async with asyncio.timeout(STARTING_S):
+            async with asyncio.timeout(LOOKING_UP_S):
                 reached = {each: await consumer.position(each) for each in assigned}
         except TimeoutError:
             return  # of one without a leader, and read nothing of yet, nobody knows: others are read meanwhile

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -40,6 +40,8 @@ REMEMBERED_BATCHES = 10_000
 NAMED_AT_MOST = 100_000
 """Messages given up since the last flush that are named by it: who never flushes may be refused for ever."""
 CLOSING_S = 5.0
+COUNTED_AT_ONCE_S = 1.0
+"""Of the time in which a round waits: more than that at once is the event loop, or the process, standing still."""
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _FOR_GOOD = (
@@ -77,7 +79,7 @@ class _Buffered(NamedTuple):
     value: bytes
     mark: _Mark
     opens: bool
-    tried_s: float  # the publisher's, as it was published
+    tried_s: float  # the publisher's for its partition, as it was published
 
 
 class _Chunk(NamedTuple):
@@ -117,8 +119,8 @@ class Publisher:
         self._halted: dict[str, bool] = {}  # of all of these
         self._half_opened: dict[str, bool] = {}  # whose opening was given up, also in part; whether for want of time
         self._cause = ""
-        self._tried_s = 0.0  # in all; unlike a clock it stands while the event loop, or the process, does
-        self._taken_at: dict[int, float] = {}  # by partition: what that was as Kafka last took something
+        self._tried_s = defaultdict[int, float](float)  # for how long each partition was tried, in all
+        self._taken_at: dict[int, float] = {}  # what that was as Kafka last took something
         self._closed = False
         self._appended: dict[str, Appended] = {}
         self._appended_last: dict[str, Appended] = {}
@@ -178,14 +180,14 @@ class Publisher:
             raise RollcallError("this client is closed" if self._closed else "this client is not started: async with")
         if self._has_ended:
             raise RollcallError(f"this client sends nothing any more: {self._cause}")
-        message = _Buffered(batch_id, item_id, batch_id.encode(), value, self._mark, opens, self._tried_s)
+        home = self._home(batch_id)
+        message = _Buffered(batch_id, item_id, batch_id.encode(), value, self._mark, opens, self._tried_s[home])
         if self._is_halted(batch_id):
             self._note_given_up(message, may_pass=self._halted.get(batch_id, True))
             return
         if seals and batch_id in self._half_opened:
             self._note_given_up(message, may_pass=self._half_opened[batch_id])
             return
-        home = self._home(batch_id)
         lane = self._lanes.get(home)
         if lane is None:
             lane = self._lanes[home] = deque()
@@ -277,40 +279,36 @@ class Publisher:
             again = await self._attempt(list(first.values()), min(ATTEMPT_S, *map(self._left_s, chunks)))
             # At once: a flush that is told of what was given up lets the rest of its batch go on.
             left = self._going(behind)
-            if any(chunk is first[chunk.partition] for chunk in again):
+            if failed := [chunk.partition for chunk in again if chunk is first[chunk.partition]]:
                 await asyncio.sleep(BACKOFF_S)
-                self._tried_s += BACKOFF_S
+                self._note_tried(failed, BACKOFF_S)
             chunks = [*again, *left]
 
     def _left_s(self, chunk: _Chunk) -> float:
         """For how long a chunk is still tried: by its last message, since it goes out as a whole."""
         since = max(chunk.messages[-1].tried_s, self._taken_at.get(chunk.partition, 0.0))
-        return since + self._delivery_timeout_s - self._tried_s
+        return since + self._delivery_timeout_s - self._tried_s[chunk.partition]
+
+    def _note_tried(self, partitions: Iterable[int], seconds: float) -> None:
+        for partition in partitions:
+            self._tried_s[partition] += seconds
 
     async def _attempt(self, chunks: Sequence[_Chunk], timeout_s: float) -> list[_Chunk]:
         """Send once, by a producer that then is given up unless all went well; the chunks to send again."""
-        began = time.monotonic()
         sent: list[asyncio.Future[RecordMetadata]] = []
-        failure: BaseException | None = None
+        sending = asyncio.create_task(self._sent(chunks, sent), name="rollcall-publisher-round")
         try:
-            async with asyncio.timeout(timeout_s):
-                if self._producer is None:
-                    self._producer = await self._new_producer()
-                for chunk in chunks:
-                    built = _built(self._producer, chunk)
-                    sent.append(await self._producer.send_batch(built, self._topic, partition=chunk.partition))
-        except Exception as error:  # not Kafka's alone: it asserts that it knows the partition, uvloop has its own
-            failure = error
-        try:
-            await self._acknowledged(sent, began + timeout_s)
+            await self._within(sending, [chunk.partition for chunk in chunks], timeout_s)
         finally:
+            sending.cancel()
+            await asyncio.wait({sending})
             errors = [_error_of(future) for future in sent]
-        self._tried_s += min(time.monotonic() - began, timeout_s)
+        failure = TimeoutError("not sent in time") if sending.cancelled() else sending.exception()
         again: list[_Chunk] = []
         for number, chunk in enumerate(chunks):
             problem = errors[number] if number < len(errors) else failure
             if problem is None:
-                self._taken_at[chunk.partition] = self._tried_s
+                self._taken_at[chunk.partition] = self._tried_s[chunk.partition]
                 self._note_where(chunk, sent[number].result())
                 self._settle(chunk.messages)
             else:
@@ -319,11 +317,35 @@ class Publisher:
             self._discard_producer()
         return again
 
-    async def _acknowledged(self, sent: Sequence[asyncio.Future[RecordMetadata]], deadline: float) -> None:
-        waiting: set[asyncio.Future[RecordMetadata]] = set(sent)
-        while waiting and (left_s := deadline - time.monotonic()) > 0:
-            _, waiting = await asyncio.wait(waiting, timeout=min(left_s, SAY_SO_AFTER_S))
-            if waiting and deadline - time.monotonic() > 0:
+    async def _sent(self, chunks: Sequence[_Chunk], sent: list[asyncio.Future[RecordMetadata]]) -> None:
+        """Send a chunk after the other, and wait until those that could be sent are acknowledged, or are not."""
+        failure: Exception | None = None
+        try:
+            if self._producer is None:
+                self._producer = await self._new_producer()
+            for chunk in chunks:
+                built = _built(self._producer, chunk)
+                sent.append(await self._producer.send_batch(built, self._topic, partition=chunk.partition))
+        except Exception as error:  # not Kafka's alone: it asserts that it knows the partition, uvloop has its own
+            failure = error
+        if sent:
+            await asyncio.wait(sent)
+        if failure is not None:
+            raise failure
+
+    async def _within(self, sending: asyncio.Task[None], partitions: Sequence[int], timeout_s: float) -> None:
+        """Wait for a round as long as it may take, which is counted for these partitions."""
+        waited, said = 0.0, 0.0
+        while waited < timeout_s:
+            began, most = time.monotonic(), min(COUNTED_AT_ONCE_S, timeout_s - waited)
+            done, _ = await asyncio.wait({sending}, timeout=most)
+            passed = min(time.monotonic() - began, most)
+            waited += passed
+            self._note_tried(partitions, passed)
+            if done:
+                return
+            if waited - said >= SAY_SO_AFTER_S:
+                said = waited
                 _log.warning("Kafka does not acknowledge, waiting", buffered_bytes=self._buffered)
 
     def _after(self, error: BaseException, chunk: _Chunk) -> list[_Chunk]:

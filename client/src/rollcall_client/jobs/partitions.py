@@ -7,6 +7,7 @@ nothing of the first.
 
 import asyncio
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -15,6 +16,7 @@ from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
@@ -154,10 +156,7 @@ def _start(process: SpawnProcess) -> None:
 
 
 def _heard(pipe: Connection, process: SpawnProcess) -> Any:
-    """What a child says next. Raises EOFError where it has ended.
-
-    Its end of the pipe may not have: a program that it left running in the background inherits that.
-    """
+    """What a child says next. Raises EOFError where it has ended, though one that it forked may hold its pipe's end."""
     while not pipe.poll(LOOK_EVERY_S):
         if not process.is_alive() and not pipe.poll():
             raise EOFError
@@ -167,6 +166,7 @@ def _heard(pipe: Connection, process: SpawnProcess) -> Any:
 def _child(
     job: Job, options: Mapping[str, Any], batch_id: str, worker: str, count: int, pipe: Connection, stops: Connection
 ) -> None:
+    _keep_to_oneself()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)  # programs that the job starts would inherit SIG_IGN
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_PARENT)
@@ -176,6 +176,14 @@ def _child(
         job.rate = replace(rate, count=rate.count / count)
     with ends_without_the_hung():  # within ENDING_S
         asyncio.run(_work(job, options, batch_id, worker, pipe, stops))
+
+
+def _keep_to_oneself() -> None:
+    """Let no program that the job starts have the pipes by which the parent, and the resource tracker, see our end."""
+    for each in list(Path("/dev/fd").iterdir()):
+        if int(each.name) > 2:
+            with suppress(OSError):  # the one by which these were listed is gone
+                os.set_inheritable(int(each.name), False)
 
 
 async def _work(
