@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from rollcall_client import Rollcall
-from rollcall_client.api import ATTEMPTS
+from rollcall_client.api import ATTEMPTS, Api
 from rollcall_client.jobs import Job, job
 from rollcall_client.jobs.job import as_job
 from rollcall_client.jobs.requests import listen
@@ -185,6 +185,33 @@ async def test_a_retry_is_not_passed_over_where_the_address_of_the_api_is_wrong(
             await eventually(lambda: any(each["event"] == "a request is tried again" for each in logs), 60)
     async with taking_up(own_job, asking, group):
         assert (await asking.wait(batch.batch_id, timeout=90)).outcome == "completed"
+    assert done_items(log) == {"0001": 1}
+
+
+async def test_a_retry_of_a_batch_that_rollcall_has_not_read_yet_waits_until_it_has(
+    asking: Rollcall, product: Product, own_job: type[Recorded], log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its database is restored, or fails over to a replica that lags."""
+    before_id, batch_id = f"{own_job.name}-before", f"{own_job.name}-again"
+    is_asked, ask = asyncio.Event(), Api.batch
+
+    async def asked(self: Api, asked_of: str) -> object:
+        found = await ask(self, asked_of)
+        if asked_of == before_id:
+            is_asked.set()
+        return found
+
+    monkeypatch.setattr(Api, "batch", asked)
+    retry = requested("batch.retry_requested", batch_id=batch_id, retry_of=before_id, item_ids=["0001"])
+    await produce(product.settings.bootstrap_servers, product.topics.requests, [retry])
+    async with taking_up(own_job, asking, f"{own_job.name}-listeners"):
+        await asyncio.wait_for(is_asked.wait(), 60)
+        metadata = {"job": own_job.name}
+        before = await asking.open(name=own_job.name, batch_id=before_id, items=["0001"], metadata=metadata)
+        await before.cancel()
+        await asking.wait(before_id, timeout=60)
+        await asking.open(name=own_job.name, batch_id=batch_id, items=["0001"], retry_of=before_id)
+        assert (await asking.wait(batch_id, timeout=90)).outcome == "completed"
     assert done_items(log) == {"0001": 1}
 
 

@@ -21,7 +21,7 @@ from rollcall_client.batch import Batch, Total
 from rollcall_client.errors import ApiError, ConfigurationError, RollcallError
 from rollcall_client.events import FinalizedEvent
 from rollcall_client.kafka import Kafka
-from rollcall_client.listening import NOT_YET, Since, Start
+from rollcall_client.listening import Start
 from rollcall_client.messages import Deadline, Encoded, Message, Policy
 from rollcall_client.publishing import Appended, Publisher
 
@@ -351,7 +351,7 @@ class Rollcall:
             if batch_id in self._fresh:
                 await self.flush()
 
-        async def begin() -> Since:
+        async def begin() -> datetime | None:
             return since if since is not None else await self._since(batch_id)
 
         name = self._kafka.topic(topic)
@@ -359,7 +359,7 @@ class Rollcall:
             self._kafka, name, batch_id, read=read, first=opened, since=begin, missed=missed, timeout_s=timeout_s
         )
 
-    async def _since(self, batch_id: str) -> Since:
+    async def _since(self, batch_id: str) -> datetime | None:
         """Not later than when the batch's event was, or will be, published."""
         if batch_id in self._fresh and self._publisher is not None:
             appended = self._publisher.appended(batch_id)
@@ -372,9 +372,8 @@ class Rollcall:
         except ApiError as error:
             _log.warning("the API could not be asked, reading a whole partition instead", error=str(error))
             return None
-        if found is None:
-            return NOT_YET
-        return time_of(found.get("opened_at") or found.get("first_result_at"))
+        # What it does not know may have been published all the same: its database may be behind, or begun anew.
+        return None if found is None else time_of(found.get("opened_at") or found.get("first_result_at"))
 
 
 def forked() -> RollcallError:

@@ -24,15 +24,6 @@ T = TypeVar("T")
 Start: TypeAlias = Literal["earliest", "latest"] | datetime
 """Where a group begins that has committed nothing yet."""
 
-
-class NotYet:
-    """Says that a batch was not finalized, so its event is still to come."""
-
-
-NOT_YET = NotYet()
-Since: TypeAlias = datetime | NotYet | None
-"""From when on a batch's event is looked for: None is from the beginning."""
-
 FORWARDED_PARTITION = "rollcall_forwarded_partition"
 FORWARDED_OFFSET = "rollcall_forwarded_offset"
 """Headers of what a worker sent on to its batch's home: where it was first."""
@@ -185,15 +176,15 @@ async def wait_for(
     *,
     read: Callable[[ConsumerRecord[bytes, bytes]], T | None],
     first: Callable[[], Awaitable[object]],
-    since: Callable[[], Awaitable[Since]],
+    since: Callable[[], Awaitable[datetime | None]],
     missed: str,
     timeout_s: float | None,
 ) -> T:
     """The latest of what ``read`` gives for a batch's records of a topic, published before or not.
 
     What comes ``first`` is within the same time. Reads one partition, the batch's home among those of the topic, from
-    what ``since`` gives on, by Kafka's clock. It is asked once the end of the partition is known. Raises RollcallError,
-    and TimeoutError, which says what the batch ``missed`` ("was not finalized").
+    what ``since`` gives on, by Kafka's clock; None is from its beginning. Raises RollcallError, and TimeoutError, which
+    says what the batch ``missed`` ("was not finalized").
     """
     consumer = kafka.consumer(auto_offset_reset="earliest")
     try:
@@ -204,12 +195,10 @@ async def wait_for(
             consumer.assign([home])
             [end] = (await consumer.end_offsets([home])).values()
             begin = await since()
-            if isinstance(begin, datetime):
-                await _seek_to_time(consumer, [home], begin - CLOCKS_DIFFER)
-            elif begin is None:
+            if begin is None:
                 await consumer.seek_to_beginning(home)
             else:
-                consumer.seek(home, end)
+                await _seek_to_time(consumer, [home], begin - CLOCKS_DIFFER)
             return await _latest(consumer, home, end, batch_id.encode(), read)
     except TimeoutError:
         raise TimeoutError(f"batch {batch_id} {missed} within {timeout_s:g} s") from None

@@ -14,7 +14,7 @@ from rollcall_client.client import Rollcall
 from rollcall_client.errors import RollcallError
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
 from rollcall_client.jobs.job import Items, Job, drawable
-from rollcall_client.jobs.prior import DONE, prior_of
+from rollcall_client.jobs.prior import DONE, prior_of, standing_of
 from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.rates import Retry
 from rollcall_client.jobs.running import begun, end_of_work, run, stopping, worker_name
@@ -130,7 +130,7 @@ async def _retry_requested(
 ) -> None:
     """Do items again for a new batch, which is open already and has them as its manifest."""
     batch_id, retry_of, item_ids = request
-    job = await unless_stopped(_job_of(jobs, client, retry_of), stop, f"which job batch {retry_of} is of")
+    job = await unless_stopped(_job_of(jobs, client, request), stop, f"which job batch {retry_of} is of")
     if job is None:
         return  # somebody else's
     _log.info("retry requested", job=job.name, batch_id=batch_id, retry_of=retry_of, items=len(item_ids) or "all left")
@@ -150,14 +150,22 @@ async def _retry_requested(
     await end_of_work(client, job, batch, execution, drawing)
 
 
-async def _job_of(jobs: Mapping[str, Job], client: Rollcall, batch_id: str) -> Job | None:
-    """The job of ours that a batch was a run of: as its metadata says, or, without the API, by how its id begins."""
-    if client.api is not None:
+async def _job_of(jobs: Mapping[str, Job], client: Rollcall, request: _Retry) -> Job | None:
+    """The job of ours to do a batch's items again: as its metadata says, or, without the API, by how its id begins."""
+    batch_id = request.retry_of
+    if client.api is None:
+        ours = [job for name, job in jobs.items() if batch_id.startswith(f"{name}-")]
+        return max(ours, key=lambda job: len(job.name), default=None)
+    found = await client.api.batch(batch_id)
+    if found is None:
+        # Its database may be behind the log. The new batch came later: once that is known, so is what came before.
+        await standing_of(client, client.api, request.batch_id)
         found = await client.api.batch(batch_id)
-        named = ((found or {}).get("metadata") or {}).get("job")
-        return jobs.get(named) if isinstance(named, str) else None
-    ours = [job for name, job in jobs.items() if batch_id.startswith(f"{name}-")]
-    return max(ours, key=lambda job: len(job.name), default=None)
+    if found is None:
+        _log.warning("nobody knows the batch that is to be retried", batch_id=request.batch_id, retry_of=batch_id)
+        return None
+    named = (found["metadata"] or {}).get("job")
+    return jobs.get(named) if isinstance(named, str) else None
 
 
 async def _left_of(job: Job, client: Rollcall, batch_id: str) -> Items:
