@@ -119,8 +119,10 @@ def up(
     _logging(role="up")
     _warn_of_unknown_variables()
     from rollcall import stack
+    from rollcall.interrupting import end_process
 
     stack.until_interrupted(stack.up(workers=workers, data_dir=data_dir, as_json=as_json))
+    end_process(0)
 
 
 @app.command()
@@ -128,8 +130,10 @@ def run(workers: Workers = 2) -> None:
     """All of Rollcall's processes on your own Kafka and PostgreSQL, until interrupted."""
     settings = _settings(role="run")
     from rollcall import stack
+    from rollcall.interrupting import end_process
 
     stack.until_interrupted(stack.run(settings, workers=workers))
+    end_process(0)
 
 
 @app.command()
@@ -143,48 +147,52 @@ def worker(
 ) -> None:
     """One worker: reads results, writes them, decides when a batch is done."""
     settings = _settings(role="worker", **({"slot": slot} if slot else {}))
+    from rollcall.interrupting import end_process
     from rollcall.processes import run_worker
     from rollcall.reaching import naming
 
     with naming(settings):
         code = run_worker(settings, slot)
-    raise typer.Exit(code)
+    end_process(code)
 
 
 @app.command()
 def relay() -> None:
     """The relay: publishes what the workers decided, once."""
     settings = _settings(role="relay")
+    from rollcall.interrupting import end_process
     from rollcall.processes import run_relay
     from rollcall.reaching import naming
 
     with naming(settings):
         code = run_relay(settings)
-    raise typer.Exit(code)
+    end_process(code)
 
 
 @app.command()
 def api() -> None:
     """The HTTP API: submit, watch, act."""
     settings = _settings(role="api")
+    from rollcall.interrupting import end_process
     from rollcall.processes import run_api
     from rollcall.reaching import naming
 
     with naming(settings):
         code = run_api(settings)
-    raise typer.Exit(code)
+    end_process(code)
 
 
 @app.command()
 def clock() -> None:
     """The clock: ends batches at their deadlines, computes summaries, raises alerts about time and trims tables."""
     settings = _settings(role="clock")
+    from rollcall.interrupting import end_process
     from rollcall.processes import run_clock
     from rollcall.reaching import naming
 
     with naming(settings):
         code = run_clock(settings)
-    raise typer.Exit(code)
+    end_process(code)
 
 
 @app.command()

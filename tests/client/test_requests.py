@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sysconfig
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -192,26 +193,59 @@ async def test_a_retry_of_a_batch_that_rollcall_has_not_read_yet_waits_until_it_
     asking: Rollcall, product: Product, own_job: type[Recorded], log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where its database is restored, or fails over to a replica that lags."""
-    before_id, batch_id = f"{own_job.name}-before", f"{own_job.name}-again"
-    is_asked, ask = asyncio.Event(), Api.batch
+    is_asked, ask, before_id = asyncio.Event(), Api.batch, f"{own_job.name}-before"
 
-    async def asked(self: Api, asked_of: str) -> object:
-        found = await ask(self, asked_of)
-        if asked_of == before_id:
+    async def asked(self: Api, batch_id: str) -> object:
+        found = await ask(self, batch_id)
+        if batch_id == before_id:
             is_asked.set()
         return found
 
     monkeypatch.setattr(Api, "batch", asked)
-    retry = requested("batch.retry_requested", batch_id=batch_id, retry_of=before_id, item_ids=["0001"])
-    await produce(product.settings.bootstrap_servers, product.topics.requests, [retry])
     async with taking_up(own_job, asking, f"{own_job.name}-listeners"):
-        await asyncio.wait_for(is_asked.wait(), 60)
-        metadata = {"job": own_job.name}
-        before = await asking.open(name=own_job.name, batch_id=before_id, items=["0001"], metadata=metadata)
-        await before.cancel()
-        await asking.wait(before_id, timeout=60)
-        await asking.open(name=own_job.name, batch_id=batch_id, items=["0001"], retry_of=before_id)
-        assert (await asking.wait(batch_id, timeout=90)).outcome == "completed"
+        with workers_stopped(product):
+            metadata = {"job": own_job.name}
+            before = await asking.open(name=own_job.name, batch_id=before_id, items=["0001"], metadata=metadata)
+            await before.cancel()
+            batch = await asking.open(name=own_job.name, items=["0001"], retry_of=before_id)
+            await asking.flush()
+            retry = {"batch_id": batch.batch_id, "retry_of": before_id, "item_ids": ["0001"]}
+            requests = [requested("batch.retry_requested", **retry)]
+            await produce(product.settings.bootstrap_servers, product.topics.requests, requests)
+            await asyncio.wait_for(is_asked.wait(), 60)
+        assert (await asking.wait(batch.batch_id, timeout=90)).outcome == "completed"
+    assert done_items(log) == {"0001": 1}
+
+
+@contextmanager
+def workers_stopped(product: Product) -> Iterator[None]:
+    workers = [child for name, child in product.children.items() if name.startswith("worker")]
+    assert workers
+    for each in workers:
+        each.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in workers:
+            each.send_signal(signal.SIGCONT)
+
+
+async def test_a_retry_of_a_batch_that_nobody_knows_is_passed_over(
+    asking: Rollcall, product: Product, own_job: type[Recorded], log: Path
+) -> None:
+    batch = await asking.open(name=own_job.name, items=["0001"], metadata={"job": own_job.name})
+    await batch.cancel()
+    again = await asking.open(name=own_job.name, items=["0001"], retry_of=batch.batch_id)
+    await asking.flush()
+    requests = [
+        requested("batch.retry_requested", batch_id=again.batch_id, retry_of=retry_of, item_ids=["0001"])
+        for retry_of in (f"{own_job.name}-never", batch.batch_id)
+    ]
+    await produce(product.settings.bootstrap_servers, product.topics.requests, requests)
+    with capture_logs() as logs:
+        async with taking_up(own_job, asking, f"{own_job.name}-listeners"):
+            assert (await asking.wait(again.batch_id, timeout=90)).outcome == "completed"
+    assert "nobody knows the batch that is to be retried" in [each["event"] for each in logs]
     assert done_items(log) == {"0001": 1}
 
 

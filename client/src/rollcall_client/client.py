@@ -32,6 +32,7 @@ T = TypeVar("T")
 DELIVERY_TIMEOUT_S = 120.0
 BUFFER_BYTES = 16 * 1024 * 1024
 REMEMBERED_BATCHES = 10_000
+ASKED_TIMES, ASK_EVERY_S = 10, 0.2
 INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
 """What ends a block at a time not to wait for a broker; SystemExit is an end that was chosen."""
 
@@ -368,12 +369,14 @@ class Rollcall:
         if self._api is None:
             return None
         try:
-            found = await self._api.batch(batch_id)
+            for _ in range(ASKED_TIMES):
+                if (found := await self._api.batch(batch_id)) is not None:
+                    return time_of(found.get("opened_at") or found.get("first_result_at"))
+                await asyncio.sleep(ASK_EVERY_S)  # what was opened just now it will know in a moment
         except ApiError as error:
             _log.warning("the API could not be asked, reading a whole partition instead", error=str(error))
-            return None
         # What it does not know may have been published all the same: its database may be behind, or begun anew.
-        return None if found is None else time_of(found.get("opened_at") or found.get("first_result_at"))
+        return None
 
 
 def forked() -> RollcallError:

@@ -219,6 +219,22 @@ async def home_end(kafka: Kafka, topic: str, batch_id: str) -> tuple[int, int]:
         return home.partition, end
 
 
+async def is_there(kafka: Kafka, topic: str, batch_id: str) -> bool:
+    """Whether there is a record of a batch in its home partition of a topic, which is read. Raises RollcallError."""
+    consumer = kafka.consumer(auto_offset_reset="earliest")
+    try:
+        await _started(kafka, consumer)
+        home = TopicPartition(topic, home_partition(batch_id, len(await partitions_of(consumer, topic))))
+        consumer.assign([home])
+        [end] = (await consumer.end_offsets([home])).values()
+        await consumer.seek_to_beginning(home)
+        return await _last(consumer, home, end, batch_id.encode(), lambda _: True) is not None
+    except KafkaError as error:
+        raise _says(kafka, error) from error
+    finally:
+        await _stopped(consumer)
+
+
 async def home_end_behind(
     kafka: Kafka,
     topic: str,

@@ -260,29 +260,33 @@ class Publisher:
         self._room.set()
 
     async def _send_rounds(self) -> None:
+        chunks: list[_Chunk] = []
         while True:
-            await self._work.wait()
-            self._work.clear()
-            while chunks := [_Chunk(home, _take(lane)) for home, lane in self._lanes.items() if lane]:
-                await self._deliver(chunks)
+            # What has nothing under way joins: one partition that is silent keeps no other's waiting behind it.
+            busy = {chunk.partition for chunk in chunks}
+            idle = [(home, lane) for home, lane in self._lanes.items() if lane and home not in busy]
+            chunks += [_Chunk(home, _take(lane)) for home, lane in idle]
+            if chunks:
+                chunks = await self._round(chunks)
+            else:
+                await self._work.wait()
+                self._work.clear()
 
-    async def _deliver(self, chunks: Sequence[_Chunk]) -> None:
-        """Send until all is acknowledged or given up."""
-        while chunks:
-            if overdue := [chunk for chunk in chunks if self._left_s(chunk) <= 0]:
-                self._give_up(overdue, f"for {self._delivery_timeout_s:g} s", may_pass=True)
-                chunks = self._going(chunk for chunk in chunks if self._left_s(chunk) > 0)
-                continue
-            # Of a chunk that was halved the first part alone: the other stays behind it, and may be given up with it.
-            first = {chunk.partition: chunk for chunk in reversed(chunks)}
-            behind = [chunk for chunk in chunks if chunk is not first[chunk.partition]]
-            again = await self._attempt(list(first.values()), min(ATTEMPT_S, *map(self._left_s, chunks)))
-            # At once: a flush that is told of what was given up lets the rest of its batch go on.
-            left = self._going(behind)
-            if failed := [chunk.partition for chunk in again if chunk is first[chunk.partition]]:
-                await asyncio.sleep(BACKOFF_S)
-                self._note_tried(failed, BACKOFF_S)
-            chunks = [*again, *left]
+    async def _round(self, chunks: list[_Chunk]) -> list[_Chunk]:
+        """Send once, or give up what is overdue; the chunks that are neither acknowledged nor given up."""
+        if overdue := [chunk for chunk in chunks if self._left_s(chunk) <= 0]:
+            self._give_up(overdue, f"for {self._delivery_timeout_s:g} s", may_pass=True)
+            return self._going(chunk for chunk in chunks if self._left_s(chunk) > 0)
+        # Of a chunk that was halved the first part alone: the other stays behind it, and may be given up with it.
+        first = {chunk.partition: chunk for chunk in reversed(chunks)}
+        behind = [chunk for chunk in chunks if chunk is not first[chunk.partition]]
+        again = await self._attempt(list(first.values()), min(ATTEMPT_S, *map(self._left_s, chunks)))
+        # At once: a flush that is told of what was given up lets the rest of its batch go on.
+        left = self._going(behind)
+        if failed := [chunk.partition for chunk in again if chunk is first[chunk.partition]]:
+            await asyncio.sleep(BACKOFF_S)
+            self._note_tried(failed, BACKOFF_S)
+        return [*again, *left]
 
     def _left_s(self, chunk: _Chunk) -> float:
         """For how long a chunk is still tried: by its last message, since it goes out as a whole."""
@@ -297,6 +301,7 @@ class Publisher:
         """Send once, by a producer that then is given up unless all went well; the chunks to send again."""
         sent: list[asyncio.Future[RecordMetadata]] = []
         sending = asyncio.create_task(self._sent(chunks, sent), name="rollcall-publisher-round")
+        sending.add_done_callback(lambda task: task.cancelled() or task.exception())  # said where it is waited for
         try:
             await self._within(sending, [chunk.partition for chunk in chunks], timeout_s)
         finally:
@@ -319,19 +324,16 @@ class Publisher:
 
     async def _sent(self, chunks: Sequence[_Chunk], sent: list[asyncio.Future[RecordMetadata]]) -> None:
         """Send a chunk after the other, and wait until those that could be sent are acknowledged, or are not."""
-        failure: Exception | None = None
-        try:
-            if self._producer is None:
-                self._producer = await self._new_producer()
-            for chunk in chunks:
+        if self._producer is None:
+            self._producer = await self._new_producer()
+        for chunk in chunks:
+            try:
                 built = _built(self._producer, chunk)
                 sent.append(await self._producer.send_batch(built, self._topic, partition=chunk.partition))
-        except Exception as error:  # not Kafka's alone: it asserts that it knows the partition, uvloop has its own
-            failure = error
-        if sent:
-            await asyncio.wait(sent)
-        if failure is not None:
-            raise failure
+            except Exception as error:  # not Kafka's alone: it asserts that it knows the partition, uvloop has its own
+                sent.append(asyncio.get_running_loop().create_future())
+                sent[-1].set_exception(error)
+        await asyncio.wait(sent)
 
     async def _within(self, sending: asyncio.Task[None], partitions: Sequence[int], timeout_s: float) -> None:
         """Wait for a round as long as it may take, which is counted for these partitions."""

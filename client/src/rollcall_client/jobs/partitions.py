@@ -180,10 +180,11 @@ def _child(
 
 def _keep_to_oneself() -> None:
     """Let no program that the job starts have the pipes by which the parent, and the resource tracker, see our end."""
-    for each in list(Path("/dev/fd").iterdir()):
-        if int(each.name) > 2:
-            with suppress(OSError):  # the one by which these were listed is gone
-                os.set_inheritable(int(each.name), False)
+    with suppress(FileNotFoundError):  # no /dev/fd, as in a chroot: then they do have it
+        for each in list(Path("/dev/fd").iterdir()):
+            if int(each.name) > 2:
+                with suppress(OSError):  # the one by which these were listed is gone
+                    os.set_inheritable(int(each.name), False)
 
 
 async def _work(

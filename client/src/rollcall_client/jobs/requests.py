@@ -11,7 +11,7 @@ import structlog
 
 from rollcall_client import listening
 from rollcall_client.client import Rollcall
-from rollcall_client.errors import RollcallError
+from rollcall_client.errors import ApiError, RollcallError
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
 from rollcall_client.jobs.job import Items, Job, drawable
 from rollcall_client.jobs.prior import DONE, prior_of, standing_of
@@ -158,10 +158,9 @@ async def _job_of(jobs: Mapping[str, Job], client: Rollcall, request: _Retry) ->
         return max(ours, key=lambda job: len(job.name), default=None)
     found = await client.api.batch(batch_id)
     if found is None:
-        # Its database may be behind the log. The new batch came later: once that is known, so is what came before.
-        await standing_of(client, client.api, request.batch_id)
-        found = await client.api.batch(batch_id)
-    if found is None:
+        # Its database may be behind the log: restored, or begun anew, or on a replica that lags.
+        if await listening.is_there(client.kafka, client.kafka.topic("events"), batch_id):
+            raise ApiError(f"Rollcall has not read yet what is published of batch {batch_id}")
         _log.warning("nobody knows the batch that is to be retried", batch_id=request.batch_id, retry_of=batch_id)
         return None
     named = (found["metadata"] or {}).get("job")
@@ -172,6 +171,7 @@ async def _left_of(job: Job, client: Rollcall, batch_id: str) -> Items:
     """The items of a batch that aren't done: all of the job's where the API can't tell."""
     if client.api is None:
         return await drawable(job, job.items())
+    await standing_of(client, client.api, batch_id)
     found = await client.api.batch(batch_id)
     params = ((found or {}).get("metadata") or {}).get("params") or {}
     done = {item["item_id"] async for item in client.api.items(batch_id) if item["status"] in DONE}
