@@ -245,7 +245,7 @@ async def test_a_retry_of_a_batch_that_nobody_knows_is_passed_over(
     with capture_logs() as logs:
         async with taking_up(own_job, asking, f"{own_job.name}-listeners"):
             assert (await asking.wait(again.batch_id, timeout=90)).outcome == "completed"
-    assert "nobody knows the batch that is to be retried" in [each["event"] for each in logs]
+    assert "a retry of a batch that Rollcall does not know" in [each["event"] for each in logs]
     assert done_items(log) == {"0001": 1}
 
 

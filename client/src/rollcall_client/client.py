@@ -32,7 +32,7 @@ T = TypeVar("T")
 DELIVERY_TIMEOUT_S = 120.0
 BUFFER_BYTES = 16 * 1024 * 1024
 REMEMBERED_BATCHES = 10_000
-ASKED_TIMES, ASK_EVERY_S = 10, 0.2
+ASKED_TIMES, ASK_EVERY_S = 3, 0.2
 INTERRUPTIONS = (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
 """What ends a block at a time not to wait for a broker; SystemExit is an end that was chosen."""
 

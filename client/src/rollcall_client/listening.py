@@ -220,7 +220,7 @@ async def home_end(kafka: Kafka, topic: str, batch_id: str) -> tuple[int, int]:
 
 
 async def is_there(kafka: Kafka, topic: str, batch_id: str) -> bool:
-    """Whether there is a record of a batch in its home partition of a topic, which is read. Raises RollcallError."""
+    """Whether a batch's home partition of a topic, read from its start, has a record of it. Raises RollcallError."""
     consumer = kafka.consumer(auto_offset_reset="earliest")
     try:
         await _started(kafka, consumer)
@@ -228,7 +228,10 @@ async def is_there(kafka: Kafka, topic: str, batch_id: str) -> bool:
         consumer.assign([home])
         [end] = (await consumer.end_offsets([home])).values()
         await consumer.seek_to_beginning(home)
-        return await _last(consumer, home, end, batch_id.encode(), lambda _: True) is not None
+        while await consumer.position(home) < end:
+            if await _last_fetched(consumer, home, batch_id.encode(), lambda _: True):
+                return True
+        return False
     except KafkaError as error:
         raise _says(kafka, error) from error
     finally:

@@ -262,7 +262,7 @@ class Publisher:
     async def _send_rounds(self) -> None:
         chunks: list[_Chunk] = []
         while True:
-            # What has nothing under way joins: one partition that is silent keeps no other's waiting behind it.
+            # What has nothing under way joins: behind a silent partition others wait for an attempt, not for its end.
             busy = {chunk.partition for chunk in chunks}
             idle = [(home, lane) for home, lane in self._lanes.items() if lane and home not in busy]
             chunks += [_Chunk(home, _take(lane)) for home, lane in idle]
@@ -280,7 +280,7 @@ class Publisher:
         # Of a chunk that was halved the first part alone: the other stays behind it, and may be given up with it.
         first = {chunk.partition: chunk for chunk in reversed(chunks)}
         behind = [chunk for chunk in chunks if chunk is not first[chunk.partition]]
-        again = await self._attempt(list(first.values()), min(ATTEMPT_S, *map(self._left_s, chunks)))
+        again = await self._attempt(list(first.values()), min(ATTEMPT_S, max(map(self._left_s, chunks))))
         # At once: a flush that is told of what was given up lets the rest of its batch go on.
         left = self._going(behind)
         if failed := [chunk.partition for chunk in again if chunk is first[chunk.partition]]:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -11,10 +11,10 @@ import structlog
 
 from rollcall_client import listening
 from rollcall_client.client import Rollcall
-from rollcall_client.errors import ApiError, RollcallError
+from rollcall_client.errors import RollcallError
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
 from rollcall_client.jobs.job import Items, Job, drawable
-from rollcall_client.jobs.prior import DONE, prior_of, standing_of
+from rollcall_client.jobs.prior import ASK_EVERY_S, CAUGHT_UP_S, DONE, prior_of, standing_of
 from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.rates import Retry
 from rollcall_client.jobs.running import begun, end_of_work, run, stopping, worker_name
@@ -157,11 +157,15 @@ async def _job_of(jobs: Mapping[str, Job], client: Rollcall, request: _Retry) ->
         ours = [job for name, job in jobs.items() if batch_id.startswith(f"{name}-")]
         return max(ours, key=lambda job: len(job.name), default=None)
     found = await client.api.batch(batch_id)
+    if found is None and await listening.is_there(client.kafka, client.kafka.topic("events"), batch_id):
+        # Its database is behind the log: restored, or begun anew, or on a replica that lags. Or all of it was refused.
+        await standing_of(client, client.api, request.batch_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CAUGHT_UP_S):
+                while (found := await client.api.batch(batch_id)) is None:  # noqa: ASYNC110 - the API says nothing by itself
+                    await asyncio.sleep(ASK_EVERY_S)
     if found is None:
-        # Its database may be behind the log: restored, or begun anew, or on a replica that lags.
-        if await listening.is_there(client.kafka, client.kafka.topic("events"), batch_id):
-            raise ApiError(f"Rollcall has not read yet what is published of batch {batch_id}")
-        _log.warning("nobody knows the batch that is to be retried", batch_id=request.batch_id, retry_of=batch_id)
+        _log.error("a retry of a batch that Rollcall does not know", batch_id=request.batch_id, retry_of=batch_id)
         return None
     named = (found["metadata"] or {}).get("job")
     return jobs.get(named) if isinstance(named, str) else None
