@@ -228,6 +228,7 @@ class Flusher:
         except IllegalStateError:
             self._anchors.forget()
             return
+        self._looked_at = time.monotonic()
         log.info("anchored", positions={partition: position.next_offset for partition, position in stored.items()})
 
     async def _notice_forgotten(self) -> None:

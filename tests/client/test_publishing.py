@@ -463,7 +463,7 @@ async def test_a_client_that_cannot_go_on_sending_says_so_to_who_waits_for_room(
     async def broken(*_: object) -> None:
         raise LookupError("a mistake of its own")
 
-    monkeypatch.setattr(publishing.Publisher, "_deliver", broken)
+    monkeypatch.setattr(publishing.Publisher, "_round", broken)
     rc = Rollcall(servers.bootstrap_servers, topic_prefix=topic_prefix, buffer_bytes=1_000)
     await rc.start()
 
