@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -212,21 +211,14 @@ async def _until_stopped(settings: Settings, role: Callable[[Topics, Homes, asyn
 
 def _exit_after(error: Exception) -> None:
     """End this process in time, so that another may start: a task that is left may not heed being cancelled."""
-
     code = REFUSED if isinstance(error, FATAL) else 1
 
     def end() -> None:
-        _after(1.0, lambda: os._exit(code))  # where nobody takes the line
+        call_in(1.0, lambda: os._exit(code))()  # where nobody takes the line
         log.error("tasks do not end, ending without them", exc_info=error)
         os._exit(code)
 
-    _after(EXIT_TIMEOUT_S, end)
-
-
-def _after(seconds: float, end: Callable[[], object]) -> None:
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    call_in(EXIT_TIMEOUT_S, end)()
 
 
 async def _prepare_and_run(

@@ -221,9 +221,7 @@ async def home_end(kafka: Kafka, topic: str, batch_id: str) -> tuple[int, int]:
 
 async def is_there(kafka: Kafka, topic: str, batch_id: str) -> bool:
     """Whether a batch's home partition of a topic, read from its start, has a record of it. Raises RollcallError."""
-    consumer = kafka.consumer(auto_offset_reset="earliest")
-    try:
-        await _started(kafka, consumer)
+    async with _reading(kafka, kafka.consumer(auto_offset_reset="earliest")) as consumer:
         home = TopicPartition(topic, home_partition(batch_id, len(await partitions_of(consumer, topic))))
         consumer.assign([home])
         [end] = (await consumer.end_offsets([home])).values()
@@ -232,10 +230,6 @@ async def is_there(kafka: Kafka, topic: str, batch_id: str) -> bool:
             if await _last_fetched(consumer, home, batch_id.encode(), lambda _: True):
                 return True
         return False
-    except KafkaError as error:
-        raise _says(kafka, error) from error
-    finally:
-        await _stopped(consumer)
 
 
 async def home_end_behind(
@@ -255,11 +249,9 @@ async def home_end_behind(
     ``own`` says that the record at this place is of the batch: else its last one before is looked for, appended
     ``since`` or later, as was its forward. Raises RollcallError; takes as long as the workers do.
     """
-    consumer = kafka.consumer(auto_offset_reset="earliest")
     there, here = TopicPartition(topic, partition), TopicPartition(topic, home)
     key = batch_id.encode()
-    try:
-        await _started(kafka, consumer)
+    async with _reading(kafka, kafka.consumer(auto_offset_reset="earliest")) as consumer:
         consumer.assign([here] if own else [there, here])
         if since is None:
             await consumer.seek_to_beginning()
@@ -270,10 +262,6 @@ async def home_end_behind(
             await _latest(consumer, here, 0, key, lambda record: _is_forward(record, partition, last))
         [end] = (await consumer.end_offsets([here])).values()
         return int(end)
-    except KafkaError as error:
-        raise _says(kafka, error) from error
-    finally:
-        await _stopped(consumer)
 
 
 def _is_forward(record: ConsumerRecord[bytes, bytes], partition: int, offset: int) -> Literal[True] | None:
@@ -358,14 +346,22 @@ async def _begin_group(kafka: Kafka, topic: str, group: str, start: Start) -> No
 @asynccontextmanager
 async def _asking(kafka: Kafka, consumer: AIOKafkaConsumer) -> AsyncIterator[AIOKafkaConsumer]:
     """A consumer that is started, to be asked something within a time. Raises RollcallError."""
+    async with _reading(kafka, consumer):
+        try:
+            async with asyncio.timeout(STARTING_S):
+                yield consumer
+        except TimeoutError:
+            raise _is_silent(kafka) from None
+
+
+@asynccontextmanager
+async def _reading(kafka: Kafka, consumer: AIOKafkaConsumer) -> AsyncIterator[AIOKafkaConsumer]:
+    """A consumer that is started, and stopped at the end. Raises RollcallError."""
     try:
         await _started(kafka, consumer)
-        async with asyncio.timeout(STARTING_S):
-            yield consumer
+        yield consumer
     except KafkaError as error:
         raise _says(kafka, error) from error
-    except TimeoutError:
-        raise _is_silent(kafka) from None
     finally:
         await _stopped(consumer)
 

@@ -7,14 +7,13 @@ from typing import Any
 
 from rollcall_client import listening
 from rollcall_client.api import Api, time_of
-from rollcall_client.client import Rollcall
+from rollcall_client.client import ASK_EVERY_S, Rollcall
 from rollcall_client.errors import ApiError, ConfigurationError
 from rollcall_client.jobs.execution import Prior
 from rollcall_client.publishing import Appended
 
 DONE = frozenset({"succeeded", "partial", "skipped"})
 CAUGHT_UP_S = 120.0
-ASK_EVERY_S = 0.2
 
 
 async def prior_of(client: Rollcall, batch_id: str) -> Prior:

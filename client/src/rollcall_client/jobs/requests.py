@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import structlog
 
 from rollcall_client import listening
-from rollcall_client.client import Rollcall
+from rollcall_client.client import ASK_EVERY_S, Rollcall
 from rollcall_client.errors import RollcallError
 from rollcall_client.jobs.execution import Drawing, Execution, Prior
 from rollcall_client.jobs.job import Items, Job, drawable
-from rollcall_client.jobs.prior import ASK_EVERY_S, CAUGHT_UP_S, DONE, prior_of, standing_of
+from rollcall_client.jobs.prior import CAUGHT_UP_S, DONE, prior_of, standing_of
 from rollcall_client.jobs.progress import Progress
 from rollcall_client.jobs.rates import Retry
 from rollcall_client.jobs.running import begun, end_of_work, run, stopping, worker_name
