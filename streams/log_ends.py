@@ -25,6 +25,7 @@ class LogEnds:
         self._kafka = kafka
         self._partitions = [TopicPartition(topic, partition) for partition in range(partitions)]
         self._ends: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
         self._seen_at = float("-inf")
 
     def of(self, partition: int) -> int | None:
@@ -33,6 +34,7 @@ class LogEnds:
 
     def reaches(self, partition: int, end: int) -> None:
         """Somebody knows better: the log reaches at least to here."""
+        self._reached[partition] = max(end, self._reached.get(partition, 0))
         self._ends[partition] = max(end, self._ends.get(partition, 0))
 
     async def run(self) -> None:
@@ -55,11 +57,12 @@ class LogEnds:
 
     async def _look(self, consumer: AIOKafkaConsumer) -> None:
         while True:
+            # What is sent meanwhile may lie behind what is seen; what was sent before does not, and a log may end
+            # earlier than it did (truncated, or made anew).
+            self._reached.clear()
             async with asyncio.timeout(LOOK_TIMEOUT_S):
                 ends = await consumer.end_offsets(self._partitions)
-            # What has been sent meanwhile may lie behind what was seen.
-            for tp, end in ends.items():
-                self.reaches(tp.partition, end)
+            self._ends = {tp.partition: max(end, self._reached.get(tp.partition, 0)) for tp, end in ends.items()}
             self._seen_at = time.monotonic()
             health.beat(_LOOP)
             await asyncio.sleep(LOOK_EVERY_S)

@@ -78,11 +78,14 @@ class Watcher:
         for partition, offset in applied.items():
             if partition in self._ends and offset >= self._ends[partition].offset:
                 self._read_up_to[partition] = self._ends.pop(partition).at
-        # One end is waited for at a time: a newer one would move away as fast as a busy worker follows.
-        unknown = applied.keys() - self._ends.keys()
         now = datetime.now(UTC)
-        ends = await _known_ends(consumer, [TopicPartition(self._topics.events, each) for each in unknown])
-        self._ends.update({tp.partition: _End(now, offset) for tp, offset in ends.items()})
+        ends = await _known_ends(consumer, [TopicPartition(self._topics.events, each) for each in applied])
+        for tp, offset in ends.items():
+            waited_for = self._ends.get(tp.partition)
+            # One end is waited for at a time: a newer one would move away as fast as a busy worker follows. But one
+            # before it is all there is to come: what lay behind it was lost, or the topic was made anew.
+            if waited_for is None or offset < waited_for.offset:
+                self._ends[tp.partition] = _End(now, offset)
 
     async def _raise_alerts(self, connection: Connection) -> None:
         begin = ""

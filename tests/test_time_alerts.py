@@ -23,7 +23,7 @@ from store.rows import Batch, Position
 from streams.watching import Watcher
 from tests.harness.histories import Message
 from tests.harness.product import running
-from tests.harness.topics import create_topic, end_offsets, produce
+from tests.harness.topics import create_topic, delete_topic, end_offsets, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -194,6 +194,18 @@ async def test_a_partition_whose_end_nobody_says_keeps_no_alert_of_the_others_ba
         await until_raised(connection, {f"batch.slow_detected/{each}/0" for each in homes.values()})
         await looks(connection, "zy")
     assert not [each for each in await alerts(connection) if without_leader.batch_id in each]
+
+
+async def test_an_end_that_the_log_has_lost_is_not_waited_for(settings: Settings, connection: Connection) -> None:
+    topic = Topics(settings.topic_prefix).events
+    await produce(settings.bootstrap_servers, topic, [Message(b"k", b"{}", "")], partition=0)
+    unread = next(f"b{number}" for number in range(20) if home_partition(f"b{number}", PARTITIONS) == 0)
+    await batches.write(connection, [batch(unread, 500)])
+    async with watching(settings) as watcher:
+        await eventually(lambda: [end.offset for partition, end in watcher._ends.items() if partition == 0] == [1])
+        await delete_topic(settings.bootstrap_servers, topic)
+        await create_topic(settings.bootstrap_servers, topic, partitions=PARTITIONS)
+        await until_raised(connection, {f"batch.slow_detected/{unread}/0"})
 
 
 async def test_with_a_stopped_worker_and_a_full_topic_none_fires(settings: Settings) -> None:
