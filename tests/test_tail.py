@@ -8,12 +8,15 @@ from asyncio.subprocess import PIPE, Process
 from typing import NamedTuple
 
 import pytest
+from aiokafka import TopicPartition
 
 from rollcall.settings import Settings
+from rollcall.tail import print_all
 from schemas.topics import Topics
+from streams.kafka import started
 from tests.harness.commands import argv, environment, rollcall, start
 from tests.harness.product import running
-from tests.harness.topics import create_topic, drain, end_offsets, produce
+from tests.harness.topics import add_partitions, create_topic, drain, end_offsets, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -132,3 +135,28 @@ async def test_kafka_out_of_reach_is_one_line_that_names_it() -> None:
     assert done.stderr.startswith("rollcall: Kafka at 127.0.0.1:1 (ROLLCALL_BOOTSTRAP_SERVERS) cannot be reached")
     assert done.stderr.endswith(": connection refused\n")
     assert done.stderr.count("\n") == 1
+
+
+async def test_partitions_that_are_added_are_followed_too_and_nothing_comes_twice(settings: Settings) -> None:
+    topic, kafka = Topics(settings.topic_prefix).finalized, settings.bootstrap_servers
+    await create_topic(kafka, topic)
+    lines: list[bytes] = []
+    # It looks for partitions as often as a consumer asks for the metadata: every five minutes.
+    consumer = settings.kafka_connection().consumer(
+        isolation_level="read_committed", auto_offset_reset="latest", enable_auto_commit=False, metadata_max_age_ms=200
+    )
+    async with started(consumer):
+        consumer.assign([TopicPartition(topic, 0)])
+        assert await consumer.position(TopicPartition(topic, 0)) == 0
+        following = asyncio.create_task(print_all(consumer, topic, lambda record: record.value.decode(), lines.append))
+        await produce(kafka, topic, [Record(b"k", b"before")], partition=0)
+        await eventually(lambda: lines == [b"before"])
+        await add_partitions(kafka, topic, 2)
+        # Before it can have been noticed.
+        await produce(kafka, topic, [Record(b"k", b"new")], partition=1)
+        await eventually(lambda: lines == [b"before", b"new"])
+        await produce(kafka, topic, [Record(b"k", b"more")], partition=0)
+        await produce(kafka, topic, [Record(b"k", b"newer")], partition=1)
+        await eventually(lambda: sorted(lines[2:]) == [b"more", b"newer"])
+        following.cancel()
+        await asyncio.wait([following], timeout=30)

@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from confluent_kafka.admin import AclOperation, ResourceType  # type: ignore[attr-defined]  # there, but not marked
 from rollcall_client import ConfigurationError, FinalizedEvent, Rollcall, RollcallError
+from rollcall_client.errors import UnreachableError
 from rollcall_client.kafka import Kafka, home_partition
-from rollcall_client.listening import Start, records
+from rollcall_client.listening import Start, is_there, records
 
 from tests.harness.events import Event
 from tests.harness.product import Product
 from tests.harness.servers import Servers, running_broker
 from tests.harness.strict_kafka import StrictKafka
-from tests.harness.topics import create_topic, end_offsets, produce
+from tests.harness.topics import add_partitions, create_topic, end_offsets, produce
 from tests.harness.waiting import eventually
 
 
@@ -179,20 +179,6 @@ async def test_a_rebalance_repeats_nothing_that_was_done_and_passes_nothing_over
         assert offsets == sorted(offsets), "none goes back"
 
 
-async def add_partitions(bootstrap: str, topic: str, partitions: int) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
-    await admin.start()
-    try:
-        await admin.create_partitions({topic: NewPartitions(partitions)})
-    finally:
-        await admin.close()
-    await eventually(lambda: _has_partitions(bootstrap, topic, partitions))
-
-
-async def _has_partitions(bootstrap: str, topic: str, partitions: int) -> bool:
-    return len(await end_offsets(bootstrap, topic)) == partitions
-
-
 def values_of(stream: AsyncIterator[ConsumerRecord[bytes, bytes]], count: int) -> asyncio.Task[set[bytes | None]]:
     async def read() -> set[bytes | None]:
         return {(await anext(stream)).value for _ in range(count)}
@@ -319,3 +305,22 @@ async def test_what_is_no_finalized_event_is_passed_over(rc: Rollcall, product: 
     batch = await rc.open(total_items=1, batch_id=batch_id)
     await batch.succeeded("one")
     assert (await rc.wait(batch_id, timeout=60)).outcome == "completed"
+
+
+async def test_looking_for_a_batch_ends_where_kafka_falls_silent(
+    rc: Rollcall, product: Product, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = await rc.open(total_items=1)
+    await rc.flush()
+    topic = product.topics.events
+    assert await is_there(rc.kafka, topic, batch.batch_id)
+    assert not await is_there(rc.kafka, topic, f"{batch.batch_id}-unknown")
+
+    async def nothing(self: AIOKafkaConsumer, *partitions: TopicPartition, **options: object) -> dict[object, object]:
+        await asyncio.sleep(0.01)
+        return {}
+
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", nothing)
+    monkeypatch.setattr("rollcall_client.listening.STARTING_S", 3.0)
+    with pytest.raises(UnreachableError, match="does not answer within 3 s"):
+        await asyncio.wait_for(is_there(rc.kafka, topic, batch.batch_id), 60)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import for_code
 
@@ -55,6 +55,21 @@ async def create_topic(
         await eventually(has_leaders, message=f"leaders of {topic}")
     finally:
         await admin.close()
+
+
+async def add_partitions(bootstrap: str, topic: str, partitions: int) -> None:
+    """Let a topic have so many partitions, and wait until it has."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+    await admin.start()
+    try:
+        await admin.create_partitions({topic: NewPartitions(partitions)})
+    finally:
+        await admin.close()
+
+    async def is_there() -> bool:
+        return len(await end_offsets(bootstrap, topic)) == partitions
+
+    await eventually(is_there, 30)
 
 
 async def delete_topic(bootstrap: str, topic: str) -> None:

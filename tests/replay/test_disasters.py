@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
@@ -22,7 +21,7 @@ from tests.harness import commands
 from tests.harness.histories import Message
 from tests.harness.product import Product, running
 from tests.harness.tables import comparable_tables
-from tests.harness.topics import create_topic, delete_topic, drain, end_offsets, produce
+from tests.harness.topics import add_partitions, create_topic, delete_topic, drain, end_offsets, produce
 from tests.harness.waiting import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -208,7 +207,7 @@ async def test_partitions_added_change_no_batchs_home(settings: Settings) -> Non
     async with running(settings, workers=1) as product:
         await produce(settings.bootstrap_servers, topics.events, opened)
         await product.settled()
-    await grow(settings, topics.events, 5)
+    await add_partitions(settings.bootstrap_servers, topics.events, 5)
     async with running(settings, workers=1) as product:
         places = await produce(settings.bootstrap_servers, topics.events, answers)
         assert any(partition >= PARTITIONS for partition, _ in places), "some lie on the new ones"
@@ -251,20 +250,6 @@ async def test_a_topic_created_again_is_refused_and_the_runbooks_way_out_works(s
         await product.settled()
     finalized = await drain(settings.bootstrap_servers, topics.finalized)
     assert sorted(record.key for record in finalized) == [b"new", b"old", b"open"], "each once"
-
-
-async def grow(settings: Settings, topic: str, partitions: int) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
-    await admin.start()
-    try:
-        await admin.create_partitions({topic: NewPartitions(partitions)})
-    finally:
-        await admin.close()
-    await eventually(lambda: _has_partitions(settings, topic, partitions), 30)
-
-
-async def _has_partitions(settings: Settings, topic: str, partitions: int) -> bool:
-    return len(await end_offsets(settings.bootstrap_servers, topic)) == partitions
 
 
 async def delete_before(settings: Settings, topic: str, offset: int) -> None:

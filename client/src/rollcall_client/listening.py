@@ -226,9 +226,17 @@ async def is_there(kafka: Kafka, topic: str, batch_id: str) -> bool:
         consumer.assign([home])
         [end] = (await consumer.end_offsets([home])).values()
         await consumer.seek_to_beginning(home)
-        while await consumer.position(home) < end:
-            if await _last_fetched(consumer, home, batch_id.encode(), lambda _: True):
-                return True
+        position = before = -1
+        while position < end:
+            try:
+                async with asyncio.timeout(STARTING_S):
+                    while position == before:
+                        if await _last_fetched(consumer, home, batch_id.encode(), lambda _: True):
+                            return True
+                        position = await consumer.position(home)
+            except TimeoutError:
+                raise _is_silent(kafka) from None
+            before = position
         return False
 
 
