@@ -41,7 +41,7 @@ test-long: $(READY) ## Run the long tests: whole installations brought up and do
 test-lives: $(READY) ## One log of 50,000 messages in micro-batches of 1, 7 and 5,000, and with crashes: some minutes
 	ROLLCALL_LIVES=50000 $(BIN)/pytest -q tests/test_lives.py $(ARGS)
 
-test-faults: $(READY) ## Kill, cut and starve it: 5 rounds of each fault, 200,000 results each: hours (ARGS=--short: 6 minutes)
+test-faults: $(READY) ## Kill, cut and starve it: 5 rounds of each fault, 200,000 results each: hours (ARGS=--short: 5 minutes)
 	$(BIN)/python -m tests.faults $(ARGS)
 
 test-soak: $(READY) ## 20 rounds of each fault, 200,000 results each: a day (ARGS="--resume FILE" goes on where it was stopped)

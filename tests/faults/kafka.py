@@ -63,6 +63,8 @@ async def black_hole(each: Round) -> None:
 async def late(each: Round) -> None:
     """What was under way on the connections there are arrives long after the product gave it up."""
     async with during(feed(each)):  # so that the relay has something under way
+        written = await each.product.written()
+        await until(lambda: each.product.publishes_behind(written), "a relay that publishes")
         await asyncio.sleep(each.some(0.5, 1.5))
         since = log_size(each.product.log)
         for _ in range(3):

@@ -30,7 +30,7 @@ from tests.faults.stage import stage
 PATIENCE_S = 120.0
 """After which what has not recovered, or settled, is stuck."""
 SHORT_RESULTS = 40_000
-SHORT_BUDGET_S = 330.0
+SHORT_BUDGET_S = 270.0
 FEWEST_SHORT = 8
 PLAYED = "docs/fault-rounds.jsonl"
 RESULTS = 200_000
