@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 import typer
 
 if TYPE_CHECKING:
-    from aiokafka import AIOKafkaConsumer, ConsumerRecord
+    from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
     from rollcall.settings import Settings
     from schemas.topics import Topics
@@ -30,6 +30,7 @@ Channel = Literal["finalized", "dead-letters"]
 
 Record: TypeAlias = "ConsumerRecord[bytes, bytes]"
 Shown: TypeAlias = Callable[["Record"], str | None]
+Positions: TypeAlias = "dict[TopicPartition, int]"
 
 POLL_MS = 1_000
 
@@ -74,57 +75,55 @@ async def _until_interrupted(settings: Settings, topic: str, shown: Shown, from_
 
 
 async def _follow(settings: Settings, topic: str, shown: Shown, from_beginning: bool) -> None:
-    from aiokafka import TopicPartition
-
     from rollcall.rendering import note, write_line
     from streams.kafka import START_TIMEOUT_S, started
     from streams.observing import administering, partitions_of
 
     kafka = settings.kafka_connection()
     async with administering(kafka) as admin:
-        partitions = [TopicPartition(topic, each) for each in await partitions_of(admin, topic)]
+        await partitions_of(admin, topic)
     consumer = kafka.consumer(
+        topic,
         client_id="rollcall-tail",
         isolation_level="read_committed",
         auto_offset_reset="earliest" if from_beginning else "latest",
         enable_auto_commit=False,
     )
     async with started(consumer):
-        consumer.assign(partitions)
         # Positions are known before we say so: what is published from then on will be shown.
         async with asyncio.timeout(START_TIMEOUT_S):
-            await asyncio.gather(*(consumer.position(partition) for partition in consumer.assignment()))
+            positions = {partition: await consumer.position(partition) for partition in consumer.assignment()}
         note(f"following {topic} from {'its beginning' if from_beginning else 'now on'}; Ctrl+C ends")
-        await print_all(consumer, topic, shown, write_line)
+        await print_all(consumer, positions, shown, write_line)
 
 
-async def print_all(consumer: AIOKafkaConsumer, topic: str, shown: Shown, write_line: Callable[[bytes], None]) -> None:
-    """Write a line for each record of the partitions assigned, and of those that the topic is given meanwhile."""
+async def print_all(
+    consumer: AIOKafkaConsumer, positions: Positions, shown: Shown, write_line: Callable[[bytes], None]
+) -> None:
+    """Write a line for each record from these positions on, also of partitions that the topic is given meanwhile."""
     while True:
-        await _take_added(consumer, topic)
         fetched = await consumer.getmany(timeout_ms=POLL_MS)
+        if consumer.assignment() != positions.keys():
+            _resume(consumer, positions)
+            continue
         # Partitions come one after the other; within what came at once, time decides.
         for record in sorted((each for part in fetched.values() for each in part), key=lambda each: each.timestamp):
             line = _line(record, shown)
             if line is not None:
                 write_line(line.encode())
+        positions.update({partition: part[-1].offset + 1 for partition, part in fetched.items()})
 
 
-async def _take_added(consumer: AIOKafkaConsumer, topic: str) -> None:
-    """Follow partitions that were added, from their beginning; who follows a topic by name would begin all anew."""
-    from aiokafka import TopicPartition
+def _resume(consumer: AIOKafkaConsumer, positions: Positions) -> None:
+    """Go on where each partition stood, at the beginning of one that was added.
 
-    from streams.kafka import START_TIMEOUT_S
-
-    held = consumer.assignment()
-    added = {TopicPartition(topic, each) for each in consumer.partitions_for_topic(topic) or ()} - held
-    if added:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            positions = {partition: await consumer.position(partition) for partition in held}
-        consumer.assign([*held, *added])
-        for partition, position in positions.items():
-            consumer.seek(partition, position)
-        await consumer.seek_to_beginning(*added)
+    When the partitions of a topic are others, aiokafka reads all of them from where its reset policy says.
+    """
+    assigned = consumer.assignment()
+    for partition in positions.keys() - assigned:
+        del positions[partition]
+    for partition in assigned:
+        consumer.seek(partition, positions.setdefault(partition, 0))
 
 
 def _line(record: Record, shown: Shown) -> str | None:

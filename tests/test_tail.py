@@ -8,7 +8,6 @@ from asyncio.subprocess import PIPE, Process
 from typing import NamedTuple
 
 import pytest
-from aiokafka import TopicPartition
 
 from rollcall.settings import Settings
 from rollcall.tail import print_all
@@ -137,26 +136,28 @@ async def test_kafka_out_of_reach_is_one_line_that_names_it() -> None:
     assert done.stderr.count("\n") == 1
 
 
-async def test_partitions_that_are_added_are_followed_too_and_nothing_comes_twice(settings: Settings) -> None:
+@pytest.mark.parametrize(("policy", "begun"), [("latest", []), ("earliest", [b"long before"])])
+async def test_partitions_that_are_added_are_followed_too_and_nothing_comes_twice(
+    settings: Settings, policy: str, begun: list[bytes]
+) -> None:
     topic, kafka = Topics(settings.topic_prefix).finalized, settings.bootstrap_servers
     await create_topic(kafka, topic)
+    await produce(kafka, topic, [Record(b"k", b"long before")], partition=0)
     lines: list[bytes] = []
-    # It looks for partitions as often as a consumer asks for the metadata: every five minutes.
     consumer = settings.kafka_connection().consumer(
-        isolation_level="read_committed", auto_offset_reset="latest", enable_auto_commit=False, metadata_max_age_ms=200
+        topic, isolation_level="read_committed", auto_offset_reset=policy, enable_auto_commit=False
     )
     async with started(consumer):
-        consumer.assign([TopicPartition(topic, 0)])
-        assert await consumer.position(TopicPartition(topic, 0)) == 0
-        following = asyncio.create_task(print_all(consumer, topic, lambda record: record.value.decode(), lines.append))
+        positions = {each: await consumer.position(each) for each in consumer.assignment()}
+        following = asyncio.create_task(print_all(consumer, positions, lambda each: each.value.decode(), lines.append))
         await produce(kafka, topic, [Record(b"k", b"before")], partition=0)
-        await eventually(lambda: lines == [b"before"])
+        await eventually(lambda: lines == [*begun, b"before"])
         await add_partitions(kafka, topic, 2)
-        # Before it can have been noticed.
         await produce(kafka, topic, [Record(b"k", b"new")], partition=1)
-        await eventually(lambda: lines == [b"before", b"new"])
+        assert len(consumer.assignment()) == 1, "by itself it learns of it every five minutes only"
+        await consumer._client.force_metadata_update()
+        await eventually(lambda: lines == [*begun, b"before", b"new"])
         await produce(kafka, topic, [Record(b"k", b"more")], partition=0)
-        await produce(kafka, topic, [Record(b"k", b"newer")], partition=1)
-        await eventually(lambda: sorted(lines[2:]) == [b"more", b"newer"])
+        await eventually(lambda: lines == [*begun, b"before", b"new", b"more"])
         following.cancel()
         await asyncio.wait([following], timeout=30)
