@@ -8,6 +8,7 @@ import time
 from functools import partial
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
 from rollcall.embedded.servers import log_since, log_size
 from store.leadership import database_name
@@ -125,7 +126,7 @@ async def id_expired(each: Round) -> None:
         for name in CHANNELS:
             # Which the relay used last when it had published what was behind, on a busy machine a while from now.
             forgotten = partial(_is_forgotten, each, name)
-            await until(forgotten, f"a broker that has forgotten the relay's transactional id for {name}")
+            await eventually(forgotten, 60, interval_s=1.0, message=f"the id of the relay for {name} is forgotten")
         written = await each.product.written()
         each.running.paused.clear()
         async with during(feed(each)):
@@ -143,7 +144,10 @@ async def _is_forgotten(each: Round, name: str) -> bool:
     async with each.product.connection() as connection:
         database = await database_name(connection)
     known = each.product.topics.relay_transactional_id(name, database).encode()
-    kept = await drain(each.product.direct.bootstrap_servers, "__transaction_state")
+    try:
+        kept = await drain(each.product.direct.bootstrap_servers, "__transaction_state")
+    except KafkaError:
+        return False  # not said now
     values = [record.value for record in kept if record.key is not None and known in record.key]
     return bool(values) and values[-1] is None
 

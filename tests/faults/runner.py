@@ -165,7 +165,12 @@ async def run(plan: Sequence[Planned], record: Record, player: Player, *, budget
             break
         if not player.goes_on_with(fault):
             await _stop(player, record)
-        result = await player.play(fault, seed)
+        try:
+            result = await player.play(fault, seed)
+        except asyncio.CancelledError:
+            if player.short:  # whoever ends it has waited too long
+                _show_logs(player.stage.directory, Result(fault.name, seed, None, ["stopped"], ""))
+            raise
         longest = max(longest, result.took_s)
         _note(player, record, result)
     await _stop(player, record)
