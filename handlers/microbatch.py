@@ -200,8 +200,7 @@ async def _load_manifests(connection: Connection, works: Iterable[Work]) -> None
     begun = [work for work in works if work.batch.expected]
     if not begun:
         return
-    keys = ((work.batch.batch_id, item_id) for work in begun for item_id in work.item_ids())
-    found = await items.on_manifest(connection, keys)
+    found = await items.on_manifest(connection, {work.batch.batch_id: work.item_ids() for work in begun})
     for work in begun:
         work.registers.manifest = found.get(work.batch.batch_id, set())
 
@@ -213,12 +212,11 @@ async def _load_registers(connection: Connection, works: list[Work]) -> None:
     reopening = [work.batch for work in works if work.reopens()]
     for batch in reopening:
         ids[batch.batch_id] |= await items.reopenable_ids(connection, batch.batch_id, some_retrying=batch.retrying > 0)
-    keys = [(batch_id, item_id) for batch_id, of_batch in ids.items() for item_id in of_batch]
-    found = await items.load(connection, keys)
-    settled = {work.batch.batch_id for work in works if work.batch.late}
-    late = await items.load_late(connection, [key for key in keys if key[0] in settled]) if settled else {}
-    listed = {batch.batch_id for batch in reopening if batch.expected}
-    manifest = await items.on_manifest(connection, [key for key in keys if key[0] in listed]) if listed else {}
+    found = await items.load(connection, ids)
+    settled = {batch_id: ids[batch_id] for batch_id in (work.batch.batch_id for work in works if work.batch.late)}
+    late = await items.load_late(connection, settled) if settled else {}
+    listed = {batch.batch_id: ids[batch.batch_id] for batch in reopening if batch.expected}
+    manifest = await items.on_manifest(connection, listed) if listed else {}
     for work in works:
         batch_id = work.batch.batch_id
         work.registers.items = found.get(batch_id, {})
@@ -253,14 +251,15 @@ async def _write(connection: Connection, works: list[Work], fast: list[ItemRow])
     new = fast
     moved: list[ItemRow] = []
     late: list[ItemRow] = []
-    adopted: list[tuple[str, str]] = []
+    adopted: dict[str, set[str]] = {}
     expected: list[tuple[str, str]] = []
     for work in works:
         registers = work.registers
         for item_id in registers.changed:
             (moved if item_id in work.stored else new).append(registers.items[item_id])
         late += [registers.late[item_id] for item_id in registers.changed_late]
-        adopted += [(work.batch.batch_id, item_id) for item_id in registers.adopted]
+        if registers.adopted:
+            adopted[work.batch.batch_id] = registers.adopted
         expected += [(work.batch.batch_id, item_id) for item_id in registers.added]
     if new:
         new.sort()

@@ -1,7 +1,7 @@
 """Statements on ``item_results``, ``late_results`` and ``expected_items``."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 
 import asyncpg
@@ -14,11 +14,18 @@ from store.statements import column_list, transposed, unnest
 from store.tables import item_results, late_results
 
 ItemKey = tuple[str, str]
+ItemIds = Mapping[str, Collection[str]]
+"""Item ids by batch id."""
 
 WRITTEN_AT_ONCE = 10_000
 
 _COLUMNS = ItemRow._fields
-_KEYS = "unnest($1::text[], $2::text[]) AS k(batch_id, item_id)"
+# The ids of a batch's items in one text, by lines (no id holds a control character): of thousands of texts the driver
+# would ask each what it is. (batch ids, item ids)
+_KEYS = (
+    r"(SELECT batch_id, unnest(string_to_array(item_ids, E'\n')) AS item_id"
+    " FROM unnest($1::text[], $2::text[]) AS b(batch_id, item_ids)) AS k"
+)
 
 # Registers of the given items. At most one row a key.
 _REGISTERS = {
@@ -39,8 +46,11 @@ DO UPDATE SET {", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS[
 # Registers that moved on; sorted, so that rows are locked in one order. The keys are distinct.
 _UPSERT = {table.name: _upsert(table) for table in (item_results, late_results)}
 
-# Which of the given items are on their batch's manifest. At most one row a key.
-_ON_MANIFEST = f"SELECT batch_id, item_id FROM {_KEYS} JOIN expected_items e USING (batch_id, item_id)"
+# Which of the given items are not on their batch's manifest: few are. At most one row a key.
+_UNEXPECTED = f"""
+SELECT k.batch_id, k.item_id FROM {_KEYS}
+WHERE NOT EXISTS (SELECT FROM expected_items e WHERE e.batch_id = k.batch_id AND e.item_id = k.item_id)
+"""
 
 # The first failed items of each given batch, by id; the partial index of failed items answers it.
 # (batch ids, how many of each)
@@ -72,7 +82,7 @@ UNION SELECT item_id FROM item_results WHERE batch_id = $1 AND status = 'retryin
 UNION SELECT item_id FROM late_results WHERE batch_id = $1
 """
 
-# Late registers that count from now on. (batch ids, item ids)
+# Late registers that count from now on.
 _FORGET_LATE = f"DELETE FROM late_results l USING {_KEYS} WHERE (l.batch_id, l.item_id) = (k.batch_id, k.item_id)"
 
 
@@ -98,9 +108,9 @@ async def upsert_late(connection: Connection, rows: Sequence[ItemRow]) -> None:
     await _write(connection, late_results, rows)
 
 
-async def forget_late(connection: Connection, keys: Iterable[ItemKey]) -> None:
+async def forget_late(connection: Connection, ids: ItemIds) -> None:
     """Remove late registers."""
-    await connection.execute(_FORGET_LATE, *transposed(keys, 2))
+    await connection.execute(_FORGET_LATE, *_by_lines(ids))
 
 
 async def reopenable_ids(connection: Connection, batch_id: str, *, some_retrying: bool) -> set[str]:
@@ -121,20 +131,22 @@ async def why_unstorable(connection: Connection, row: ItemRow) -> str | None:
     return None
 
 
-async def load(connection: Connection, keys: Iterable[ItemKey]) -> dict[str, dict[str, ItemRow]]:
+async def load(connection: Connection, ids: ItemIds) -> dict[str, dict[str, ItemRow]]:
     """Registers of these items, by batch and item."""
-    return await _load(connection, item_results, keys)
+    return await _load(connection, item_results, ids)
 
 
-async def load_late(connection: Connection, keys: Iterable[ItemKey]) -> dict[str, dict[str, ItemRow]]:
+async def load_late(connection: Connection, ids: ItemIds) -> dict[str, dict[str, ItemRow]]:
     """Late registers of these items, by batch and item."""
-    return await _load(connection, late_results, keys)
+    return await _load(connection, late_results, ids)
 
 
-async def on_manifest(connection: Connection, keys: Iterable[ItemKey]) -> dict[str, set[str]]:
+async def on_manifest(connection: Connection, ids: ItemIds) -> dict[str, set[str]]:
     """Which of these items are on their batch's manifest, by batch."""
-    rows = await connection.fetch(_ON_MANIFEST, *transposed(keys, 2))
-    return _grouped(rows)
+    found = {batch_id: set(of_batch) for batch_id, of_batch in ids.items()}
+    for batch_id, item_id in await connection.fetch(_UNEXPECTED, *_by_lines(ids)):
+        found[batch_id].remove(item_id)
+    return found
 
 
 async def expect(connection: Connection, keys: Sequence[ItemKey]) -> None:
@@ -154,8 +166,12 @@ async def missing_ids(connection: Connection, most: Mapping[str, int]) -> dict[s
     return _listed(await connection.fetch(_MISSING, list(most), list(most.values())))
 
 
-async def _load(connection: Connection, table: Table, keys: Iterable[ItemKey]) -> dict[str, dict[str, ItemRow]]:
-    rows = await connection.fetch(_REGISTERS[table.name], *transposed(keys, 2))
+def _by_lines(ids: ItemIds) -> tuple[list[str], list[str]]:
+    return list(ids), ["\n".join(of_batch) for of_batch in ids.values()]
+
+
+async def _load(connection: Connection, table: Table, ids: ItemIds) -> dict[str, dict[str, ItemRow]]:
+    rows = await connection.fetch(_REGISTERS[table.name], *_by_lines(ids))
     registers: defaultdict[str, dict[str, ItemRow]] = defaultdict(dict)
     for row in rows:
         registers[row[0]][row[1]] = ItemRow(*row)
@@ -169,13 +185,6 @@ async def _write(connection: Connection, table: Table, rows: Sequence[ItemRow]) 
     for begin in range(0, len(rows), WRITTEN_AT_ONCE):
         part = rows[begin : begin + WRITTEN_AT_ONCE]
         await connection.execute(_UPSERT[table.name], *transposed(part, len(_COLUMNS)))
-
-
-def _grouped(rows: Iterable[Iterable[str]]) -> dict[str, set[str]]:
-    groups: defaultdict[str, set[str]] = defaultdict(set)
-    for batch_id, item_id in rows:
-        groups[batch_id].add(item_id)
-    return groups
 
 
 def _listed(rows: Iterable[Iterable[str]]) -> dict[str, list[str]]:

@@ -141,10 +141,8 @@ async def test_a_batch_of_the_first_version_goes_on_living(
     batch = (await batches.load(connection, [failed]))[failed]
     assert (batch.generation, batch.reason, batch.reopened_at, batch.failure_seen) == (0, None, None, True)
     ids = await items.reopenable_ids(connection, failed, some_retrying=True)
-    held = await items.load(connection, [(failed, item_id) for item_id in ids])
-    registers = Registers(
-        held.get(failed, {}), (await items.load_late(connection, [(failed, i) for i in ids])).get(failed, {})
-    )
+    held = await items.load(connection, {failed: ids})
+    registers = Registers(held.get(failed, {}), (await items.load_late(connection, {failed: ids})).get(failed, {}))
     reopened = decode(
         json.dumps({"type": "batch.reopened", "batch_id": failed}).encode(), 10_000, NOW + timedelta(seconds=1)
     )

@@ -227,10 +227,10 @@ class BatchMachine(RuleBasedStateMachine):
     async def _compare(self) -> None:
         stored = (await batches.load(self.connection, ["b"])).get("b", Batch("b", 0))
         assert stored == self.batch
-        keys = [("b", item_id) for item_id in [*ITEMS, "stranger"]]
-        assert (await items.load(self.connection, keys)).get("b", {}) == self.registers.items
-        assert (await items.load_late(self.connection, keys)).get("b", {}) == self.registers.late
-        assert (await items.on_manifest(self.connection, keys)).get("b", set()) == self.registers.manifest
+        ids = {"b": [*ITEMS, "stranger"]}
+        assert (await items.load(self.connection, ids)).get("b", {}) == self.registers.items
+        assert (await items.load_late(self.connection, ids)).get("b", {}) == self.registers.late
+        assert (await items.on_manifest(self.connection, ids)).get("b", set()) == self.registers.manifest
         await self._compare_events()
 
     async def _compare_events(self) -> None:

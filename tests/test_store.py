@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import fields
@@ -146,15 +147,17 @@ async def test_item_rows_come_back_as_they_went_in_by_copy_and_by_upsert(connect
         item("zero", "partial", duration_ms=0.0, effect="created", message="", output="null", metrics="{}", worker=""),
         *[item(f"n{number:04d}", version=number, worker=f"w{number % 3}") for number in range(1_203)],
     ]
-    keys = [row[:2] for row in rows]
+    ids: defaultdict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        ids[row.batch_id].append(row.item_id)
     written = {(row.batch_id, row.item_id): row for row in rows}
     async with connection.transaction():
         await items.copy_new(connection, sorted(rows, key=lambda row: row[:2]))
-    found = await items.load(connection, keys)
+    found = await items.load(connection, ids)
     assert {(batch, name): row for batch, part in found.items() for name, row in part.items()} == written
     await items.upsert(connection, rows)
     await items.upsert_late(connection, rows)
-    late = await items.load_late(connection, keys)
+    late = await items.load_late(connection, ids)
     assert {(batch, name): row for batch, part in late.items() for name, row in part.items()} == written
 
 
@@ -527,19 +530,35 @@ async def filled(connection: Connection) -> Connection:
     return connection
 
 
-@pytest.mark.parametrize(
+LOOKUPS = pytest.mark.parametrize(
     ("query", "table"),
     [
         (items._REGISTERS["item_results"], "item_results"),
         (items._REGISTERS["late_results"], "late_results"),
-        (items._ON_MANIFEST, "expected_items"),
+        (items._UNEXPECTED, "expected_items"),
+        (items._FORGET_LATE, "late_results"),
     ],
-    ids=["registers", "late registers", "on manifest"],
+    ids=["registers", "late registers", "on manifest", "forgotten late registers"],
 )
-async def test_looking_up_items_never_scans(filled: Connection, query: str, table: str) -> None:
-    plan = await plan_of(filled, query, "'{b1,b2}'", "'{i1,i2}'")
+
+
+@LOOKUPS
+async def test_looking_up_items_asks_for_each_by_its_whole_key(filled: Connection, query: str, table: str) -> None:
+    await asks_by_whole_keys(filled, query, table)
+
+
+@LOOKUPS
+async def test_so_it_does_where_nothing_is_known_of_the_tables(connection: Connection, query: str, table: str) -> None:
+    await asks_by_whole_keys(connection, query, table)
+
+
+async def asks_by_whole_keys(connection: Connection, query: str, table: str) -> None:
+    plan = await plan_of(connection, query, "'{b1,b2}'", "'{i1,i2}'")
     assert scanned(plan) == set()
     assert indexes(plan) == {f"{table}_pkey"}
+    for condition in (node["Index Cond"] for node in plan if "Index Name" in node):
+        assert "batch_id = " in condition, condition
+        assert "item_id = " in condition, condition
 
 
 async def test_failed_ids_come_from_the_partial_index(filled: Connection) -> None:
