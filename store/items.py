@@ -15,13 +15,13 @@ from store.tables import item_results, late_results
 
 ItemKey = tuple[str, str]
 ItemIds = Mapping[str, Collection[str]]
-"""Item ids by batch id."""
+"""Distinct item ids by batch id."""
 
 WRITTEN_AT_ONCE = 10_000
 
 _COLUMNS = ItemRow._fields
 # The ids of a batch's items in one text, by lines (no id holds a control character): of thousands of texts the driver
-# would ask each what it is. (batch ids, item ids)
+# would ask each what it is. (batch ids, the item ids of each by lines)
 _KEYS = (
     r"(SELECT batch_id, unnest(string_to_array(item_ids, E'\n')) AS item_id"
     " FROM unnest($1::text[], $2::text[]) AS b(batch_id, item_ids)) AS k"

@@ -561,6 +561,11 @@ async def asks_by_whole_keys(connection: Connection, query: str, table: str) -> 
         assert "item_id = " in condition, condition
 
 
+async def test_who_is_on_which_manifest_is_said_of_each_batch(filled: Connection) -> None:
+    asked = {"b1": {"i1", "x", "i1\u2028"}, "b2": set[str](), "none": {"i1"}}
+    assert await items.on_manifest(filled, asked) == {"b1": {"i1"}, "b2": set(), "none": set()}
+
+
 async def test_failed_ids_come_from_the_partial_index(filled: Connection) -> None:
     plan = await plan_of(filled, items._FAILED, "'{b1,b2}'", "'{100,100}'")
     assert scanned(plan) == set()
