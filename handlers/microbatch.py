@@ -202,7 +202,7 @@ async def _load_manifests(connection: Connection, works: Iterable[Work]) -> None
         return
     found = await items.on_manifest(connection, {work.batch.batch_id: work.item_ids() for work in begun})
     for work in begun:
-        work.registers.manifest = found.get(work.batch.batch_id, set())
+        work.registers.manifest = found[work.batch.batch_id]
 
 
 async def _load_registers(connection: Connection, works: list[Work]) -> None:
@@ -213,7 +213,7 @@ async def _load_registers(connection: Connection, works: list[Work]) -> None:
     for batch in reopening:
         ids[batch.batch_id] |= await items.reopenable_ids(connection, batch.batch_id, some_retrying=batch.retrying > 0)
     found = await items.load(connection, ids)
-    settled = {batch_id: ids[batch_id] for batch_id in (work.batch.batch_id for work in works if work.batch.late)}
+    settled = {work.batch.batch_id: ids[work.batch.batch_id] for work in works if work.batch.late}
     late = await items.load_late(connection, settled) if settled else {}
     listed = {batch.batch_id: ids[batch.batch_id] for batch in reopening if batch.expected}
     manifest = await items.on_manifest(connection, listed) if listed else {}

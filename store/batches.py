@@ -57,11 +57,11 @@ async def copy_new(connection: Connection, new: Sequence[Batch]) -> None:
 async def write(connection: Connection, changed: Sequence[Batch]) -> None:
     """Write batches, whether they have a row or not."""
     if changed:
-        await connection.execute(_WRITE, *transposed(map(_values, changed), len(_COLUMNS)))
+        await connection.execute(_WRITE, *transposed(map(_values, changed)))
 
 
 async def mark_published(connection: Connection, published: Iterable[tuple[str, int, object]]) -> None:
     """(batch id, revision, time) of events that the broker has; other revisions' batches are left alone."""
     rows = list(published)
     if rows:
-        await connection.execute(_MARK_PUBLISHED, *transposed(rows, 3))
+        await connection.execute(_MARK_PUBLISHED, *transposed(rows))

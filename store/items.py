@@ -184,7 +184,7 @@ async def _write(connection: Connection, table: Table, rows: Sequence[ItemRow]) 
         rows = sorted(rows, key=itemgetter(0, 1))  # in one order, also from one statement to the next
     for begin in range(0, len(rows), WRITTEN_AT_ONCE):
         part = rows[begin : begin + WRITTEN_AT_ONCE]
-        await connection.execute(_UPSERT[table.name], *transposed(part, len(_COLUMNS)))
+        await connection.execute(_UPSERT[table.name], *transposed(part))
 
 
 def _listed(rows: Iterable[Iterable[str]]) -> dict[str, list[str]]:

@@ -145,7 +145,7 @@ async def insert(connection: Connection, events: Sequence[OutboxRow]) -> list[tu
     """Put events into the outbox, in the order given; returns (batch id, revision, time) of those found published."""
     if not events:
         return []
-    rows = await connection.fetch(_INSERT, *transposed(events, len(OutboxRow._fields)))
+    rows = await connection.fetch(_INSERT, *transposed(events))
     return [(row[0], row[1], row[2]) for row in rows if row["published_at"] is not None]
 
 
@@ -157,7 +157,7 @@ async def insert_dead_letters(connection: Connection, letters: Sequence[DeadLett
         if each is not first:
             distinct[each[:3]] = first._replace(reason=each.reason, message=each.message, batch_id=each.batch_id)
     if letters:
-        await connection.execute(_INSERT_DEAD_LETTERS, *transposed(distinct.values(), len(DeadLetterRow._fields)))
+        await connection.execute(_INSERT_DEAD_LETTERS, *transposed(distinct.values()))
 
 
 async def unpublished(connection: Connection, limit: int, max_bytes: int) -> list[tuple[OutboxRow, bool]]:
@@ -174,7 +174,7 @@ async def unpublished_dead_letters(connection: Connection, limit: int, max_bytes
 async def mark_published(connection: Connection, events: Sequence[PublishedEvent]) -> None:
     """Mark or insert events as published; what was marked before stays as it is."""
     if events:
-        await connection.execute(_MARK, *transposed(events, len(PublishedEvent._fields)))
+        await connection.execute(_MARK, *transposed(events))
 
 
 async def mark_dead_letters_published(connection: Connection, published: Sequence[PublishedDeadLetter]) -> None:
@@ -184,7 +184,7 @@ async def mark_dead_letters_published(connection: Connection, published: Sequenc
         for letter, published_at, partition, offset in published
     ]
     if rows:
-        await connection.execute(_MARK_DEAD_LETTERS, *transposed(rows, 6))
+        await connection.execute(_MARK_DEAD_LETTERS, *transposed(rows))
 
 
 async def insert_published_dead_letters(connection: Connection, published: Sequence[PublishedDeadLetter]) -> None:
@@ -197,7 +197,7 @@ async def insert_published_dead_letters(connection: Connection, published: Seque
         for letter, published_at, partition, offset in published
     ]
     if rows:
-        await connection.execute(_INSERT_PUBLISHED_DEAD_LETTERS, *transposed(rows, 12))
+        await connection.execute(_INSERT_PUBLISHED_DEAD_LETTERS, *transposed(rows))
 
 
 async def has_marks(connection: Connection, table: Table) -> bool:

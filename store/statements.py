@@ -28,7 +28,6 @@ def unnest(table: Table, columns: Sequence[str]) -> str:
     return f"unnest({arrays}) AS v({column_list(columns)})"
 
 
-def transposed(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
-    """Rows as one array a column, also where there is no row."""
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return columns or [[] for _ in range(width)]
+def transposed(rows: Iterable[Sequence[object]]) -> list[list[object]]:
+    """Rows, of which there is at least one, as one array a column."""
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -80,7 +80,7 @@ async def pending(connection: Connection, now: datetime, limit: int) -> list[Pen
 async def ready(connection: Connection, computed: Sequence[tuple[PendingSummary, str]]) -> set[str]:
     """Store what was computed (JSON); returns the batches for which it still was what was asked for."""
     rows = [(each.batch_id, each.revision, each.requested_offset, summary) for each, summary in computed]
-    return {row[0] for row in await connection.fetch(_READY, *transposed(rows, 4))} if rows else set()
+    return {row[0] for row in await connection.fetch(_READY, *transposed(rows))} if rows else set()
 
 
 async def failed(

@@ -226,17 +226,17 @@ async def is_there(kafka: Kafka, topic: str, batch_id: str) -> bool:
         consumer.assign([home])
         [end] = (await consumer.end_offsets([home])).values()
         await consumer.seek_to_beginning(home)
-        position = before = -1
-        while position < end:
-            try:
-                async with asyncio.timeout(STARTING_S):
-                    while position == before:
-                        if await _last_fetched(consumer, home, batch_id.encode(), lambda _: True):
-                            return True
-                        position = await consumer.position(home)
-            except TimeoutError:
-                raise _is_silent(kafka) from None
-            before = position
+        loop, position = asyncio.get_running_loop(), -1
+        try:
+            async with asyncio.timeout(STARTING_S) as silence:
+                while position < end:
+                    if await _last_fetched(consumer, home, batch_id.encode(), lambda _: True):
+                        return True
+                    before, position = position, await consumer.position(home)
+                    if position != before:
+                        silence.reschedule(loop.time() + STARTING_S)
+        except TimeoutError:
+            raise _is_silent(kafka) from None
         return False
 
 
