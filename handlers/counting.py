@@ -1,7 +1,8 @@
 """How a batch moves with the rows of its items: counts, alerts on failures, and its end. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from handlers import completion
 from handlers.records import RaisedAlert, Record, Registers

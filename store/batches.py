@@ -4,34 +4,35 @@ But for ``published_at``: the relay says it, the worker takes it back where ther
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from operator import attrgetter
 
 from store import copying
 from store.connection import Connection
 from store.rows import Batch
-from store.statements import column_list, transposed, unnest
+from store.statements import Rows, array_literal, column_list, types_of
 from store.tables import batches
 
-_COLUMNS = tuple(field.name for field in fields(Batch))
+_COLUMNS = Batch.__struct_fields__
 _values = attrgetter(*_COLUMNS)
+_ROWS = Rows(types_of(batches, _COLUMNS), large=("reason",))
+_PUBLISHED = Rows({"batch_id": "text", "revision": "int4", "published_at": "timestamptz"})
 
 # The touched batches of a micro-batch, by key. At most one row an id.
-_LOAD = f"SELECT {column_list(_COLUMNS)} FROM batches WHERE batch_id = ANY($1::text[])"
+_LOAD = f"SELECT {column_list(_COLUMNS)} FROM batches WHERE batch_id = ANY($1::text::text[])"
 
 # All columns of each batch; sorted, so that rows are locked in one order everywhere. Of a new revision nobody is told.
 _WRITE = f"""
 INSERT INTO batches ({column_list(_COLUMNS)})
-SELECT {column_list(_COLUMNS)} FROM {unnest(batches, _COLUMNS)} ORDER BY batch_id
+SELECT {column_list(_COLUMNS)} FROM {_ROWS.source} ORDER BY batch_id
 ON CONFLICT (batch_id) DO UPDATE SET {", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS[1:])},
     published_at = CASE WHEN batches.revision = EXCLUDED.revision THEN batches.published_at END
 """
 
-# When the broker has acknowledged a batch's newest event; sorted, as above. (batch ids, revisions, times)
-_MARK_PUBLISHED = """
+# When the broker has acknowledged a batch's newest event; sorted, as above.
+_MARK_PUBLISHED = f"""
 WITH published AS MATERIALIZED (
     SELECT b.batch_id, v.published_at
-    FROM unnest($1::text[], $2::int4[], $3::timestamptz[]) AS v(batch_id, revision, published_at)
+    FROM {_PUBLISHED.source}
     JOIN batches b ON b.batch_id = v.batch_id AND b.revision = v.revision
     ORDER BY b.batch_id FOR NO KEY UPDATE OF b
 )
@@ -41,7 +42,7 @@ UPDATE batches b SET published_at = p.published_at FROM published p WHERE b.batc
 
 async def load(connection: Connection, batch_ids: Sequence[str]) -> dict[str, Batch]:
     """The known ones of these batches."""
-    rows = await connection.fetch(_LOAD, batch_ids)
+    rows = await connection.fetch(_LOAD, array_literal(batch_ids))
     return {row[0]: Batch(*row) for row in rows}
 
 
@@ -57,11 +58,11 @@ async def copy_new(connection: Connection, new: Sequence[Batch]) -> None:
 async def write(connection: Connection, changed: Sequence[Batch]) -> None:
     """Write batches, whether they have a row or not."""
     if changed:
-        await connection.execute(_WRITE, *transposed(map(_values, changed)))
+        await connection.execute(_WRITE, *_ROWS.parameters(map(_values, changed)))
 
 
 async def mark_published(connection: Connection, published: Iterable[tuple[str, int, object]]) -> None:
     """(batch id, revision, time) of events that the broker has; other revisions' batches are left alone."""
     rows = list(published)
     if rows:
-        await connection.execute(_MARK_PUBLISHED, *transposed(rows))
+        await connection.execute(_MARK_PUBLISHED, *_PUBLISHED.parameters(rows))

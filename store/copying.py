@@ -6,7 +6,6 @@ length (int32, -1 for null) and its bytes as the type's receive function takes t
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from struct import Struct
@@ -114,7 +113,7 @@ _COUNTS = (
 _FLAGS = ("sealed", "request_retry", "failure_seen", "threshold_exceeded")
 _OTHERS = ("batch_id", "duplicates", "total_items", "expected", "last_result_offset", "decided_offset")
 BATCH_COLUMNS = _OTHERS + _LABELS + _RARE_TEXTS + _RARE_TIMES + _TIMES + _COUNTS + _FLAGS
-assert set(BATCH_COLUMNS) == {field.name for field in fields(Batch)}
+assert set(BATCH_COLUMNS) == set(Batch.__struct_fields__)
 
 _BATCH_FIELDS = len(BATCH_COLUMNS).to_bytes(2, "big")
 _labels, _times = attrgetter(*_LABELS), attrgetter(*_TIMES)

@@ -10,7 +10,7 @@ from sqlalchemy import Table
 from store import copying
 from store.connection import Connection
 from store.rows import ItemRow
-from store.statements import column_list, transposed, unnest
+from store.statements import Rows, column_list, types_of
 from store.tables import item_results, late_results
 
 ItemKey = tuple[str, str]
@@ -20,6 +20,7 @@ ItemIds = Mapping[str, Collection[str]]
 WRITTEN_AT_ONCE = 10_000
 
 _COLUMNS = ItemRow._fields
+_ROWS = Rows(types_of(item_results, _COLUMNS), large=("message", "error_message", "stack_trace"))
 # The ids of a batch's items in one text, by lines (no id holds a control character): of thousands of texts the driver
 # would ask each what it is. (batch ids, the item ids of each by lines)
 _KEYS = (
@@ -37,7 +38,7 @@ _REGISTERS = {
 def _upsert(table: Table) -> str:
     return f"""
 INSERT INTO {table.name} ({column_list(_COLUMNS)})
-SELECT {column_list(_COLUMNS)} FROM {unnest(table, _COLUMNS)} ORDER BY batch_id, item_id
+SELECT {column_list(_COLUMNS)} FROM {_ROWS.source} ORDER BY batch_id, item_id
 ON CONFLICT (batch_id, item_id)
 DO UPDATE SET {", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS[2:])}
 """
@@ -184,7 +185,7 @@ async def _write(connection: Connection, table: Table, rows: Sequence[ItemRow]) 
         rows = sorted(rows, key=itemgetter(0, 1))  # in one order, also from one statement to the next
     for begin in range(0, len(rows), WRITTEN_AT_ONCE):
         part = rows[begin : begin + WRITTEN_AT_ONCE]
-        await connection.execute(_UPSERT[table.name], *transposed(part))
+        await connection.execute(_UPSERT[table.name], *_ROWS.parameters(part))
 
 
 def _listed(rows: Iterable[Iterable[str]]) -> dict[str, list[str]]:

@@ -8,16 +8,32 @@ from sqlalchemy import Table
 
 from store.connection import Connection
 from store.rows import DeadLetterRow, OutboxRow
-from store.statements import column_list, transposed, unnest
+from store.statements import Rows, column_list, types_of
 from store.tables import dead_letters, outbox
 
 WITHHELD = "withheld when this schema was promoted"
 """What ``refused`` says of events and dead letters that a promotion keeps from being told."""
 
+_EVENTS = Rows(types_of(outbox, OutboxRow._fields), large=("value",))
+_LETTERS = Rows(types_of(dead_letters, DeadLetterRow._fields), large=("message",))
+_MARKS = ("published_at", "published_partition", "published_offset")
+_PUBLISHED = Rows(types_of(outbox, ("id", "channel", "batch_id", "revision", *_MARKS)))
+_PUBLISHED_LETTERS = Rows(types_of(dead_letters, ("topic", "partition", "record_offset", *_MARKS)))
+_FOUND_LETTERS = Rows(
+    types_of(
+        dead_letters,
+        (
+            *("topic", "partition", "record_offset", "appended_at", "reason", "message", "key", "value", "headers"),
+            *_MARKS,
+        ),
+    ),
+    large=("message",),
+)
+
 # Events in their order; one already known (a replay, a repeated fold) stays as it is, but for what only its topic knew.
 _INSERT = f"""
 INSERT INTO outbox ({column_list(OutboxRow._fields)})
-SELECT {column_list(OutboxRow._fields)} FROM {unnest(outbox, OutboxRow._fields)}
+SELECT {column_list(OutboxRow._fields)} FROM {_EVENTS.source}
 ON CONFLICT (id) DO UPDATE SET value = EXCLUDED.value, headers = EXCLUDED.headers WHERE outbox.value IS NULL
 RETURNING batch_id, revision, published_at
 """
@@ -25,7 +41,7 @@ RETURNING batch_id, revision, published_at
 # One already known was redriven and refused again, or its topic had it before the database: why is known better now.
 _INSERT_DEAD_LETTERS = f"""
 INSERT INTO dead_letters ({column_list(DeadLetterRow._fields)})
-SELECT {column_list(DeadLetterRow._fields)} FROM {unnest(dead_letters, DeadLetterRow._fields)}
+SELECT {column_list(DeadLetterRow._fields)} FROM {_LETTERS.source}
 ON CONFLICT (topic, partition, record_offset)
 DO UPDATE SET reason = EXCLUDED.reason, message = EXCLUDED.message, batch_id = EXCLUDED.batch_id, redriven_at = NULL
 """
@@ -76,32 +92,27 @@ WHERE bytes_before < $2 ORDER BY seq
 """
 
 # Marks events as published, those found on a topic that the database does not know included.
-_MARK = """
+_MARK = f"""
 INSERT INTO outbox (id, channel, batch_id, revision, published_at, published_partition, published_offset)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int4[], $5::timestamptz[], $6::int4[], $7::int8[])
-     AS v(id, channel, batch_id, revision, published_at, published_partition, published_offset) ORDER BY id
+SELECT * FROM {_PUBLISHED.source} ORDER BY id
 ON CONFLICT (id) DO UPDATE SET published_at = EXCLUDED.published_at,
     published_partition = EXCLUDED.published_partition, published_offset = EXCLUDED.published_offset
 WHERE outbox.published_at IS NULL
 """
 
 # Marks dead letters as published that the broker has acknowledged. One row a key.
-_MARK_DEAD_LETTERS = """
+_MARK_DEAD_LETTERS = f"""
 UPDATE dead_letters d SET published_at = v.published_at, published_partition = v.published_partition,
     published_offset = v.published_offset
-FROM unnest($1::text[], $2::int4[], $3::int8[], $4::timestamptz[], $5::int4[], $6::int8[])
-     AS v(topic, partition, record_offset, published_at, published_partition, published_offset)
+FROM {_PUBLISHED_LETTERS.source}
 WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.record_offset AND d.published_at IS NULL
 """
 
 # Marks, or inserts, dead letters found on their topic: the database may not know them.
-_INSERT_PUBLISHED_DEAD_LETTERS = """
+_INSERT_PUBLISHED_DEAD_LETTERS = f"""
 INSERT INTO dead_letters (topic, partition, record_offset, appended_at, reason, message, key, value, headers,
                           published_at, published_partition, published_offset)
-SELECT * FROM unnest($1::text[], $2::int4[], $3::int8[], $4::timestamptz[], $5::text[], $6::text[], $7::bytea[],
-                     $8::bytea[], $9::json[], $10::timestamptz[], $11::int4[], $12::int8[])
-     AS v(topic, partition, record_offset, appended_at, reason, message, key, value, headers,
-          published_at, published_partition, published_offset) ORDER BY topic, partition, record_offset
+SELECT * FROM {_FOUND_LETTERS.source} ORDER BY topic, partition, record_offset
 ON CONFLICT (topic, partition, record_offset) DO UPDATE SET published_at = EXCLUDED.published_at,
     published_partition = EXCLUDED.published_partition, published_offset = EXCLUDED.published_offset
 WHERE dead_letters.published_at IS NULL
@@ -145,7 +156,7 @@ async def insert(connection: Connection, events: Sequence[OutboxRow]) -> list[tu
     """Put events into the outbox, in the order given; returns (batch id, revision, time) of those found published."""
     if not events:
         return []
-    rows = await connection.fetch(_INSERT, *transposed(events))
+    rows = await connection.fetch(_INSERT, *_EVENTS.parameters(events))
     return [(row[0], row[1], row[2]) for row in rows if row["published_at"] is not None]
 
 
@@ -157,7 +168,7 @@ async def insert_dead_letters(connection: Connection, letters: Sequence[DeadLett
         if each is not first:
             distinct[each[:3]] = first._replace(reason=each.reason, message=each.message, batch_id=each.batch_id)
     if letters:
-        await connection.execute(_INSERT_DEAD_LETTERS, *transposed(distinct.values()))
+        await connection.execute(_INSERT_DEAD_LETTERS, *_LETTERS.parameters(distinct.values()))
 
 
 async def unpublished(connection: Connection, limit: int, max_bytes: int) -> list[tuple[OutboxRow, bool]]:
@@ -174,7 +185,7 @@ async def unpublished_dead_letters(connection: Connection, limit: int, max_bytes
 async def mark_published(connection: Connection, events: Sequence[PublishedEvent]) -> None:
     """Mark or insert events as published; what was marked before stays as it is."""
     if events:
-        await connection.execute(_MARK, *transposed(events))
+        await connection.execute(_MARK, *_PUBLISHED.parameters(events))
 
 
 async def mark_dead_letters_published(connection: Connection, published: Sequence[PublishedDeadLetter]) -> None:
@@ -184,7 +195,7 @@ async def mark_dead_letters_published(connection: Connection, published: Sequenc
         for letter, published_at, partition, offset in published
     ]
     if rows:
-        await connection.execute(_MARK_DEAD_LETTERS, *transposed(rows))
+        await connection.execute(_MARK_DEAD_LETTERS, *_PUBLISHED_LETTERS.parameters(rows))
 
 
 async def insert_published_dead_letters(connection: Connection, published: Sequence[PublishedDeadLetter]) -> None:
@@ -197,7 +208,7 @@ async def insert_published_dead_letters(connection: Connection, published: Seque
         for letter, published_at, partition, offset in published
     ]
     if rows:
-        await connection.execute(_INSERT_PUBLISHED_DEAD_LETTERS, *transposed(rows))
+        await connection.execute(_INSERT_PUBLISHED_DEAD_LETTERS, *_FOUND_LETTERS.parameters(rows))
 
 
 async def has_marks(connection: Connection, table: Table) -> bool:

@@ -1,8 +1,9 @@
 """The shapes of rows as they travel between decoding, fold and statements."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
+
+import msgspec
 
 RETRYING = "retrying"
 
@@ -38,8 +39,7 @@ class ItemRow(NamedTuple):
         return self.version
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(msgspec.Struct, gc=False):
     """A row of ``batches``, without ``published_at``, which is the relay's.
 
     ``total_items`` is the total as given; ``expected`` the size of the manifest, None where there is none.

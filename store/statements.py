@@ -1,7 +1,8 @@
-"""What the hot-path statements are built from: column lists and typed ``unnest`` of their arrays."""
+"""What the hot-path statements are built from: column lists, and rows given as one parameter a column."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
+import msgspec
 from sqlalchemy import BigInteger, Boolean, DateTime, Double, Integer, LargeBinary, Table, Text
 from sqlalchemy.dialects.postgresql import JSON
 
@@ -16,18 +17,55 @@ _TYPES = {
     JSON: "json",
 }
 
+_encode = msgspec.json.Encoder().encode
+
 
 def column_list(columns: Iterable[str], prefix: str = "") -> str:
     """``a, b, c`` with an optional ``x.`` before each."""
     return ", ".join(f"{prefix}{column}" for column in columns)
 
 
-def unnest(table: Table, columns: Sequence[str]) -> str:
-    """``unnest($1::text[], ...) AS v(a, ...)``: rows of a table from one array parameter a column."""
-    arrays = ", ".join(f"${number}::{_TYPES[type(table.c[column].type)]}[]" for number, column in enumerate(columns, 1))
-    return f"unnest({arrays}) AS v({column_list(columns)})"
+def types_of(table: Table, columns: Iterable[str]) -> dict[str, str]:
+    """PostgreSQL's types of some columns."""
+    return {column: _TYPES[type(table.c[column].type)] for column in columns}
 
 
-def transposed(rows: Iterable[Sequence[object]]) -> list[list[object]]:
-    """Rows, of which there is at least one, as one array a column."""
-    return [list(column) for column in zip(*rows, strict=True)]
+class Rows:
+    """Rows as a statement takes them, for ``FROM {rows.source}`` and ``execute(statement, *rows.parameters(...))``.
+
+    Numbers, flags, times and short texts of a column go as one text, PostgreSQL's literal of an array: the driver asks
+    of each element of an array what it is. ``large`` texts, JSON and bytes go as arrays: PostgreSQL looks at each byte
+    of a literal.
+    """
+
+    def __init__(self, types: Mapping[str, str], large: Collection[str] = ()) -> None:
+        self._is_array = [kind in ("json", "bytea") or column in large for column, kind in types.items()]
+        arrays = ", ".join(
+            f"${number}::{kind}[]" if is_array else f"${number}::text::{kind}[]"
+            for number, (kind, is_array) in enumerate(zip(types.values(), self._is_array, strict=True), 1)
+        )
+        self.source = f"unnest({arrays}) AS v({column_list(types)})"
+
+    def parameters(self, rows: Iterable[Sequence[object]]) -> list[object]:
+        """The parameters for these rows, of which there is at least one."""
+        columns = zip(*rows, strict=True)
+        return [
+            list(column) if is_array else array_literal(column)
+            for is_array, column in zip(self._is_array, columns, strict=True)
+        ]
+
+
+def array_literal(values: Sequence[object]) -> str:
+    """PostgreSQL's text form of an array of numbers, flags, times or texts, in which None is null.
+
+    It is JSON's, but for the brackets and the escapes of control characters. Source: PostgreSQL manual, Arrays, "Array
+    Input and Output Syntax".
+    """
+    elements = _encode(values)[1:-1].decode()
+    if "\\" in elements:
+        elements = ",".join(map(_element, values))
+    return f"{{{elements}}}"
+
+
+def _element(text: object) -> str:
+    return "null" if text is None else '"' + str(text).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from store.connection import Connection
 from store.rows import SummaryRequest
-from store.statements import transposed
+from store.statements import Rows
 
 
 class PendingSummary(NamedTuple):
@@ -20,13 +20,14 @@ class PendingSummary(NamedTuple):
     items: int
 
 
+_REQUESTS = Rows({"batch_id": "text", "revision": "int4", "requested_at": "timestamptz", "requested_offset": "int8"})
+_COMPUTED = Rows({"batch_id": "text", "revision": "int4", "requested_offset": "int8", "summary": "json"})
+
 # What is to be summarized, or once more: a new revision, or somebody asked. Sorted: rows are locked in one order.
-# (batch ids, revisions, times, offsets)
-_REQUEST = """
+_REQUEST = f"""
 INSERT INTO summaries (batch_id, revision, state, requested_at, requested_offset)
 SELECT batch_id, revision, 'pending', requested_at, requested_offset
-FROM unnest($1::text[], $2::int4[], $3::timestamptz[], $4::int8[])
-     AS v(batch_id, revision, requested_at, requested_offset) ORDER BY batch_id
+FROM {_REQUESTS.source} ORDER BY batch_id
 ON CONFLICT (batch_id) DO UPDATE SET revision = EXCLUDED.revision, state = 'pending', attempts = 0, retry_at = NULL,
     problem = NULL, requested_at = EXCLUDED.requested_at, requested_offset = EXCLUDED.requested_offset
 """
@@ -42,11 +43,10 @@ ORDER BY s.requested_at, s.batch_id LIMIT $2
 """
 
 # What was computed, unless something else was asked for meanwhile. Locked in the order of the micro-batches.
-# (batch ids, revisions, offsets, summaries)
-_READY = """
+_READY = f"""
 WITH asked AS MATERIALIZED (
     SELECT s.batch_id, v.summary
-    FROM unnest($1::text[], $2::int4[], $3::int8[], $4::json[]) AS v(batch_id, revision, requested_offset, summary)
+    FROM {_COMPUTED.source}
     JOIN summaries s USING (batch_id, revision, requested_offset)
     WHERE s.state = 'pending'
     ORDER BY s.batch_id FOR NO KEY UPDATE OF s
@@ -68,8 +68,8 @@ RETURNING batch_id
 async def request(connection: Connection, requests: Mapping[str, SummaryRequest]) -> None:
     """Ask for the summaries of these batches."""
     if requests:
-        columns = zip(*requests.values(), strict=True)
-        await connection.execute(_REQUEST, list(requests), *map(list, columns))
+        rows = ((batch_id, *asked) for batch_id, asked in requests.items())
+        await connection.execute(_REQUEST, *_REQUESTS.parameters(rows))
 
 
 async def pending(connection: Connection, now: datetime, limit: int) -> list[PendingSummary]:
@@ -80,7 +80,7 @@ async def pending(connection: Connection, now: datetime, limit: int) -> list[Pen
 async def ready(connection: Connection, computed: Sequence[tuple[PendingSummary, str]]) -> set[str]:
     """Store what was computed (JSON); returns the batches for which it still was what was asked for."""
     rows = [(each.batch_id, each.revision, each.requested_offset, summary) for each, summary in computed]
-    return {row[0] for row in await connection.fetch(_READY, *transposed(rows))} if rows else set()
+    return {row[0] for row in await connection.fetch(_READY, *_COMPUTED.parameters(rows))} if rows else set()
 
 
 async def failed(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bench.workload import result
 from schemas.dead_letters import Refused
-from schemas.events import ItemError, ItemResult
+from schemas.events import BatchItemsExpected, BatchOpened, BatchSealed, ItemError, ItemResult
 from streams import decoding
 from streams.decoding import decode, decode_exactly
 from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD, Broken, Good
@@ -36,6 +36,7 @@ FULL: dict[str, Any] = {
     "occurred_at": "2026-01-01T02:00:00.25+02:00",
 }
 FIELDS = sorted(ItemResult.__annotations__)
+LIFECYCLE_FIELDS = sorted(BatchOpened.__annotations__)
 
 # JSON texts that parsers are known to differ about, or that some field takes and another does not.
 TEXTS = (
@@ -64,9 +65,38 @@ TEXTS = (
     *('"item.result"', '"batch.opened"', '"created"', '"2026-01-01T00:00:00Z"', '"2026-01-01T00:00:00Z\\n"', '"2026"'),
     *('"2026-02-30T00:00:00Z"', '"20260101T000000Z"', '"2026-01-01 00:00:00-23:59"', '"2026-01-01T00:00:00+24:00"'),
     *('"0001-01-01T00:00:00+01:00"', '"2026-01-01T00:00:00.123456789z"', '"2026-01-01T00:00:60Z"', '"٢026-01-01T"'),
+    *(
+        '"\\b\\f\\r\\/"',
+        '["a","b"]',
+        '["a","a"]',
+        '["a/b",""]',
+        '["a","\\n"]',
+        '["\x7f"]',
+        '["\xa0"]',
+        "[1]",
+        "[null]",
+        "[1e16]",
+    ),
     *('{"a":1e309}', '{"a":' + "9" * 400 + "}", '{"a":12345678901234567890123,"b":-0,"c":-0.0,"d":1E2}', '"Infinity"'),
 )
 RAW_BYTES = (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\x00", b"\x0c", b"\\", b'"', b",", b":", b"}", b" ")
+
+
+OPENED: dict[str, Any] = {
+    "type": "batch.opened",
+    "batch_id": "bätch 1",
+    "schema_version": 1,
+    "item_ids": ["a/b", "ü"],
+    "name": "nightly",
+    "sealed": False,
+    "deadline_at": "2026-01-01T02:00:00.25+02:00",
+    "request_retry": True,
+    "occurred_at": "2026-01-01T00:00:00Z",
+}
+ITEMS_EXPECTED: dict[str, Any] = {"type": "batch.items_expected", "batch_id": "b", "item_ids": ["a", "b"]}
+SEALED: dict[str, Any] = {"type": "batch.sealed", "batch_id": "b", "schema_version": 1, "total_items": 5}
+LIFECYCLES = (OPENED, ITEMS_EXPECTED, SEALED, {"type": "batch.cancelled", "batch_id": "b", "reason": "r"})
+MANIFESTS = [str([f"{n}" for n in range(size)]).replace("'", '"') for size in (10_000, 10_001)]
 
 
 def encoded(fields: list[tuple[str, str]]) -> bytes:
@@ -74,6 +104,9 @@ def encoded(fields: list[tuple[str, str]]) -> bytes:
 
 
 FULL_TEXTS = [(name, json.dumps(value, ensure_ascii=False)) for name, value in FULL.items()]
+LIFECYCLE_TEXTS = [
+    [(name, json.dumps(value, ensure_ascii=False)) for name, value in event.items()] for event in LIFECYCLES
+]
 REQUIRED_TEXTS = [pair for pair in FULL_TEXTS if pair[0] in ItemResult.__required_keys__]
 
 anywhere = st.recursive(
@@ -87,9 +120,10 @@ texts = st.sampled_from(TEXTS) | anywhere.map(lambda value: json.dumps(value, en
 @st.composite
 def altered_messages(draw: st.DrawFn) -> bytes:
     """A message with some fields left out, replaced, repeated or added, and now and then some bytes spoilt."""
-    fields = list(draw(st.sampled_from([FULL_TEXTS, REQUIRED_TEXTS])))
+    fields = list(draw(st.sampled_from([FULL_TEXTS, REQUIRED_TEXTS, *LIFECYCLE_TEXTS])))
+    names = FIELDS if fields[0][1] == '"item.result"' else LIFECYCLE_FIELDS
     for _ in range(draw(st.integers(0, 3))):
-        name, text = draw(st.sampled_from([*FIELDS, "unknown", ""])), draw(texts)
+        name, text = draw(st.sampled_from([*names, "unknown", ""])), draw(texts)
         kept = [pair for pair in fields if pair[0] != name]
         how = draw(st.sampled_from(["replace", "drop", "repeat"]))
         fields = {"replace": [*kept, (name, text)], "drop": kept, "repeat": [*fields, (name, text)]}[how]
@@ -129,6 +163,19 @@ def test_both_ways_say_the_same_of_every_tricky_text_in_every_field() -> None:
             assert_same(encoded([(name, text), *FULL_TEXTS]))
 
 
+@pytest.mark.parametrize("fields", LIFECYCLE_TEXTS)
+def test_both_ways_say_the_same_of_every_tricky_text_in_every_field_of_a_lifecycle(
+    fields: list[tuple[str, str]],
+) -> None:
+    types = [json.dumps(event["type"]) for event in LIFECYCLES]
+    for name in [*LIFECYCLE_FIELDS, "unknown"]:
+        kept = [pair for pair in fields if pair[0] != name]
+        for text in [*TEXTS, *types, *MANIFESTS]:
+            assert_same(encoded([*kept, (name, text)]))
+            assert_same(encoded([(name, text), *fields]))
+            assert_same(encoded([*fields, (name, text)]))
+
+
 def test_both_ways_say_the_same_of_the_corpus() -> None:
     corpus: list[Broken | Good] = [*BROKEN, *TRICKY_GOOD, *EITHER]
     for record in corpus:
@@ -157,8 +204,20 @@ def test_usual_messages_go_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None
     assert decode(encoded([*FULL_TEXTS, ("unknown", '{"a":[1,"batch.opened"]}')]), 7, NOW)
     for item in range(100):
         assert decode(result("b", item), 7, NOW)
+    for fields in LIFECYCLE_TEXTS[:3]:
+        assert decode(encoded(fields), 7, NOW)
+    assert decode(encoded([*LIFECYCLE_TEXTS[1][:2], ("item_ids", MANIFESTS[0])]), 7, NOW)
 
 
 def test_both_ways_know_the_same_fields() -> None:
     assert set(decoding._Result.__struct_fields__) == set(ItemResult.__annotations__)
     assert set(decoding._Error.__struct_fields__) == set(ItemError.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("fast", "exact"),
+    [(decoding._Opened, BatchOpened), (decoding._ItemsExpected, BatchItemsExpected), (decoding._Sealed, BatchSealed)],
+)
+def test_a_lifecycle_decoded_fast_has_its_fields_in_the_order_of_the_exact_way(fast: Any, exact: Any) -> None:
+    known = ["type", *fast.__struct_fields__]
+    assert known == [name for name in exact.__annotations__ if name in known]

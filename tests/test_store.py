@@ -7,7 +7,6 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from struct import pack, unpack
 from typing import Any, cast
@@ -24,6 +23,7 @@ from store.connection import BY_KEY, Connection, Database, LostSettingsError
 from store.failures import is_transient
 from store.positions import LostRaceError
 from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position
+from store.statements import array_literal
 from streams.applying import connect_to_apply, transaction
 from streams.decoding import parse_time
 from tests.harness.waiting import eventually
@@ -121,6 +121,38 @@ async def test_a_schema_is_the_state_of_one_log_only(connection: Connection) -> 
 
 
 # --- rows --------------------------------------------------------------------------------------------------------
+
+
+LITERALS: dict[str, list[Any]] = {
+    "int4": [0, None, -(2**31), 2**31 - 1],
+    "int8": [None, -(2**63), 2**63 - 1],
+    "bool": [True, None, False],
+    "float8": [0.1, None, -0.0, 5e-324, 1e16, 1e22, 1.7976931348623157e308],
+    "timestamptz": [NOW, None, *map(parse_time, ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"))],
+    "text": ["", "null", "NULL", "a b", " ", "{a,b}", ",", "項😀\u2028\x7f", "plain", "n"],
+    "text, with what is escaped": [
+        '"',
+        None,
+        "\\",
+        "\\n",
+        "\n",
+        '\\"',
+        "'",
+        "".join(map(chr, range(1, 128))),
+        "null",
+        "",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", LITERALS)
+async def test_an_arrays_literal_says_what_the_array_says(connection: Connection, kind: str) -> None:
+    values, name = LITERALS[kind], kind.partition(",")[0]
+    assert await connection.fetchval(f"SELECT $1::text::{name}[]", array_literal(values)) == values
+    for value in values:
+        assert await connection.fetchval(f"SELECT $1::text::{name}[]", array_literal([value])) == [value]
+    with pytest.raises(asyncpg.DataError):
+        await connection.fetchval("SELECT $1::text::text[]", array_literal(["a\0b"]))
 
 
 async def test_item_rows_come_back_as_they_went_in_by_copy_and_by_upsert(connection: Connection) -> None:
@@ -336,10 +368,8 @@ async def test_batches_come_back_as_they_went_in_by_copy_and_by_upsert(connectio
         threshold_exceeded=True,
         pruned_at=NOW + timedelta(milliseconds=5),
     )
-    unlike_a_new_one = {
-        each.name for each in fields(Batch) if getattr(full, each.name) != getattr(Batch("", 0), each.name)
-    }
-    assert unlike_a_new_one == {each.name for each in fields(Batch)} - {"total_items"}
+    unlike_a_new_one = {each for each in Batch.__struct_fields__ if getattr(full, each) != getattr(Batch("", 0), each)}
+    assert unlike_a_new_one == set(Batch.__struct_fields__) - {"total_items"}
     rows = [full, Batch("total", 0, total_items=2**31 - 1, sealed=True), Batch("error", 1, error="{}")]
     rows += [Batch(f"n{number:04d}", 5, total_items=number, name=f"n{number % 3}") for number in range(1_203)]
     wanted = {each.batch_id: each for each in rows}

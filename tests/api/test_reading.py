@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import dataclasses
 import io
 import json
 import re
@@ -11,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 
 from api import history, serving
@@ -262,7 +262,7 @@ async def test_the_timeline_has_all_that_went_out_about_a_batch_and_nothing_else
 
     await rows.finalized("b-1", revision=2, outcome="failed", failed=1)
     for other in ("b", "b-", "b-1!", "b-10", "b-1.", "b-1:", "b-2", "ä"):
-        await outbox.insert(rows.connection, about(dataclasses.replace(batch, batch_id=other)))
+        await outbox.insert(rows.connection, about(msgspec.structs.replace(batch, batch_id=other)))
     await outbox.insert(rows.connection, about(batch))
     await Events(topics).quarantine(rows.connection, about(batch)[0], "too large")
     letter = DeadLetterRow(topics.events, 3, 12, rows.start, "unstorable", "no", "b-1", b"b-1", b"{", "[]")
