@@ -156,6 +156,8 @@ class Database:
             "application_name": f"rollcall {role}",
             "search_path": self.schema,
             "timezone": "UTC",
+            # Rows are given as literals of arrays, in which null is none (store.statements).
+            "array_nulls": "on",
             # Short keyed statements: compiling them costs more than running them.
             "jit": "off",
             # A verification idles here for hours, while it folds.

@@ -20,7 +20,7 @@ ItemIds = Mapping[str, Collection[str]]
 WRITTEN_AT_ONCE = 10_000
 
 _COLUMNS = ItemRow._fields
-_ROWS = Rows(types_of(item_results, _COLUMNS), large=("message", "error_message", "stack_trace"))
+_ROWS = Rows(types_of(item_results, _COLUMNS), large=("message", "error_code", "error_message", "stack_trace"))
 # The ids of a batch's items in one text, by lines (no id holds a control character): of thousands of texts the driver
 # would ask each what it is. (batch ids, the item ids of each by lines)
 _KEYS = (

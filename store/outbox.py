@@ -27,7 +27,7 @@ _FOUND_LETTERS = Rows(
             *_MARKS,
         ),
     ),
-    large=("message",),
+    large=("reason", "message"),  # on its topic there may be anything
 )
 
 # Events in their order; one already known (a replay, a repeated fold) stays as it is, but for what only its topic knew.

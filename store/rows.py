@@ -39,7 +39,7 @@ class ItemRow(NamedTuple):
         return self.version
 
 
-class Batch(msgspec.Struct, gc=False):
+class Batch(msgspec.Struct, gc=False):  # of plain values: it is in no cycle that would have to be found
     """A row of ``batches``, without ``published_at``, which is the relay's.
 
     ``total_items`` is the total as given; ``expected`` the size of the manifest, None where there is none.

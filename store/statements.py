@@ -56,7 +56,7 @@ class Rows:
 
 
 def array_literal(values: Sequence[object]) -> str:
-    """PostgreSQL's text form of an array of numbers, flags, times or texts, in which None is null.
+    """PostgreSQL's text form of an array of finite numbers, flags, times in UTC, or texts, in which None is null.
 
     It is JSON's, but for the brackets and the escapes of control characters. Source: PostgreSQL manual, Arrays, "Array
     Input and Output Syntax".

@@ -59,7 +59,7 @@ _FAST_WAY_FAILED = (Refused, msgspec.MsgspecError, ValueError, OverflowError, Re
 
 
 class _Float(float):
-    """A number that msgspec would write otherwise than Python (1e16): it refuses to, and does not know this class."""
+    """A number that msgspec would write otherwise than Python (1e16). It does not know this class, and refuses to."""
 
 
 # What ``schemas.events`` says, for msgspec: the fast way takes nothing that pydantic refuses.
@@ -162,6 +162,7 @@ def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
         if (row := _plain_row(value, result, offset, received_at)) is not None:
             return row
     except msgspec.ValidationError as error:
+        # Which only a lifecycle message has to hold.
         if b'"batch.' in value and (record := _plain_lifecycle(value, offset, received_at)) is not None:
             return record
         if "unknown field" in str(error) and (row := _open_row(value, offset, received_at)) is not None:

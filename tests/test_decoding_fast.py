@@ -1,4 +1,4 @@
-"""The fast way of decoding takes what the exact way takes, as the same row, and nothing else."""
+"""The fast way of decoding takes what the exact way takes, as the same record, and nothing else."""
 
 from __future__ import annotations
 
