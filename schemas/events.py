@@ -1,8 +1,8 @@
 """The messages on ``rollcall.events``, as upstream services publish them (docs/glossary.md, docs/lifecycle.md).
 
-Each is a ``TypedDict`` validated by pydantic straight from the JSON bytes, at half the cost of a model. Usual
-ones are decoded by a struct of ``streams.decoding`` that says the same. Types are strict (``"2"``, ``true`` and ``1.0`` are
-no integers), unknown fields are ignored, and ``null`` in an optional field counts as absent.
+Each is a ``TypedDict`` validated by pydantic straight from the JSON bytes, at half the cost of a model. Usual ones are
+decoded by a struct of ``streams.decoding`` that says the same. Types are strict (``"2"``, ``true`` and ``1.0`` are no
+integers), unknown fields are ignored, and ``null`` in an optional field counts as absent.
 """
 
 from typing import Annotated, Any, Literal, NotRequired
