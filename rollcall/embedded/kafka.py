@@ -113,9 +113,9 @@ class EmbeddedKafka:
         choose_port, choose_controller_port = self.port is None, self.controller_port is None
         for attempt in range(1, START_ATTEMPTS + 1):
             if choose_port:
-                self.port = free_port()
+                self.port = free_port(but=self.controller_port)
             if choose_controller_port:
-                self.controller_port = free_port()
+                self.controller_port = free_port(but=self.port)
             self._write_properties()
             if not (self._log_dir / "meta.properties").exists():
                 await self._format(classpath)
