@@ -12,7 +12,8 @@ Series = Mapping[str, Sequence[tuple[float, float]]]
 
 def bars(title: str, unit: str, groups: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> str:
     """Horizontal bars: of each group one a series, None where it has none."""
-    left, top, thick, gap = 250, 44, 14, 12
+    series = {name: values for name, values in series.items() if any(value is not None for value in values)}
+    left, top, thick, gap = 20 + 7 * max(map(len, groups)), 44, 14, 12
     legend = _legend(list(series), top)
     block = thick * len(series) + gap
     height = top + 24 + block * len(groups) + 8
