@@ -37,8 +37,8 @@ _REGISTERS = {
 
 def _upsert(table: Table) -> str:
     return f"""
-INSERT INTO {table.name} ({column_list(_COLUMNS)})
-SELECT {column_list(_COLUMNS)} FROM {_ROWS.source} ORDER BY batch_id, item_id
+INSERT INTO {table.name} ({_ROWS.columns})
+SELECT {_ROWS.columns} FROM {_ROWS.source} ORDER BY batch_id, item_id
 ON CONFLICT (batch_id, item_id)
 DO UPDATE SET {", ".join(f"{column} = EXCLUDED.{column}" for column in _COLUMNS[2:])}
 """

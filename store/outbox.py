@@ -17,31 +17,24 @@ WITHHELD = "withheld when this schema was promoted"
 _EVENTS = Rows(types_of(outbox, OutboxRow._fields), large=("value",))
 _LETTERS = Rows(types_of(dead_letters, DeadLetterRow._fields), large=("message",))
 _MARKS = ("published_at", "published_partition", "published_offset")
+_KEY = ("topic", "partition", "record_offset")
+_FOUND = (*_KEY, "appended_at", "reason", "message", "key", "value", "headers", *_MARKS)
 _PUBLISHED = Rows(types_of(outbox, ("id", "channel", "batch_id", "revision", *_MARKS)))
-_PUBLISHED_LETTERS = Rows(types_of(dead_letters, ("topic", "partition", "record_offset", *_MARKS)))
-_FOUND_LETTERS = Rows(
-    types_of(
-        dead_letters,
-        (
-            *("topic", "partition", "record_offset", "appended_at", "reason", "message", "key", "value", "headers"),
-            *_MARKS,
-        ),
-    ),
-    large=("reason", "message"),  # on its topic there may be anything
-)
+_PUBLISHED_LETTERS = Rows(types_of(dead_letters, (*_KEY, *_MARKS)))
+_FOUND_LETTERS = Rows(types_of(dead_letters, _FOUND), large=("reason", "message"))  # a topic may hold anything
 
 # Events in their order; one already known (a replay, a repeated fold) stays as it is, but for what only its topic knew.
 _INSERT = f"""
-INSERT INTO outbox ({column_list(OutboxRow._fields)})
-SELECT {column_list(OutboxRow._fields)} FROM {_EVENTS.source}
+INSERT INTO outbox ({_EVENTS.columns})
+SELECT {_EVENTS.columns} FROM {_EVENTS.source}
 ON CONFLICT (id) DO UPDATE SET value = EXCLUDED.value, headers = EXCLUDED.headers WHERE outbox.value IS NULL
 RETURNING batch_id, revision, published_at
 """
 
 # One already known was redriven and refused again, or its topic had it before the database: why is known better now.
 _INSERT_DEAD_LETTERS = f"""
-INSERT INTO dead_letters ({column_list(DeadLetterRow._fields)})
-SELECT {column_list(DeadLetterRow._fields)} FROM {_LETTERS.source}
+INSERT INTO dead_letters ({_LETTERS.columns})
+SELECT {_LETTERS.columns} FROM {_LETTERS.source}
 ON CONFLICT (topic, partition, record_offset)
 DO UPDATE SET reason = EXCLUDED.reason, message = EXCLUDED.message, batch_id = EXCLUDED.batch_id, redriven_at = NULL
 """
@@ -93,8 +86,8 @@ WHERE bytes_before < $2 ORDER BY seq
 
 # Marks events as published, those found on a topic that the database does not know included.
 _MARK = f"""
-INSERT INTO outbox (id, channel, batch_id, revision, published_at, published_partition, published_offset)
-SELECT * FROM {_PUBLISHED.source} ORDER BY id
+INSERT INTO outbox ({_PUBLISHED.columns})
+SELECT {_PUBLISHED.columns} FROM {_PUBLISHED.source} ORDER BY id
 ON CONFLICT (id) DO UPDATE SET published_at = EXCLUDED.published_at,
     published_partition = EXCLUDED.published_partition, published_offset = EXCLUDED.published_offset
 WHERE outbox.published_at IS NULL
@@ -110,9 +103,8 @@ WHERE d.topic = v.topic AND d.partition = v.partition AND d.record_offset = v.re
 
 # Marks, or inserts, dead letters found on their topic: the database may not know them.
 _INSERT_PUBLISHED_DEAD_LETTERS = f"""
-INSERT INTO dead_letters (topic, partition, record_offset, appended_at, reason, message, key, value, headers,
-                          published_at, published_partition, published_offset)
-SELECT * FROM {_FOUND_LETTERS.source} ORDER BY topic, partition, record_offset
+INSERT INTO dead_letters ({_FOUND_LETTERS.columns})
+SELECT {_FOUND_LETTERS.columns} FROM {_FOUND_LETTERS.source} ORDER BY topic, partition, record_offset
 ON CONFLICT (topic, partition, record_offset) DO UPDATE SET published_at = EXCLUDED.published_at,
     published_partition = EXCLUDED.published_partition, published_offset = EXCLUDED.published_offset
 WHERE dead_letters.published_at IS NULL

@@ -31,7 +31,7 @@ def types_of(table: Table, columns: Iterable[str]) -> dict[str, str]:
 
 
 class Rows:
-    """Rows as a statement takes them, for ``FROM {rows.source}`` and ``execute(statement, *rows.parameters(...))``.
+    """Rows as a statement takes them: ``SELECT {rows.columns} FROM {rows.source}``, given ``rows.parameters(...)``.
 
     Numbers, flags, times and short texts of a column go as one text, PostgreSQL's literal of an array: the driver asks
     of each element of an array what it is. ``large`` texts, JSON and bytes go as arrays: PostgreSQL looks at each byte
@@ -44,7 +44,8 @@ class Rows:
             f"${number}::{kind}[]" if is_array else f"${number}::text::{kind}[]"
             for number, (kind, is_array) in enumerate(zip(types.values(), self._is_array, strict=True), 1)
         )
-        self.source = f"unnest({arrays}) AS v({column_list(types)})"
+        self.columns = column_list(types)
+        self.source = f"unnest({arrays}) AS v({self.columns})"
 
     def parameters(self, rows: Iterable[Sequence[object]]) -> list[object]:
         """The parameters for these rows, of which there is at least one."""

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from store.connection import Connection
 from store.rows import SummaryRequest
-from store.statements import Rows
+from store.statements import Rows, types_of
+from store.tables import summaries
 
 
 class PendingSummary(NamedTuple):
@@ -20,8 +21,8 @@ class PendingSummary(NamedTuple):
     items: int
 
 
-_REQUESTS = Rows({"batch_id": "text", "revision": "int4", "requested_at": "timestamptz", "requested_offset": "int8"})
-_COMPUTED = Rows({"batch_id": "text", "revision": "int4", "requested_offset": "int8", "summary": "json"})
+_REQUESTS = Rows(types_of(summaries, ("batch_id", "revision", "requested_at", "requested_offset")))
+_COMPUTED = Rows(types_of(summaries, ("batch_id", "revision", "requested_offset", "summary")))
 
 # What is to be summarized, or once more: a new revision, or somebody asked. Sorted: rows are locked in one order.
 _REQUEST = f"""

@@ -96,7 +96,7 @@ OPENED: dict[str, Any] = {
 ITEMS_EXPECTED: dict[str, Any] = {"type": "batch.items_expected", "batch_id": "b", "item_ids": ["a", "b"]}
 SEALED: dict[str, Any] = {"type": "batch.sealed", "batch_id": "b", "schema_version": 1, "total_items": 5}
 LIFECYCLES = (OPENED, ITEMS_EXPECTED, SEALED, {"type": "batch.cancelled", "batch_id": "b", "reason": "r"})
-MANIFESTS = [str([f"{n}" for n in range(size)]).replace("'", '"') for size in (10_000, 10_001)]
+MANIFESTS = [json.dumps([str(number) for number in range(size)]) for size in (10_000, 10_001)]
 
 
 def encoded(fields: list[tuple[str, str]]) -> bytes:
