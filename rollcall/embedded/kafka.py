@@ -66,8 +66,8 @@ broker.session.timeout.ms=3000
 class EmbeddedKafka:
     """One Kafka broker whose data lives in `data_dir`.
 
-    Both ports are chosen at the first start unless given, and kept by every restart; a data directory kept
-    from an earlier run starts on other ports as well.
+    Its ports (the clients' and the controller's) are chosen at the first start unless given, and kept by every
+    restart; a data directory kept from an earlier run starts on other ports as well.
     """
 
     name = "kafka"
@@ -79,15 +79,15 @@ class EmbeddedKafka:
     def __init__(
         self,
         data_dir: Path,
-        port: int | None = None,
-        controller_port: int | None = None,
+        ports: tuple[int, int] | None = None,
         *,
         progress: Progress | None = None,
         jvm: Sequence[str] = _JVM,
     ) -> None:
         self.data_dir = data_dir.absolute()
-        self.port = port
-        self.controller_port = controller_port
+        self.port: int | None
+        self.controller_port: int | None
+        self.port, self.controller_port = ports or (None, None)
         self.log = self.data_dir / "kafka.log"
         self.child: Child | None = None
         self.cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
@@ -110,12 +110,11 @@ class EmbeddedKafka:
         classpath = await asyncio.to_thread(kafka_classpath, self._progress)
         self.data_dir.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + timeout_s
-        choose_port, choose_controller_port = self.port is None, self.controller_port is None
+        choose_ports = self.port is None
         for attempt in range(1, START_ATTEMPTS + 1):
-            if choose_port:
-                self.port = free_port(but=self.controller_port)
-            if choose_controller_port:
-                self.controller_port = free_port(but=self.port)
+            if choose_ports:
+                self.port = free_port(2)
+                self.controller_port = self.port + 1
             self._write_properties()
             if not (self._log_dir / "meta.properties").exists():
                 await self._format(classpath)

@@ -23,10 +23,13 @@ class EmbeddedServerError(RuntimeError):
     """An embedded server could not be installed or started; the message carries the tail of its log."""
 
 
-def free_port(in_a_row: int = 1, *, but: int | None = None) -> int:
-    """The first of so many TCP ports that nobody listens on at 127.0.0.1 right now; ``but`` one that somebody will."""
+def free_port(in_a_row: int = 1) -> int:
+    """The first of so many TCP ports that nobody listens on at 127.0.0.1 right now.
+
+    Who needs several asks for them in a row: of two asked for one by one both may be the same.
+    """
     for port in random.sample(_PORTS, 200):
-        if but not in range(port, port + in_a_row) and all(map(is_free, range(port, port + in_a_row))):
+        if all(map(is_free, range(port, port + in_a_row))):
             return port
     raise EmbeddedServerError("no free TCP port found on 127.0.0.1")
 

@@ -119,9 +119,9 @@ class _Node(EmbeddedKafka):
     # A broker that is to end in peace, and whose controller has ended too, waits for it for five minutes.
     death_signal = signal.SIGKILL
 
-    def __init__(self, data_dir: Path, node_id: int, controller_port: int) -> None:
+    def __init__(self, data_dir: Path, node_id: int, port: int, controller_port: int) -> None:
         self._controls = node_id == CONTROLLER_ID
-        super().__init__(data_dir, controller_port if self._controls else free_port(), controller_port, jvm=_JVM)
+        super().__init__(data_dir, (port, controller_port), jvm=_JVM)
         self.node_id = node_id
         if not self._controls:
             self.format_options = ("--no-initial-controllers",)
@@ -146,10 +146,11 @@ class Cluster:
     """Started when a fault needs it; its data stay in `directory` for the next time."""
 
     def __init__(self, directory: Path) -> None:
-        controller_port = free_port()
+        node_ids = (CONTROLLER_ID, *BROKER_IDS)
+        controller_port = free_port(len(node_ids))
         self._nodes = {
-            node_id: _Node(directory / str(node_id), node_id, controller_port)
-            for node_id in (CONTROLLER_ID, *BROKER_IDS)
+            node_id: _Node(directory / str(node_id), node_id, port, controller_port)
+            for port, node_id in enumerate(node_ids, controller_port)
         }
         for node in self._nodes.values():
             node.cluster_id = self._nodes[CONTROLLER_ID].cluster_id
