@@ -32,13 +32,13 @@ MANY_REGISTERS = 50_000
 class MicroBatch:
     """What was decoded from one read of the log.
 
-    ``advances`` are expected offsets and new positions; ``traceparents`` and ``dead_letter`` (which makes the dead
-    letter of a refused record) go by partition and offset. A batch that ends with more than ``failure_rate_limit`` of
-    its answers failed (0 to 1) is worth an alert.
+    ``advances`` are each partition's expected offset and new position; ``traceparents`` and ``dead_letter`` (which
+    makes the dead letter of a refused record) go by partition and offset. A batch that ends with more than
+    ``failure_rate_limit`` of its answers failed (0 to 1) is worth an alert.
     """
 
     topics: Topics
-    advances: list[tuple[int, Position]]
+    advances: dict[int, tuple[int, Position]]
     slices: dict[str, Slice]
     dead_letters: list[DeadLetterRow]
     traceparents: dict[tuple[int, int], str]
@@ -80,7 +80,7 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     without); asyncpg.DataError where PostgreSQL can't hold a value.
     """
     reach("cas.before")
-    await positions.compare_and_set(connection, micro_batch.topics.events, micro_batch.advances)
+    await positions.compare_and_set(connection, micro_batch.topics.events, list(micro_batch.advances.values()))
     reach("cas.after")
     applied = Applied(dead_letters=list(micro_batch.dead_letters))
     known = await batches.load(connection, list(micro_batch.slices))

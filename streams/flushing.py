@@ -101,6 +101,7 @@ class Flusher:
         self._submitted = reading, epoch
         self._idle.clear()
         self._wake.set()
+        await asyncio.sleep(0)  # PostgreSQL has its first statement before more is read
         return True
 
     async def drain(self) -> None:
@@ -175,7 +176,7 @@ class Flusher:
             dead_letters=len(applied.dead_letters),
             events=len(applied.events),
         )
-        self._note_flushed(reading.micro_batch.advances)
+        self._note_flushed(reading.micro_batch.advances.values())
         self._metrics.note_flushed(
             applied,
             records=reading.count,

@@ -1,13 +1,14 @@
 """The subscriber: reads ``rollcall.events`` as a consumer group and hands micro-batches to the flusher.
 
 FastStream asks ``_polled`` in its own poll's place and calls ``_handle`` with the raw records of one poll
-(``streams.fetched``; by a parser and decoder of our own: its own cost more than everything else together). While one
-micro-batch is flushed, the next is read and decoded.
+(``streams.fetched``; by a parser and decoder of our own: its own cost more than everything else together), which takes
+them and what else has been fetched by then. While one micro-batch is flushed, the next is read and decoded, in pieces:
+PostgreSQL is not to wait for its next statement.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -30,8 +31,10 @@ from streams.portion import Portion
 from streams.reading import Homes, Reading, Records, new_reading, take
 from streams.retrying import end
 
-MAX_CHUNK_BYTES = 4 * 1024 * 1024
-"""A poll is cut into micro-batches of about this many bytes of keys and values: it bounds a worker's memory."""
+MAX_MICRO_BATCH_BYTES = 4 * 1024 * 1024
+"""A micro-batch holds about this many bytes of keys and values at most: it bounds a worker's memory."""
+POLLED_AT_ONCE = 256
+"""Records: aiokafka parses what a poll returns in one go."""
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
 HEARTBEAT_INTERVAL_MS = 500
@@ -68,7 +71,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         failure_rate_limit: float = 0.5,
     ) -> None:
         self._failure_rate_limit = failure_rate_limit
-        self._max_records = max_records
         self._portion = Portion(max_records)
         self._batch_timeout_ms = batch_timeout_ms
         self._kafka = kafka
@@ -178,6 +180,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._flusher.wake()
 
     async def _polled(self, consumer: Any) -> Parts:
+        """The poll that FastStream waits for."""
+        return await self._poll(consumer, timeout_ms=self._batch_timeout_ms, most=self._portion.count)
+
+    async def _poll(self, consumer: Any, *, timeout_ms: int, most: int) -> Parts:
         """One poll. Where it fails on one partition (a corrupt record), what it took of others is lost.
 
         FastStream repeats it after Kafka's failures, without a word, until they have lasted too long; after any other
@@ -187,7 +193,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         (health.beat if self._joined else health.wait)("read")
         reach("read.before")
         try:
-            fetched = await consumer.getmany(timeout_ms=self._batch_timeout_ms, max_records=self._max_records)
+            fetched = await consumer.getmany(timeout_ms=timeout_ms, max_records=min(most, POLLED_AT_ONCE))
         except BaseException as error:
             self._anchors.forget()
             if isinstance(error, KafkaError):
@@ -231,18 +237,41 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             self._reading = False
 
     async def _take(self, parts: Parts) -> None:
+        """Take one poll's records, and then whatever has been fetched, in micro-batches as large as they may be."""
         epoch = self._anchors.epoch
-        ends = await self._ends(parts)
-        for chunk in _chunks(parts, self._portion):
-            reading = new_reading(self._topics, self._homes, self._failure_rate_limit)
-            for partition, part in chunk:
-                await self._take_partition(reading, partition, part, ends, epoch)
+        reading, room = self._new_reading(), MAX_MICRO_BATCH_BYTES
+        while parts:
+            ends = await self._ends(parts)
+            while parts:
+                fitting, parts, room = _cut(parts, room)
+                for partition, part in fitting:
+                    await self._take_partition(reading, partition, part, ends, epoch)
+                if epoch != self._anchors.epoch:
+                    return
+                if room <= 0 or reading.count >= self._portion.count:
+                    if not await self._hand_over(reading, epoch):
+                        return
+                    reading, room = self._new_reading(), MAX_MICRO_BATCH_BYTES
+            if self._stopping:
+                break
+            await asyncio.sleep(0)
             if epoch != self._anchors.epoch:
                 return
-            if reading.micro_batch.advances:
-                health.wait("read")
-                if not await self._flusher.submit(reading, epoch):
-                    return
+            try:
+                parts = await self._poll(self._consumer(), timeout_ms=0, most=self._portion.count - reading.count)
+            except (KafkaError, ConsumerStoppedError):
+                return  # said already, and everything is forgotten
+        await self._hand_over(reading, epoch)
+
+    def _new_reading(self) -> Reading:
+        return new_reading(self._topics, self._homes, self._failure_rate_limit)
+
+    async def _hand_over(self, reading: Reading, epoch: int) -> bool:
+        """Have a reading flushed; False where it is not ours any more."""
+        if not reading.micro_batch.advances:
+            return True
+        health.wait("read")
+        return await self._flusher.submit(reading, epoch)
 
     async def _take_partition(
         self, reading: Reading, partition: int, part: Records, ends: dict[int, tuple[int, int]], epoch: int
@@ -294,24 +323,12 @@ async def _raw_parts(message: Any) -> Any:
     return message.body
 
 
-def _chunks(parts: Parts, portion: Portion) -> Iterator[Parts]:
-    """Cut one poll's partitions into stretches of a portion and about MAX_CHUNK_BYTES, most often just one."""
-    sizes = [[len(record.value or b"") + len(record.key or b"") for record in part] for _, part in parts]
-    if sum(map(sum, sizes)) < MAX_CHUNK_BYTES and sum(map(len, sizes)) <= portion.count:
-        yield parts
-        return
-    chunk: Parts = []
-    size = count = 0
-    for (partition, part), of_part in zip(parts, sizes, strict=True):
-        begin = 0
-        for index, of_record in enumerate(of_part, 1):
-            size += of_record
-            count += 1
-            if size >= MAX_CHUNK_BYTES or count >= portion.count:
-                chunk.append((partition, part[begin:index]))
-                yield chunk
-                chunk, size, count, begin = [], 0, 0, index
-        if begin < len(part):
-            chunk.append((partition, part[begin:]))
-    if chunk:
-        yield chunk
+def _cut(parts: Parts, room: int) -> tuple[Parts, Parts, int]:
+    """What of a poll's partitions goes into so many bytes (the last one may exceed them); the rest; the bytes left."""
+    for number, (partition, part) in enumerate(parts):
+        for index, record in enumerate(part, 1):
+            room -= len(record.value or b"") + len(record.key or b"")
+            if room <= 0:
+                rest = [(partition, part[index:])] if index < len(part) else []
+                return [*parts[:number], (partition, part[:index])], [*rest, *parts[number + 1 :]], room
+    return parts, [], room

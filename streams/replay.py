@@ -138,7 +138,7 @@ class Replay:
             position = await take(reading, records, expected, polled_to, self._homes)
         elif polled_to > expected.next_offset:
             position = expected._replace(next_offset=polled_to)
-            reading.micro_batch.advances.append((expected.next_offset, position))
+            reading.micro_batch.advances[tp.partition] = expected.next_offset, position
         else:
             return
         self._positions[tp.partition] = position

@@ -297,6 +297,6 @@ async def test_a_reading_takes_whats_at_home_sends_on_whats_not_and_drops_forwar
     [letter] = reading.micro_batch.dead_letters
     assert (letter.partition, letter.record_offset, letter.value) == (3, 9, b"{")
     assert reading.micro_batch.traceparents == {(0, 17): "00-1-2-3"}
-    assert reading.micro_batch.advances == [(10, position)]
+    assert reading.micro_batch.advances == {0: (10, position)}
     assert position[:4] == (0, 19, 17, 1_017)
     assert position.taken == {3: 9}

@@ -137,7 +137,8 @@ class Log:
         for partition in self._ends:
             if self._ends[partition] == begins[partition]:
                 self._took(partition)
-        advances = [(begins[each], Position(each, end, end - 1, step, step, {})) for each, end in self._ends.items()]
+        ends = self._ends.items()
+        advances = {each: (begins[each], Position(each, end, end - 1, step, step, {})) for each, end in ends}
         return MicroBatch(TOPICS, advances, slices, dead, {}, _nothing_is_refused)
 
     def _took(self, partition: int) -> int:

@@ -50,13 +50,14 @@ BUGS = [
                 "            async with transaction(connection):\n                applied = await apply(",
                 "            from store.positions import compare_and_set as _ahead\n"
                 "            batch = reading.micro_batch\n"
-                "            await _ahead(connection, batch.topics.events, batch.advances)\n"
+                "            await _ahead(connection, batch.topics.events, list(batch.advances.values()))\n"
                 "            async with transaction(connection):\n"
                 "                applied = await apply(",
             ),
             (
                 "handlers/microbatch.py",
-                "    await positions.compare_and_set(connection, micro_batch.topics.events, micro_batch.advances)\n",
+                "    await positions.compare_and_set("
+                "connection, micro_batch.topics.events, list(micro_batch.advances.values()))\n",
                 "",
             ),
         ),
@@ -192,8 +193,8 @@ BUGS = [
             ("handlers/microbatch.py", "    await outbox.insert_dead_letters(connection, applied.dead_letters)\n", ""),
             (
                 "streams/flushing.py",
-                "        self._note_flushed(reading.micro_batch.advances)\n",
-                "        self._note_flushed(reading.micro_batch.advances)\n"
+                "        self._note_flushed(reading.micro_batch.advances.values())\n",
+                "        self._note_flushed(reading.micro_batch.advances.values())\n"
                 "        from store import outbox\n"
                 "        await outbox.insert_dead_letters(await self._connected(), applied.dead_letters)\n",
             ),

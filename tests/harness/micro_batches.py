@@ -40,7 +40,7 @@ def micro_batch(records: list[Record], begin: int, end: int) -> MicroBatch:
         )
 
     position = Position(0, end, end - 1, 0, 0, {})
-    return MicroBatch(TOPICS, [(begin, position)], slices, [], {}, dead_letter)
+    return MicroBatch(TOPICS, {0: (begin, position)}, slices, [], {}, dead_letter)
 
 
 async def applied(connection: Connection, part: MicroBatch, *, optimistic: bool) -> tuple[Applied, bool]:
