@@ -29,11 +29,12 @@ from store import positions
 from store.rows import Position
 from streams import applying
 from streams.anchoring import Anchors, LogChangedError
+from streams.fetched import FetchedRecord
 from streams.flushing import Flusher
-from streams.intake import REBALANCE_TIMEOUT_MS, SESSION_TIMEOUT_MS, Intake
+from streams.intake import POLLED_AT_ONCE, REBALANCE_TIMEOUT_MS, SESSION_TIMEOUT_MS, Intake, Parts, _cut
 from streams.kafka import started
 from streams.portion import Portion
-from streams.reading import Homes, new_reading
+from streams.reading import Homes, Reading, new_reading
 from streams.topics import ensure_topics, log_identity
 from tests.faults.proxy import Proxy
 from tests.harness.histories import Message
@@ -169,6 +170,49 @@ async def test_whenever_others_run_a_moved_position_is_being_read_or_taken_alrea
     print(seen)
     assert "reading" in seen
     assert "neither" not in seen
+
+
+@pytest.mark.parametrize("max_records", [300, 10_000])
+async def test_a_micro_batch_holds_what_has_been_fetched_as_far_as_it_may(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, max_records: int
+) -> None:
+    counts: list[int] = []
+    flush = Flusher._flush
+
+    async def noted(self: Flusher, reading: Reading, epoch: int) -> None:
+        counts.append(reading.count)
+        await flush(self, reading, epoch)
+
+    monkeypatch.setattr(Flusher, "_flush", noted)
+    async with working(settings.model_copy(update={"max_records": max_records})) as worker:
+        await worker.paused()
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 2_000))
+        worker.resume()
+        await worker.counted({"b": 2_000})
+    print(counts)
+    assert sum(counts) == 2_000
+    assert POLLED_AT_ONCE < max(counts) <= max_records
+
+
+@pytest.mark.parametrize("room", [1, 25, 60, 61, 1_000])
+async def test_a_poll_is_cut_by_bytes_without_losing_a_record(room: int) -> None:
+    polled: Parts = [
+        (partition, [FetchedRecord("t", partition, offset, 0, b"k", bytes(size), ()) for offset in range(count)])
+        for partition, count, size in ((0, 3, 9), (1, 1, 29), (2, 5, 0))
+    ]
+    expected = [(record.partition, record.offset) for _, part in polled for record in part]
+    cuts, left = [], polled
+    while left:
+        before = left
+        fitting, left, remaining = _cut(left, room)
+        sizes = [1 + len(record.value or b"") for _, part in fitting for record in part]
+        assert remaining == room - sum(sizes)
+        assert remaining > sizes[-1] * -1  # without its last record it would not have been full
+        assert remaining <= 0 or not left
+        assert sum(len(part) for _, part in left) < sum(len(part) for _, part in before)
+        assert all(part for _, part in [*fitting, *left])
+        cuts += [(record.partition, record.offset) for _, part in fitting for record in part]
+    assert cuts == expected
 
 
 async def test_records_polled_while_a_worker_stops_are_not_passed_over(settings: Settings) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from schemas.dead_letters import Reason, Refused
 from schemas.headers import REDRIVEN_LOG, REDRIVEN_OFFSET, REDRIVEN_PARTITION, REDRIVEN_TIMESTAMP
 from schemas.topics import Topics
 from store.rows import ItemRow, Position
@@ -52,3 +53,17 @@ async def test_a_redriven_record_that_is_refused_again_keeps_place_and_time_of_t
     [letter] = reading.micro_batch.dead_letters
     assert (letter.record_offset, letter.appended_at) == (3, datetime(2026, 1, 1, tzinfo=UTC))
     assert json.loads(letter.headers) == [["own", "MQ=="]]
+
+
+async def test_records_taken_in_pieces_are_as_those_taken_at_once() -> None:
+    records = [result(offset, 1_000 + offset) for offset in range(10)]
+    whole, pieces = await read(*records), new_reading(Topics("rollcall."), HOMES)
+    position = Position(0, 0, -1, -1, 0, {})
+    for begin, end in ((0, 3), (3, 4), (4, 10)):
+        position = await take(pieces, records[begin:end], position, end, HOMES)
+    assert pieces.micro_batch.slices == whole.micro_batch.slices
+    assert pieces.micro_batch.advances == whole.micro_batch.advances == {0: (0, position)}
+    assert pieces.count == 10
+    for offset in range(10):
+        letter = pieces.micro_batch.dead_letter(0, offset, Refused(Reason.UNSTORABLE, "told later"))
+        assert letter.value == records[offset].value
