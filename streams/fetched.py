@@ -10,6 +10,7 @@ only there, the fetched batches are read again with aiokafka's slower parser, ba
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
@@ -96,6 +97,11 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
         for record in super()._unpack_records():
             if record.offset >= resume_at:
                 yield record
+
+
+def has_more(consumer: Any, tp: TopicPartition) -> bool:
+    """Whether some of what was fetched of a partition is not given out; to be asked right behind a poll."""
+    return tp in consumer._fetcher._records
 
 
 def hand_over() -> None:

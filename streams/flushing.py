@@ -83,6 +83,7 @@ class Flusher:
         self._submitted: tuple[Reading, int] | None = None
         self._idle = asyncio.Event()
         self._idle.set()
+        self._ended = False
         self._wake = asyncio.Event()
         self._never = asyncio.Event()  # it is cancelled, not asked to stop
         self._optimism = Optimism()
@@ -94,9 +95,12 @@ class Flusher:
         self._committed_at = 0.0
 
     async def submit(self, reading: Reading, epoch: int) -> bool:
-        """Hand over a reading once the one before it is flushed; False where anchors were forgotten meanwhile."""
+        """Hand over a reading once the one before it is flushed; False where anchors were forgotten meanwhile.
+
+        False too where nothing is flushed any more.
+        """
         await self._idle.wait()
-        if epoch != self._anchors.epoch:
+        if self._ended or epoch != self._anchors.epoch:
             return False
         self._submitted = reading, epoch
         self._idle.clear()
@@ -133,6 +137,7 @@ class Flusher:
                 await self._notice_forgotten()
                 self._commit_to_kafka()
         finally:
+            self._ended = True
             await self._close()
             health.end("flush")
 

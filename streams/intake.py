@@ -22,6 +22,7 @@ from store.connection import Database
 from store.failpoints import reach
 from streams.anchoring import Anchors, check_gap
 from streams.coverage import keep_all_read
+from streams.fetched import has_more
 from streams.flushing import POSITION_TIMEOUT_S, Flusher
 from streams.health import NotReadyError, health
 from streams.kafka import REQUEST_TIMEOUT_MS, KafkaConnection
@@ -81,6 +82,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._joined = False
         self._stopping = False
         self._failing_since: float | None = None
+        self._poll_failure: Exception | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._flusher = Flusher(
             kafka,
@@ -180,7 +182,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         self._flusher.wake()
 
     async def _polled(self, consumer: Any) -> Parts:
-        """The poll that FastStream waits for."""
+        """The poll that FastStream waits for. Raises what one in between failed with."""
+        failure, self._poll_failure = self._poll_failure, None
+        if failure is not None:
+            raise failure
         return await self._poll(consumer, timeout_ms=self._batch_timeout_ms, most=self._portion.count)
 
     async def _poll(self, consumer: Any, *, timeout_ms: int, most: int) -> Parts:
@@ -240,12 +245,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         """Take one poll's records, and then whatever has been fetched, in micro-batches as large as they may be."""
         epoch = self._anchors.epoch
         reading, room = self._new_reading(), MAX_MICRO_BATCH_BYTES
+        begun: set[int] = set()
         while parts:
+            going_on, begun = begun, self._begun(parts)
             ends = await self._ends(parts)
             while parts:
-                fitting, parts, room = _cut(parts, room)
+                fitting, parts, room = _cut(parts, self._portion.count - reading.count, room)
                 for partition, part in fitting:
-                    await self._take_partition(reading, partition, part, ends, epoch)
+                    await self._take_partition(reading, partition, part, ends, epoch, going_on)
                 if epoch != self._anchors.epoch:
                     return
                 if room <= 0 or reading.count >= self._portion.count:
@@ -259,9 +266,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
                 return
             try:
                 parts = await self._poll(self._consumer(), timeout_ms=0, most=self._portion.count - reading.count)
-            except (KafkaError, ConsumerStoppedError):
-                return  # said already, and everything is forgotten
+            except (KafkaError, ConsumerStoppedError) as error:
+                # What was taken before it is ours as before. FastStream is to wait before it polls again.
+                self._poll_failure, epoch = error, self._anchors.epoch
+                break
+            if epoch != self._anchors.epoch:
+                self._anchors.forget()  # what was polled may lie behind the positions sought meanwhile
+                return
         await self._hand_over(reading, epoch)
+
+    def _begun(self, parts: Parts) -> set[int]:
+        """The anchored partitions of the poll just made of whose records fetched together some are to follow."""
+        consumer, anchored = self._consumer(), self._anchors.by_partition
+        return {
+            partition for partition, _ in parts if partition in anchored and has_more(consumer, self._tp(partition))
+        }
 
     def _new_reading(self) -> Reading:
         return new_reading(self._topics, self._homes, self._failure_rate_limit)
@@ -274,8 +293,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         return await self._flusher.submit(reading, epoch)
 
     async def _take_partition(
-        self, reading: Reading, partition: int, part: Records, ends: dict[int, tuple[int, int]], epoch: int
+        self,
+        reading: Reading,
+        partition: int,
+        part: Records,
+        ends: dict[int, tuple[int, int]],
+        epoch: int,
+        going_on: set[int],
     ) -> None:
+        """``going_on`` are partitions whose records were fetched together with those taken before."""
         expected = self._anchors.by_partition.get(partition)
         if expected is None or partition not in ends or epoch != self._anchors.epoch:
             return  # not anchored (yet): read again from the stored position
@@ -285,9 +311,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             # Read before a seek took hold, or the log is another one: anchoring finds out.
             self._anchors.forget()
             return
-        if first > expected.next_offset:
-            tp = TopicPartition(self._topics.events, partition)
-            await check_gap(self._consumer(), tp, expected.next_offset)  # markers and aborted records leave holes too
+        if first > expected.next_offset and partition not in going_on:
+            # Markers and aborted records leave holes too, within what was fetched together no others.
+            await check_gap(self._consumer(), self._tp(partition), expected.next_offset)
             if epoch != self._anchors.epoch:
                 return
         next_offset = polled_to if last == last_polled else last + 1
@@ -303,13 +329,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             if partition in self._anchors.by_partition:
                 with contextlib.suppress(IllegalStateError):
                     async with asyncio.timeout(POSITION_TIMEOUT_S):
-                        position = await consumer.position(TopicPartition(self._topics.events, partition))
+                        position = await consumer.position(self._tp(partition))
                     ends[partition] = (part[-1].offset, position)
         return ends
 
     def _fail(self, error: Exception) -> None:
         if not self._failed.done():
             self._failed.set_exception(error)
+
+    def _tp(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._topics.events, partition)
 
     def _consumer(self) -> Any:
         consumer: Any = self._subscriber.consumer
@@ -323,12 +352,13 @@ async def _raw_parts(message: Any) -> Any:
     return message.body
 
 
-def _cut(parts: Parts, room: int) -> tuple[Parts, Parts, int]:
-    """What of a poll's partitions goes into so many bytes (the last one may exceed them); the rest; the bytes left."""
+def _cut(parts: Parts, most: int, room: int) -> tuple[Parts, Parts, int]:
+    """What of a poll goes into so many records and bytes (the last one may exceed them); the rest; the bytes left."""
     for number, (partition, part) in enumerate(parts):
         for index, record in enumerate(part, 1):
             room -= len(record.value or b"") + len(record.key or b"")
-            if room <= 0:
+            most -= 1
+            if room <= 0 or most <= 0:
                 rest = [(partition, part[index:])] if index < len(part) else []
                 return [*parts[:number], (partition, part[:index])], [*rest, *parts[number + 1 :]], room
     return parts, [], room

@@ -27,8 +27,8 @@ from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION
 from schemas.topics import Topics, home_partition
 from store import positions
 from store.rows import Position
-from streams import applying
-from streams.anchoring import Anchors, LogChangedError
+from streams import applying, intake
+from streams.anchoring import Anchors, LogChangedError, check_gap
 from streams.fetched import FetchedRecord
 from streams.flushing import Flusher
 from streams.intake import POLLED_AT_ONCE, REBALANCE_TIMEOUT_MS, SESSION_TIMEOUT_MS, Intake, Parts, _cut
@@ -172,6 +172,60 @@ async def test_whenever_others_run_a_moved_position_is_being_read_or_taken_alrea
     assert "neither" not in seen
 
 
+async def test_what_was_polled_before_a_partition_that_cannot_be_read_is_taken(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 8 * POLLED_AT_ONCE  # so that no poll takes of both: what it took of one would be lost with the other
+    getall = FetchResult.getall
+    failures: list[int] = []
+
+    def failing(self: Any, max_records: int | None = None) -> Any:
+        if self._topic_partition.partition == home_partition("b1", 2):
+            failures.append(1)
+            raise CorruptRecordException(f"Invalid CRC - {self._topic_partition}")
+        return getall(self, max_records)
+
+    good = next(f"b{n}" for n in range(2, 100) if home_partition(f"b{n}", 2) != home_partition("b1", 2))
+    async with working(settings, partitions=2) as worker:
+        await worker.paused()
+        await produce(settings.bootstrap_servers, worker.topics.events, results(good, count) + results("b1", 10))
+        monkeypatch.setattr(FetchResult, "getall", failing)
+        worker.resume()
+        await worker.counted({good: count})
+        assert failures
+        monkeypatch.setattr(FetchResult, "getall", getall)
+        await worker.counted({good: count, "b1": 10})
+
+
+async def test_markers_amid_records_fetched_together_are_not_asked_about(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    async def noted(consumer: Any, tp: TopicPartition, expected: int) -> None:
+        asked.append(expected)
+        await check_gap(consumer, tp, expected)
+
+    monkeypatch.setattr(intake, "check_gap", noted)
+    async with working(settings) as worker:
+        await worker.paused()
+        producer = AIOKafkaProducer(
+            bootstrap_servers=settings.bootstrap_servers, transactional_id=settings.topic_prefix
+        )
+        await producer.start()
+        try:
+            for count in range(0, 1_024, 128):
+                async with producer.transaction():
+                    for message in results("b", 128, since=count):
+                        await producer.send(worker.topics.events, message.value, key=message.key)
+        finally:
+            await producer.stop()
+        worker.resume()
+        await worker.counted({"b": 1_024})
+        print(asked)
+        assert len(asked) <= 1  # that of a fetch before the last transaction was over
+
+
 @pytest.mark.parametrize("max_records", [300, 10_000])
 async def test_a_micro_batch_holds_what_has_been_fetched_as_far_as_it_may(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, max_records: int
@@ -194,8 +248,9 @@ async def test_a_micro_batch_holds_what_has_been_fetched_as_far_as_it_may(
     assert POLLED_AT_ONCE < max(counts) <= max_records
 
 
+@pytest.mark.parametrize("most", [1, 4, 9, 10])
 @pytest.mark.parametrize("room", [1, 25, 60, 61, 1_000])
-async def test_a_poll_is_cut_by_bytes_without_losing_a_record(room: int) -> None:
+async def test_a_poll_is_cut_by_records_and_bytes_without_losing_a_record(room: int, most: int) -> None:
     polled: Parts = [
         (partition, [FetchedRecord("t", partition, offset, 0, b"k", bytes(size), ()) for offset in range(count)])
         for partition, count, size in ((0, 3, 9), (1, 1, 29), (2, 5, 0))
@@ -204,11 +259,12 @@ async def test_a_poll_is_cut_by_bytes_without_losing_a_record(room: int) -> None
     cuts, left = [], polled
     while left:
         before = left
-        fitting, left, remaining = _cut(left, room)
+        fitting, left, remaining = _cut(left, most, room)
         sizes = [1 + len(record.value or b"") for _, part in fitting for record in part]
         assert remaining == room - sum(sizes)
         assert remaining > sizes[-1] * -1  # without its last record it would not have been full
-        assert remaining <= 0 or not left
+        assert remaining <= 0 or len(sizes) == most or not left
+        assert len(sizes) <= most
         assert sum(len(part) for _, part in left) < sum(len(part) for _, part in before)
         assert all(part for _, part in [*fitting, *left])
         cuts += [(record.partition, record.offset) for _, part in fitting for record in part]
