@@ -177,12 +177,13 @@ BUGS = [
         (
             (
                 "streams/intake.py",
-                "                if not await self._flusher.submit(reading, epoch):\n                    return\n",
-                "                async def later(before=getattr(self, '_later', None), reading=reading):\n"
-                "                    if before is not None:\n"
-                "                        await before\n"
-                "                    await self._flusher.submit(reading, epoch)\n"
-                "                self._later = asyncio.create_task(later())\n",
+                "        return await self._flusher.submit(reading, epoch)\n",
+                "        async def later(before=getattr(self, '_later', None), reading=reading):\n"
+                "            if before is not None:\n"
+                "                await before\n"
+                "            await self._flusher.submit(reading, epoch)\n"
+                "        self._later = asyncio.create_task(later())\n"
+                "        return True\n",
             ),
         ),
     ),
