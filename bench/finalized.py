@@ -41,6 +41,10 @@ class Finalized:
         self.values |= {record.key: record.value for record in found}
         return found
 
+    async def positions(self) -> dict[int, int]:
+        """How far each partition was read."""
+        return {tp.partition: await self._consumer.position(tp) for tp in sorted(self._consumer.assignment())}
+
     async def expect(self, batches: int, items: int) -> None:
         """Read on until each batch, of so many items, has had its event.
 

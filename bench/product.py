@@ -13,6 +13,7 @@ from rollcall.children import Child
 from rollcall.settings import Settings
 from rollcall.stack import all_assigned
 from schemas.topics import Topics
+from store.connection import Connection
 from streams.topics import ensure_topics
 
 
@@ -40,7 +41,9 @@ async def run(
     children = [await spawn(settings, "worker", "--slot", str(slot)) for slot in range(workers)]
 
     async def applied() -> int:
-        return int(await connection.fetchval("SELECT coalesce(sum(next_offset), 0)::int8 FROM positions"))
+        # Not those of the output topics, which the relay keeps in the same table.
+        of_log = "SELECT coalesce(sum(next_offset), 0)::int8 FROM positions WHERE topic = $1"
+        return int(await connection.fetchval(of_log, topics.events))
 
     async def finished() -> bool:
         # By the partial index: else each look would read the whole table, beside the relay.
@@ -63,11 +66,29 @@ async def run(
         if filled is not None:
             await filled
         async with Finalized(settings.kafka_connection(), topics.finalized) as finalized:
-            await finalized.expect(batches, items // batches)
+            try:
+                await finalized.expect(batches, items // batches)
+            except RuntimeError as error:
+                error.add_note(await stored(connection, finalized))
+                raise
         return measured
     finally:
         await connection.close()
         await stop_all([*children, relay])
+
+
+async def stored(connection: Connection, finalized: Finalized) -> str:
+    """What PostgreSQL has of batches whose event was not read: whether it is the worker's, the relay's or our fault."""
+    without = """
+        SELECT b.batch_id, b.partition, b.state, b.succeeded + b.failed AS answered, b.published_at AS told_at,
+               o.published_at, o.published_partition, o.published_offset, o.refused
+        FROM batches b LEFT JOIN outbox o ON o.channel = 'finalized' AND o.batch_id = b.batch_id
+        WHERE b.batch_id <> ALL($1::text[]) ORDER BY b.batch_id LIMIT 10
+    """
+    rows = await connection.fetch(without, [key.decode() for key in finalized.values])
+    lines = [f"without an event: {dict(row)}" for row in rows]
+    lines += map(str, await connection.fetch("SELECT topic, partition, next_offset FROM positions ORDER BY 1, 2"))
+    return "\n".join([*lines, f"read of the events up to: {await finalized.positions()}"])
 
 
 async def until_assigned(settings: Settings, topics: Topics, workers: int) -> None:

@@ -150,11 +150,17 @@ def publish(bootstrap_servers: str, topic: str, shape: Shape) -> int:
     )
     partitions = _partitions(bootstrap_servers, topic) if shape.misplaced else 0
     sent = 0
+    refused: list[object] = []
+
+    def note(error: object, _: object) -> None:
+        if error is not None:
+            refused.append(error)
+
     for key, value in records(shape):
         partition = (home_partition(key, partitions) + 1) % partitions if shape.misplaced else _BY_KEY
         while True:
             try:
-                producer.produce(topic, value, key.encode(), partition)
+                producer.produce(topic, value, key.encode(), partition, on_delivery=note)
                 break
             except BufferError:
                 producer.poll(0.1)
@@ -162,8 +168,8 @@ def publish(bootstrap_servers: str, topic: str, shape: Shape) -> int:
         if sent % 10_000 == 0:
             producer.poll(0)
     left = producer.flush(120)
-    if left:
-        raise RuntimeError(f"{left} records were not acknowledged")
+    if left or refused:
+        raise RuntimeError(f"{left} records were not acknowledged, {len(refused)} refused: {refused[:1]}")
     return sent
 
 
