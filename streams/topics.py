@@ -26,7 +26,7 @@ from aiokafka.errors import (
 )
 
 from schemas.topics import MAX_RECORD_BYTES, Topics
-from streams.kafka import KafkaConnection, started
+from streams.kafka import KafkaConnection, started, topic_partitions
 
 EVENTS_PARTITIONS = 12
 ADMIN_TIMEOUT_S = 90.0
@@ -125,24 +125,28 @@ def wanted(topics: Topics) -> dict[str, TopicSettings]:
 async def ensure_topics(kafka: KafkaConnection, topics: Topics) -> int:
     """Create missing topics, check the others; returns the partition count of the input topic.
 
+    What was created takes records by then: whoever waits for Rollcall to be ready may publish.
+
     Raises UnusableTopicError (one compacted that must not be, or that may not be created) and KafkaError (no broker, or
     too few of them).
     """
     async with asyncio.timeout(ADMIN_TIMEOUT_S), started(kafka.admin()) as admin:
-        await _ensure(admin, wanted(topics))
+        await _ensure(kafka, admin, wanted(topics))
         return await _partition_count(admin, topics.events)
 
 
 async def ensure_some(kafka: KafkaConnection, topics: Topics, names: Collection[str]) -> None:
     """Create those of these topics that are missing, check the others. Raises as ``ensure_topics`` does."""
     async with asyncio.timeout(ADMIN_TIMEOUT_S), started(kafka.admin()) as admin:
-        await _ensure(admin, {name: setting for name, setting in wanted(topics).items() if name in names})
+        await _ensure(kafka, admin, {name: setting for name, setting in wanted(topics).items() if name in names})
 
 
-async def _ensure(admin: AIOKafkaAdminClient, settings: dict[str, TopicSettings]) -> None:
+async def _ensure(kafka: KafkaConnection, admin: AIOKafkaAdminClient, settings: dict[str, TopicSettings]) -> None:
     existing = set(await admin.list_topics())
     missing = {name: setting for name, setting in settings.items() if name not in existing}
-    await _create(admin, missing)
+    if missing:
+        await _create(admin, missing)
+        await _until_led(kafka, missing)
     await _check(admin, {name: setting for name, setting in settings.items() if name not in missing})
 
 
@@ -153,8 +157,6 @@ async def log_identity(kafka: KafkaConnection, topics: Topics) -> str:
 
 
 async def _create(admin: AIOKafkaAdminClient, missing: dict[str, TopicSettings]) -> None:
-    if not missing:
-        return
     replication = await _default_replication(admin)
     new = [
         NewTopic(name, setting.partitions, replication, topic_configs=setting.configs)
@@ -165,6 +167,16 @@ async def _create(admin: AIOKafkaAdminClient, missing: dict[str, TopicSettings])
         if code not in (0, TopicAlreadyExistsError.errno):
             raise _not_created(name, for_code(code), detail[0] if detail else None)
         log.info("topic created", topic=name)
+
+
+async def _until_led(kafka: KafkaConnection, created: Iterable[str]) -> None:
+    """Wait until each partition's leader answers for it, a moment after the brokers have named it.
+
+    In between, a broker before 4.5 refuses a producer's first request and takes its next: of several in flight the
+    first is then lost for good, which librdkafka reports as delivered (KAFKA-15591; seen with it and 4.2).
+    """
+    async with started(kafka.consumer(enable_auto_commit=False)) as consumer:
+        await consumer.end_offsets([tp for name in created for tp in await topic_partitions(consumer, name)])
 
 
 def _not_created(name: str, error: type[KafkaError], detail: str | None) -> Exception:
