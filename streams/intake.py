@@ -176,10 +176,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
         """Forget (aiokafka has just put every position back to the committed one), and have them anchored."""
+        self._anchors.forget()  # first: aiokafka would only log what the rest may raise
         self._joined = True
-        worker_metrics().note_assigned(tp.partition for tp in assigned)
-        self._anchors.forget()
         self._flusher.wake()
+        worker_metrics().note_assigned(tp.partition for tp in assigned)
 
     async def _polled(self, consumer: Any) -> Parts:
         """The poll that FastStream waits for. Raises what one in between failed with."""
@@ -265,7 +265,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             if epoch != self._anchors.epoch:
                 return
             try:
-                parts = await self._poll(self._consumer(), timeout_ms=0, most=self._portion.count - reading.count)
+                # The portion may have become smaller than what was taken.
+                most = max(1, self._portion.count - reading.count)
+                parts = await self._poll(self._consumer(), timeout_ms=0, most=most)
             except (KafkaError, ConsumerStoppedError) as error:
                 # What was taken before it is ours as before. FastStream is to wait before it polls again.
                 self._poll_failure, epoch = error, self._anchors.epoch
