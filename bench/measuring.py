@@ -12,6 +12,8 @@ import psutil
 WARM_UP = 0.1
 """The clock starts when this share of the records is committed: interpreters are loaded then, and the JVM is warm."""
 POLL_S = 0.05
+STANDSTILL_S = 300.0
+"""A contender that commits nothing for so long will not go on."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,17 @@ async def measure(
     """Watch a contender until it is through.
 
     ``applied`` counts up to ``progress``; then ``finished`` says whether all events are out too. ``alive`` raises when
-    a process has ended.
+    a process has ended. Raises RuntimeError where nothing more is committed.
     """
     first: tuple[int, float, dict[str, float]] | None = None
     looks: list[tuple[int, float]] = []
+    last, moved_at = -1, time.monotonic()
     while True:
         count, now = await applied(), time.monotonic()
+        if count != last:
+            last, moved_at = count, now
+        elif now - moved_at > STANDSTILL_S:
+            raise RuntimeError(f"stands still at {count:,} of {progress:,} records")
         if first is None and count >= progress * warm_up:
             first = (count, now, cpu.seconds())
         if len(looks) < 10 and count >= progress * (len(looks) + 1) / 10:

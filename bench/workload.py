@@ -5,7 +5,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from schemas.topics import home_partition
@@ -135,7 +135,8 @@ def fill(bootstrap_servers: str, topic: str, *, batches: int, items: int) -> int
 
 
 def publish(bootstrap_servers: str, topic: str, shape: Shape) -> int:
-    """Publish all records of a shape; returns how many that were."""
+    """Publish all records of a shape; returns how many that were. Raises RuntimeError where the topic lacks some."""
+    before = _records_in(bootstrap_servers, topic)
     producer = Producer(
         {
             "bootstrap.servers": bootstrap_servers,
@@ -170,7 +171,20 @@ def publish(bootstrap_servers: str, topic: str, shape: Shape) -> int:
     left = producer.flush(120)
     if left or refused:
         raise RuntimeError(f"{left} records were not acknowledged, {len(refused)} refused: {refused[:1]}")
+    # What librdkafka says was delivered need not be there (KAFKA-15591).
+    if (there := _records_in(bootstrap_servers, topic) - before) != sent:
+        raise RuntimeError(f"{there:,} of {sent:,} records are on {topic}")
     return sent
+
+
+def _records_in(bootstrap_servers: str, topic: str) -> int:
+    asked = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "bench"})
+    try:
+        partitions = range(_partitions(bootstrap_servers, topic))
+        ends = (asked.get_watermark_offsets(TopicPartition(topic, number), timeout=30) for number in partitions)
+        return sum(end for _, end in ends)
+    finally:
+        asked.close()
 
 
 def _partitions(bootstrap_servers: str, topic: str) -> int:
