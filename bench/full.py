@@ -175,7 +175,7 @@ async def main() -> None:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         if not options.report:
             if options.again:
-                results.forget(options.only, options.shape)
+                results.forget(options.only, options.shape, options.workers)
             full = Full(options, results, progress)
             await full.prepare()
             steps = full.steps()

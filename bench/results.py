@@ -71,12 +71,14 @@ class Results:
     def __contains__(self, key: tuple[object, ...]) -> bool:
         return key in self._by_key
 
-    def forget(self, part: str | None, subjects: Sequence[str] | None) -> None:
-        """Drop what was measured of a part, or of some subjects of it; without either, everything."""
+    def forget(self, part: str | None, subjects: Sequence[str] | None, workers: Sequence[int]) -> None:
+        """Drop what was measured with so many workers of a part, or of some subjects of it; without either, of all."""
         self._by_key = {
             key: each
             for key, each in self._by_key.items()
-            if part not in (None, each.part) or not (subjects is None or each.subject in subjects)
+            if part not in (None, each.part)
+            or not (subjects is None or each.subject in subjects)
+            or each.workers not in workers
         }
 
     def of(self, part: str, subject: str, contender: str, workers: int) -> list[Result]:
