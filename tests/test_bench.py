@@ -52,7 +52,9 @@ def test_results_are_kept_and_a_second_run_finds_them(tmp_path: Path) -> None:
     again = Results(file)
     assert taken(ROLLCALL, 0.0).key in again
     assert again.ratio("100x10000", STREAMS, 2) == pytest.approx(3.0)
-    again.forget("shapes", ["100x10000"])
+    again.forget("shapes", ["100x10000"], [1])
+    assert again.ratio("100x10000", STREAMS, 2) == pytest.approx(3.0)
+    again.forget("shapes", ["100x10000"], [1, 2])
     assert again.ratio("100x10000", STREAMS, 2) is None
 
 
