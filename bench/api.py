@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from api.serving import listening, serve
 from bench import api_data
 from bench.__main__ import say, servers, spawn
+from bench.running import APPLIED
 from bench.workload import fill
 from migrations.run import migrate
 from rollcall.children import Child
@@ -147,16 +148,15 @@ async def busy_workers(settings: Settings, results: int) -> AsyncIterator[None]:
     children = [await spawn(settings, "relay")]
     children += [await spawn(settings, "worker", "--slot", str(slot)) for slot in range(2)]
     connection = await settings.database().connect("bench")
-    applied = "SELECT coalesce(sum(next_offset), 0)::int8 FROM positions WHERE topic = $1"
     try:
         admin = settings.kafka_connection().admin()
         await admin.start()
         while not await all_assigned(admin, topics, 2):  # noqa: ASYNC110 (the broker does not tell by itself)
             await asyncio.sleep(0.02)
         await admin.close()
-        before, started = await connection.fetchval(applied, topics.events), time.monotonic()
+        before, started = await connection.fetchval(APPLIED, topics.events), time.monotonic()
         yield
-        now = await connection.fetchval(applied, topics.events)
+        now = await connection.fetchval(APPLIED, topics.events)
         rate = (now - before) / (time.monotonic() - started)
         say(f"meanwhile the workers took in {rate:,.0f} results/s" + (" (and had nothing left)" * (now >= records)))
     finally:

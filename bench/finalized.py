@@ -42,8 +42,9 @@ class Finalized:
         return found
 
     async def positions(self) -> dict[int, int]:
-        """How far each partition was read."""
-        return {tp.partition: await self._consumer.position(tp) for tp in sorted(self._consumer.assignment())}
+        """How far each partition was read. Raises TimeoutError where one was not begun."""
+        async with asyncio.timeout(10.0):
+            return {tp.partition: await self._consumer.position(tp) for tp in sorted(self._consumer.assignment())}
 
     async def expect(self, batches: int, items: int) -> None:
         """Read on until each batch, of so many items, has had its event.

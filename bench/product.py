@@ -7,7 +7,7 @@ from aiokafka.errors import UnknownTopicOrPartitionError, for_code
 
 from bench.finalized import Finalized
 from bench.measuring import WARM_UP, Cpu, Measured, measure
-from bench.running import spawn, stop_all
+from bench.running import APPLIED, spawn, stop_all
 from migrations.run import migrate
 from rollcall.children import Child
 from rollcall.settings import Settings
@@ -41,9 +41,7 @@ async def run(
     children = [await spawn(settings, "worker", "--slot", str(slot)) for slot in range(workers)]
 
     async def applied() -> int:
-        # Not those of the output topics, which the relay keeps in the same table.
-        of_log = "SELECT coalesce(sum(next_offset), 0)::int8 FROM positions WHERE topic = $1"
-        return int(await connection.fetchval(of_log, topics.events))
+        return int(await connection.fetchval(APPLIED, topics.events))
 
     async def finished() -> bool:
         # By the partial index: else each look would read the whole table, beside the relay.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.__main__ import say, servers, spawn
 from bench.replay import rollcall
+from bench.running import APPLIED
 from bench.workload import result
 from migrations.run import migrate
 from rollcall.settings import Settings
@@ -86,10 +87,9 @@ async def promoted_under_load(settings: Settings, promotions: int, rate: int, wo
 async def flowing(settings: Settings, results: int) -> None:
     """Wait until the workers have taken so many."""
     connection = await settings.database().connect("bench")
-    applied = "SELECT coalesce(sum(next_offset), 0)::int8 FROM positions WHERE topic = $1"
     try:
         async with asyncio.timeout(60):
-            while await connection.fetchval(applied, Topics(settings.topic_prefix).events) < results:  # noqa: ASYNC110
+            while await connection.fetchval(APPLIED, Topics(settings.topic_prefix).events) < results:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
     finally:
         await connection.close()

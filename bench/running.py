@@ -19,6 +19,10 @@ from rollcall.settings import Settings
 # A broker as one runs in production, not the small one of `rollcall up`: the peers that write much to it need that.
 BROKER_JVM = ["-Xms1g", "-Xmx1g", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20", "-Dorg.apache.logging.log4j.level=WARN"]
 
+# How many of a log's records are applied, where it has no holes. Not those of the output topics, which the relay keeps
+# in the same table.
+APPLIED = "SELECT coalesce(sum(next_offset), 0)::int8 FROM positions WHERE topic = $1"
+
 
 @asynccontextmanager
 async def servers(directory: Path) -> AsyncIterator[tuple[EmbeddedKafka, EmbeddedPostgres]]:

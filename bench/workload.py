@@ -1,14 +1,16 @@
 """What is measured with: results as upstream services send them, in shapes that ask different things."""
 
+import asyncio
 import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.topics import home_partition
+from streams.kafka import KafkaConnection, high_watermarks
 
 MESSAGE_BYTES = 220
 _MANIFEST_CHUNK = 10_000
@@ -135,7 +137,10 @@ def fill(bootstrap_servers: str, topic: str, *, batches: int, items: int) -> int
 
 
 def publish(bootstrap_servers: str, topic: str, shape: Shape) -> int:
-    """Publish all records of a shape; returns how many that were. Raises RuntimeError where the topic lacks some."""
+    """Publish all records of a shape; returns how many that were. Raises RuntimeError where the topic lacks some.
+
+    It blocks, so from an event loop it is called in a thread.
+    """
     before = _records_in(bootstrap_servers, topic)
     producer = Producer(
         {
@@ -178,13 +183,7 @@ def publish(bootstrap_servers: str, topic: str, shape: Shape) -> int:
 
 
 def _records_in(bootstrap_servers: str, topic: str) -> int:
-    asked = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "bench"})
-    try:
-        partitions = range(_partitions(bootstrap_servers, topic))
-        ends = (asked.get_watermark_offsets(TopicPartition(topic, number), timeout=30) for number in partitions)
-        return sum(end for _, end in ends)
-    finally:
-        asked.close()
+    return sum(asyncio.run(high_watermarks(KafkaConnection(bootstrap_servers), [topic])).values())
 
 
 def _partitions(bootstrap_servers: str, topic: str) -> int:

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -106,6 +106,14 @@ async def topic_partitions(consumer: AIOKafkaConsumer, topic: str) -> list[Topic
     except TimeoutError:
         raise KafkaConnectionError(f"nothing heard of topic {topic} in {START_TIMEOUT_S:g} s") from None
     return [TopicPartition(topic, number) for number in sorted(numbers)]
+
+
+async def high_watermarks(kafka: KafkaConnection, topics: Iterable[str]) -> dict[TopicPartition, int]:
+    """Where logs end for a read_uncommitted reader; each partition's leader answers for it. Raises KafkaError."""
+    async with started(kafka.consumer(isolation_level="read_uncommitted", enable_auto_commit=False)) as consumer:
+        partitions = [tp for topic in topics for tp in await topic_partitions(consumer, topic)]
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+        return ends
 
 
 async def stop(client: Client | KafkaBroker) -> None:

@@ -27,7 +27,7 @@ from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
 from streams.channels import Acknowledged, Channel, DeadLetters, Events, Outgoing, Row
 from streams.health import health
-from streams.kafka import TOO_LARGE, KafkaConnection, started, topic_partitions
+from streams.kafka import TOO_LARGE, KafkaConnection, high_watermarks, started
 from streams.kafka import stop as stop_client
 from streams.leading import Duty, lead
 from streams.metrics import relay_metrics
@@ -160,7 +160,8 @@ class Publisher(Generic[Row]):
     async def _read_back(self, connection: Connection) -> None:
         """The second step: mark everything that is on the topics, up to their high watermarks as of now."""
         topics = self._channel.output_topics()
-        ends = await self._high_watermarks(topics)
+        # Of a read_uncommitted reader: what is open counts too, and must be waited for.
+        ends = await high_watermarks(self._kafka, topics)
         consumer = self._kafka.consumer(
             enable_auto_commit=False, isolation_level="read_committed", auto_offset_reset="earliest"
         )
@@ -191,7 +192,7 @@ class Publisher(Generic[Row]):
         self, topics: Sequence[str], pending: Iterable[TopicPartition], ends: Mapping[TopicPartition, int]
     ) -> None:
         """Raise KafkaError where a log does not go as far any more as is waited for: nobody else makes it longer."""
-        now = await self._high_watermarks(topics)
+        now = await high_watermarks(self._kafka, topics)
         if shorter := [str(tp) for tp in pending if now.get(tp, 0) < ends[tp]]:
             raise KafkaError(f"{', '.join(shorter)}: was deleted or truncated while it was read back")
 
@@ -199,14 +200,6 @@ class Publisher(Generic[Row]):
         """Not a record's offset: logs end with markers, and hold aborted records."""
         async with asyncio.timeout(POSITION_TIMEOUT_S):
             return {tp: await consumer.position(tp) for tp in partitions}
-
-    async def _high_watermarks(self, topics: Sequence[str]) -> dict[TopicPartition, int]:
-        """Where the logs end for a read_uncommitted reader: what is open counts too, and must be waited for."""
-        consumer = self._kafka.consumer(isolation_level="read_uncommitted", enable_auto_commit=False)
-        async with started(consumer):
-            partitions = [tp for topic in topics for tp in await topic_partitions(consumer, topic)]
-            offsets: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
-            return offsets
 
     async def _seek_known(
         self, connection: Connection, consumer: Any, ends: dict[TopicPartition, int]

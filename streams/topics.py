@@ -26,7 +26,7 @@ from aiokafka.errors import (
 )
 
 from schemas.topics import MAX_RECORD_BYTES, Topics
-from streams.kafka import KafkaConnection, started, topic_partitions
+from streams.kafka import KafkaConnection, high_watermarks, started
 
 EVENTS_PARTITIONS = 12
 ADMIN_TIMEOUT_S = 90.0
@@ -146,7 +146,10 @@ async def _ensure(kafka: KafkaConnection, admin: AIOKafkaAdminClient, settings: 
     missing = {name: setting for name, setting in settings.items() if name not in existing}
     if missing:
         await _create(admin, missing)
-        await _until_led(kafka, missing)
+        # Until each partition's leader answers for it, a moment after the brokers have named it. In between one before
+        # 4.5 refuses a producer's first request and takes its next: of several in flight the first is then lost for
+        # good, which librdkafka reports as delivered (KAFKA-15591; seen with it and 4.2).
+        await high_watermarks(kafka, missing)
     await _check(admin, {name: setting for name, setting in settings.items() if name not in missing})
 
 
@@ -167,16 +170,6 @@ async def _create(admin: AIOKafkaAdminClient, missing: dict[str, TopicSettings])
         if code not in (0, TopicAlreadyExistsError.errno):
             raise _not_created(name, for_code(code), detail[0] if detail else None)
         log.info("topic created", topic=name)
-
-
-async def _until_led(kafka: KafkaConnection, created: Iterable[str]) -> None:
-    """Wait until each partition's leader answers for it, a moment after the brokers have named it.
-
-    In between, a broker before 4.5 refuses a producer's first request and takes its next: of several in flight the
-    first is then lost for good, which librdkafka reports as delivered (KAFKA-15591; seen with it and 4.2).
-    """
-    async with started(kafka.consumer(enable_auto_commit=False)) as consumer:
-        await consumer.end_offsets([tp for name in created for tp in await topic_partitions(consumer, name)])
 
 
 def _not_created(name: str, error: type[KafkaError], detail: str | None) -> Exception:
