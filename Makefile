@@ -72,11 +72,11 @@ bench-promote: $(READY) ## Promote ten times while 20,000 results a second flow,
 bench-client: $(READY) ## Measure a job of the client beside a bare aiokafka producer
 	$(BIN)/python -m bench.client $(ARGS)
 
-wheel: $(READY) ## Build the wheels of the service and the client into dist/
+wheel: $(READY) ## Build the wheels of the service, its native part and the client into dist/
 	$(UV) build --wheel --all-packages --out-dir dist --python $(BIN)/python
 
 # A file newer than what it was made from: a second call costs nothing.
-$(READY): pyproject.toml client/pyproject.toml uv.lock | $(UV)
+$(READY): pyproject.toml client/pyproject.toml native/pyproject.toml $(wildcard native/src/*/*.pyx) uv.lock | $(UV)
 	$(UV) sync --locked --all-packages --python $(BIN)/python
 	@touch $@
 

@@ -11,6 +11,8 @@ from decimal import Decimal
 from operator import itemgetter
 from typing import Any, cast
 
+import rollcall_native
+
 from handlers import completion, lifecycle
 from handlers.counting import count, finalize, finalize_if_complete, mark_result, note_failures, note_threshold
 from handlers.records import Disposition, Record, Registers, order
@@ -45,7 +47,7 @@ def is_fast(batch: Batch, results: Sequence[ItemRow]) -> bool:
     return batch.answered + len(results) <= cast(int, batch.total_items)
 
 
-def tally(results: Sequence[ItemRow]) -> Tally | None:
+def tally_in_python(results: Sequence[ItemRow]) -> Tally | None:
     """Results by what they count for; None unless all are terminal first-attempt results of distinct items."""
     if len(set(map(_item_id, results))) < len(results):
         return None
@@ -55,6 +57,9 @@ def tally(results: Sequence[ItemRow]) -> Tally | None:
     if any(attempt != 1 or status == RETRYING for status, attempt, _ in tally):
         return None
     return tally
+
+
+tally = rollcall_native.results.tally if rollcall_native.compiled else tally_in_python
 
 
 def fold_fast(batch: Batch, registers: Registers, results: Sequence[ItemRow], tally: Tally) -> int:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
+import rollcall_native
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -24,7 +25,7 @@ ENV_PREFIX = "ROLLCALL_"
 _UNSPOKEN = {"database_url", "sasl_password"}
 
 # What is no setting but read: by processes of ours, by programs with our client, by the tests.
-_READ_BY_OTHERS = {READY_FILE, failpoints.VARIABLE, "ROLLCALL_API_URL", "ROLLCALL_API_KEY"}
+_READ_BY_OTHERS = {READY_FILE, failpoints.VARIABLE, "ROLLCALL_API_URL", "ROLLCALL_API_KEY", rollcall_native.SWITCH}
 _OF_TESTS = ("ROLLCALL_TEST_", "ROLLCALL_REQUIRE_")
 # Kubernetes gives a pod such ones for every service; ours may well be called rollcall.
 _SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP|SCTP)|_PORT=\w+://")

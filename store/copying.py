@@ -11,6 +11,8 @@ from operator import attrgetter
 from struct import Struct
 from typing import Any, TypeVar
 
+import rollcall_native
+
 from store.connection import Connection
 from store.rows import Batch, ItemRow
 
@@ -62,10 +64,11 @@ _FIVE_NULLS, _SIX_NULLS = _NULL * 5, _NULL * 6
 
 def item_rows(rows: Sequence[ItemRow]) -> Iterator[bytes]:
     """Rows with their columns in the order of ``ITEM_COLUMNS``, in pieces: one is sent while the next is made."""
-    return _pieces(rows, _item_piece)
+    return _pieces(rows, encode_items)
 
 
-def _item_piece(rows: Sequence[ItemRow]) -> bytes:
+def encode_in_python(rows: Sequence[ItemRow]) -> bytes:
+    """The bytes of rows of items, as ``encode_items`` gives them."""
     parts: list[bytes] = []
     add = parts.extend
     labels: dict[tuple[str, str | None, str | None], bytes] = {}
@@ -100,6 +103,9 @@ def _item_piece(rows: Sequence[ItemRow]) -> bytes:
             numbers = _numbers(4, attempt, 4, generation, 8, version, 8, received, 8, duration, length)
         add((head, _LENGTHS[len(item)], item, label, rest, numbers, line))
     return b"".join(parts)
+
+
+encode_items = rollcall_native.copying.item_rows if rollcall_native.compiled else encode_in_python
 
 
 _LABELS = ("state", "outcome", "finalized_by", "name")

@@ -8,16 +8,22 @@ only there, the fetched batches are read again with aiokafka's slower parser, ba
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from struct import Struct
+from typing import Any, NamedTuple
 
+import msgspec
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
-from msgspec import Struct
+from aiokafka.record.util import calc_crc32c
+from rollcall_native import compiled
+
+if compiled:
+    from rollcall_native.records import Records
 
 
-class FetchedRecord(Struct, gc=False):
+class FetchedRecord(msgspec.Struct, gc=False):
     """A record as every consumer of ours gives it; ``timestamp`` in milliseconds."""
 
     topic: str
@@ -55,6 +61,58 @@ class _LenientRecords(_MemoryRecordsPy):  # type: ignore[misc]  # as above
         return _LenientBatch(part) if isinstance(batch, DefaultRecordBatch) else batch
 
 
+class _Header(NamedTuple):
+    """The head of a batch of records (Kafka's documentation, "Record Batch")."""
+
+    base_offset: int
+    batch_length: int
+    leader_epoch: int
+    magic: int
+    crc: int
+    attributes: int
+    last_offset_delta: int
+    first_timestamp: int
+    max_timestamp: int
+    producer_id: int
+    producer_epoch: int
+    base_sequence: int
+    number: int
+
+    @property
+    def next_offset(self) -> int:
+        """Behind the batch, also where compaction has removed its last record."""
+        return self.base_offset + self.last_offset_delta + 1
+
+    def has(self, attribute: int) -> bool:
+        """Whether one of these bits is set."""
+        return self.attributes & attribute != 0
+
+
+_HEADER = Struct(">qiibIhiqqqhii")
+_CODEC, _HAS_APPEND_TIME, _IS_TRANSACTIONAL, _IS_CONTROL = 0x07, 0x08, 0x10, 0x20
+_LENGTH_END, _CRC_END = 12, 21
+_FORMAT = 2
+
+
+def _batches(data: bytes) -> Iterator[tuple[_Header, memoryview]]:
+    """Whole batches with their headers; the last may be cut off.
+
+    Raises ValueError where one is damaged, or of an old format.
+    """
+    view, begin = memoryview(data), 0
+    while begin + _LENGTH_END <= len(data):
+        end = begin + _LENGTH_END + int.from_bytes(view[begin + 8 : begin + _LENGTH_END], signed=True)
+        if end > len(data):
+            return
+        if end - begin < _HEADER.size:
+            raise ValueError(f"a batch of {end - begin} bytes")
+        header = _Header._make(_HEADER.unpack_from(data, begin))
+        if header.magic != _FORMAT or calc_crc32c(view[begin + _CRC_END : end]) != header.crc:
+            raise ValueError(f"the batch at {header.base_offset}")
+        yield header, view[begin:end]
+        begin = end
+
+
 class _KeptRecords(MemoryRecords):  # type: ignore[misc]  # as above
     """Fetched batches that remember their bytes."""
 
@@ -64,20 +122,32 @@ class _KeptRecords(MemoryRecords):  # type: ignore[misc]  # as above
 
 
 class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as above
-    """One partition's fetched records, beginning again with the lenient parser where the fast one gives up."""
+    """One partition's fetched records, beginning again with a slower parser where a faster one gives up."""
 
     _records_iterator: Iterator[FetchedRecord]
 
+    _tp: TopicPartition
     _records: Any
+    _isolation_level: int
     _aborted_transactions: list[tuple[int, int]]
     _aborted_producers: set[int]
 
     def __init__(self, tp: Any, records: Any, aborted_transactions: Any, *others: Any) -> None:
+        self._unpacking: Records[FetchedRecord] | None = None
         super().__init__(tp, records, aborted_transactions, *others)
         self._aborted_at_first = list(self._aborted_transactions)
 
     def __iter__(self) -> Iterator[FetchedRecord]:
         return self._records_iterator  # without a detour by __next__ for each
+
+    @property
+    def next_fetch_offset(self) -> int:
+        """Behind what was given out or passed over."""
+        return self._next_fetch_offset if self._unpacking is None else self._unpacking.next_offset
+
+    @next_fetch_offset.setter
+    def next_fetch_offset(self, offset: int) -> None:
+        self._unpacking, self._next_fetch_offset = None, offset
 
     def _consumer_record(self, tp: Any, record: Any) -> FetchedRecord:
         return FetchedRecord(
@@ -85,18 +155,58 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
         )
 
     def _unpack_records(self) -> Iterator[FetchedRecord]:
+        data = self._records.data
         try:
-            yield from super()._unpack_records()
-        except UnicodeDecodeError:
-            resume_at = self.next_fetch_offset
-        else:
+            yield from self._unpack_compiled(data) if compiled else super()._unpack_records()
             return
-        # From the beginning, as what is aborted is found by walking; what has been given out is passed over.
-        self._records = _LenientRecords(self._records.data)
+        except ValueError:  # also UnicodeDecodeError, of headers
+            pass
+        try:
+            yield from self._unpack_again(MemoryRecords(data))
+        except UnicodeDecodeError:
+            yield from self._unpack_again(_LenientRecords(data))
+
+    def _unpack_again(self, records: Any) -> Iterator[FetchedRecord]:
+        """From the beginning, as what is aborted is found by walking; what has been given out is passed over."""
+        resume_at = self.next_fetch_offset
+        self._records = records
         self._aborted_transactions, self._aborted_producers = list(self._aborted_at_first), set()
         for record in super()._unpack_records():
             if record.offset >= resume_at:
                 yield record
+
+    def _unpack_compiled(self, data: bytes) -> Iterator[FetchedRecord]:
+        """Raises ValueError for whatever aiokafka's parsers have to read, or to refuse."""
+        for header, part in _batches(data):
+            if self._isolation_level == fetcher.READ_COMMITTED:
+                self._consume_aborted_up_to(header.base_offset)
+                if header.has(_IS_CONTROL) and self._contains_abort_marker(_DefaultRecordBatchPy(part)):
+                    self._aborted_producers.discard(header.producer_id)
+            is_aborted = header.has(_IS_TRANSACTIONAL) and header.producer_id in self._aborted_producers
+            if not header.has(_IS_CONTROL) and not is_aborted:
+                self._unpacking = self._records_of(header, part)
+                yield from self._unpacking
+            self.next_fetch_offset = header.next_offset
+
+    def _records_of(self, header: _Header, part: memoryview) -> "Records[FetchedRecord]":
+        buffer: bytes | bytearray | memoryview = part
+        position = _HEADER.size
+        if header.has(_CODEC):
+            batch = _DefaultRecordBatchPy(part)
+            batch._maybe_uncompress()
+            buffer, position = batch._buffer, batch._pos
+        return Records(
+            FetchedRecord,
+            self._tp.topic,
+            self._tp.partition,
+            buffer,
+            position,
+            header.number,
+            header.base_offset,
+            header.first_timestamp,
+            header.max_timestamp if header.has(_HAS_APPEND_TIME) else None,
+            self.next_fetch_offset,
+        )
 
 
 def has_more(consumer: Any, tp: TopicPartition) -> bool:

@@ -5,7 +5,7 @@ and relay wait for as long as it takes.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -27,7 +27,7 @@ class SilentError(KafkaError):  # type: ignore[misc]  # aiokafka is untyped
 class Polled(NamedTuple):
     """By partition: the records of one poll, and the position behind them."""
 
-    records: dict[TopicPartition, Sequence[FetchedRecord]]
+    records: dict[TopicPartition, list[FetchedRecord]]
     positions: dict[TopicPartition, int]
 
 
@@ -57,7 +57,7 @@ class Polls:
 
     async def between(
         self, tp: TopicPartition, start: int, end: int, **options: Any
-    ) -> AsyncIterator[Sequence[FetchedRecord]]:
+    ) -> AsyncIterator[list[FetchedRecord]]:
         """The records from one offset to before another of an assigned partition, poll by poll. Raises as ``next``."""
         self._consumer.seek(tp, start)
         position = start

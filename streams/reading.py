@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -27,11 +27,11 @@ from schemas.headers import (
 from schemas.topics import Topics, home_partition
 from store.rows import DeadLetterRow, ItemRow, Position
 from streams.anchoring import checksum
-from streams.decoding import decode
+from streams.decoding import decode, take_usual
 from streams.fetched import FetchedRecord
 from streams.forwarding import Forward
 
-Records = Sequence[FetchedRecord]
+Records = list[FetchedRecord]
 
 GIVE_WAY_EVERY = 64
 """Records: what they take, a quarter of a millisecond, each statement of the flush in flight may wait for."""
@@ -89,6 +89,20 @@ def new_reading(topics: Topics, homes: Homes, failure_rate_limit: float = 0.5) -
     return Reading(micro_batch, records)
 
 
+class _Lists(dict[str, list[Record] | None]):
+    """Where a batch's records of one partition go; None where that is not their home."""
+
+    def __init__(self, slices: dict[str, Slice], homes: Homes, partition: int) -> None:
+        self._slices, self._homes, self._partition = slices, homes, partition
+
+    def __missing__(self, batch_id: str) -> list[Record] | None:
+        records = None
+        if self._homes.of(batch_id) == self._partition:
+            records = self._slices.setdefault(batch_id, Slice(self._partition, [])).records
+        self[batch_id] = records
+        return records
+
+
 async def take(reading: Reading, records: Records, expected: Position, next_offset: int, homes: Homes) -> Position:
     """Decode records of one partition into a reading; returns where the partition then stands.
 
@@ -98,15 +112,19 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
     """
     micro_batch, partition = reading.micro_batch, expected.partition
     reading.records.setdefault(partition, []).extend(records)  # should one be refused later, its bytes are needed
-    slices, traceparents = micro_batch.slices, micro_batch.traceparents
+    traceparents = micro_batch.traceparents
     taken = dict(expected.taken)
-    at_home: dict[str, Callable[[Record], None]] = {}
+    lists = _Lists(micro_batch.slices, homes, partition)
     received_ms: int | None = None  # a record may well have -1: no time
     received_at = datetime.min
-    for begin in range(0, len(records), GIVE_WAY_EVERY):
+    begin = 0
+    while begin < len(records):
         if begin:
             await asyncio.sleep(0)
-        for record in records[begin : begin + GIVE_WAY_EVERY]:
+        end = min(begin + GIVE_WAY_EVERY, len(records))
+        while (begin := take_usual(records, begin, end, lists, append_time)) < end:
+            record = records[begin]
+            begin += 1
             offset, timestamp, value, headers = record.offset, record.timestamp, record.value, record.headers
             if timestamp != received_ms:
                 received_ms, received_at = timestamp, append_time(timestamp)
@@ -124,14 +142,10 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
                 continue
             if headers and (origin := redriven_from(headers, homes.log_id)) is not None:
                 decoded = _at_its_place(decoded, record, origin)
-            batch_id = decoded[0]
-            add = at_home.get(batch_id)
-            if add is None:
-                if (home := homes.of(batch_id)) != partition:
-                    reading.forwards.append(Forward(home, record))
-                    continue
-                add = at_home[batch_id] = slices.setdefault(batch_id, Slice(partition, [])).records.append
-            add(decoded)
+            if (to := lists[decoded[0]]) is None:
+                reading.forwards.append(Forward(homes.of(decoded[0]), record))
+            else:
+                to.append(decoded)
     last = records[-1]
     position = Position(partition, next_offset, last.offset, last.timestamp, checksum(last), taken)
     begun_at, _ = micro_batch.advances.get(partition, (expected.next_offset, expected))

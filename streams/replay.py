@@ -129,7 +129,7 @@ class Replay:
     async def _take(self, reading: Reading, tp: TopicPartition, polled: Polled, end: int) -> None:
         """Take what lies before the end; records behind it are read again should the end move on."""
         expected = self._positions[tp.partition]
-        records, polled_to = polled.records.get(tp, ()), polled.positions[tp]
+        records, polled_to = polled.records.get(tp, []), polled.positions[tp]
         if polled_to > end:
             records = [record for record in records if record.offset < end]
             self._consumer.seek(tp, end)

@@ -1,4 +1,4 @@
-"""The fast way of decoding takes what the exact way takes, as the same record, and nothing else."""
+"""The fast ways of decoding, compiled and not, take what the exact way takes, as the same record, and nothing else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import rollcall_native
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from bench.workload import result
 from schemas.dead_letters import Refused
 from schemas.events import BatchItemsExpected, BatchOpened, BatchSealed, ItemError, ItemResult
 from streams import decoding
-from streams.decoding import decode, decode_exactly
+from streams.decoding import decode, decode_exactly, decode_fast
 from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD, Broken, Good
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -114,7 +115,11 @@ anywhere = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
-texts = st.sampled_from(TEXTS) | anywhere.map(lambda value: json.dumps(value, ensure_ascii=False))
+texts = st.sampled_from(TEXTS) | st.builds(
+    lambda value, separators: json.dumps(value, ensure_ascii=False, separators=separators),
+    anywhere,
+    st.sampled_from([(",", ":"), (", ", ": ")]),
+)
 
 
 @st.composite
@@ -142,7 +147,9 @@ def outcome(way: Any, value: bytes) -> tuple[object, ...]:
 
 
 def assert_same(value: bytes) -> None:
-    assert outcome(decode, value) == outcome(decode_exactly, value)
+    exact = outcome(decode_exactly, value)
+    assert outcome(decode, value) == exact
+    assert outcome(decode_fast, value) == exact
 
 
 @settings(max_examples=1_500, deadline=None)
@@ -190,6 +197,24 @@ def test_both_ways_say_the_same_of_spoilt_bytes(position: int) -> None:
         for raw in RAW_BYTES:
             assert_same(value[:at] + raw + value[at:])
             assert_same(value[:at] + raw + value[at + 1 :])
+
+
+@pytest.mark.skipif(not rollcall_native.compiled, reason="nothing is compiled, by ROLLCALL_NO_NATIVE")
+def test_usual_results_are_taken_by_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(value: bytes, *_: object) -> None:
+        raise AssertionError(f"was decoded in Python: {value!r}")
+
+    monkeypatch.setattr(decoding, "decode_fast", refuse)
+    full = FULL | {"message": "a line / more €😀", "occurred_at": "2026-01-01T02:00:00.25Z"}
+    full |= {"output": {"ü": [1, None, -2.5, {"a": True, "b": False}], "": [], "c": {}}}
+    for value in (full, {name: full[name] for name in ItemResult.__required_keys__}):
+        for separators in ((",", ":"), (", ", ": ")):
+            if separators != (",", ":"):
+                value = {name: each for name, each in value.items() if name not in ("output", "metrics")}
+            text = json.dumps(value, ensure_ascii=False, separators=separators).encode()
+            assert decode(text, 7, NOW) == decode_exactly(text, 7, NOW)
+    for item in range(100):
+        assert decode(result("b", item, output_bytes=2_000), 7, NOW)
 
 
 def test_usual_messages_go_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def result(offset: int, timestamp: int) -> FetchedRecord:
 
 async def read(*records: FetchedRecord) -> Reading:
     reading = new_reading(Topics("rollcall."), HOMES)
-    await take(reading, records, Position(0, 0, -1, -1, 0, {}), len(records), HOMES)
+    await take(reading, list(records), Position(0, 0, -1, -1, 0, {}), len(records), HOMES)
     return reading
 
 

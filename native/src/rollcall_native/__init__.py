@@ -1,0 +1,21 @@
+"""What a worker does for each single result, compiled: the innermost loops of `streams`, `handlers` and `store`.
+
+Where nothing could be compiled, or `ROLLCALL_NO_NATIVE` is set, ``compiled`` is false and they do the same in Python.
+"""
+
+import os
+
+SWITCH = "ROLLCALL_NO_NATIVE"
+"""The environment variable that has everything done in Python."""
+
+compiled = False
+
+if not os.environ.get(SWITCH):
+    try:
+        from rollcall_native import copying, records, results
+    except ImportError:
+        pass
+    else:
+        compiled = True
+
+__all__ = ["SWITCH", "compiled", "copying", "records", "results"]

@@ -1,0 +1,3 @@
+from collections.abc import Sequence
+
+def item_rows(rows: Sequence[tuple[object, ...]]) -> bytes: ...

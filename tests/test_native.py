@@ -1,0 +1,244 @@
+"""What is compiled does the same as its twin in Python."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rollcall_native
+from aiokafka import TopicPartition
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handlers import fold
+from store import copying
+from store.rows import ItemRow
+from streams.fetched import FetchedRecord, _KeptRecords, _PartitionRecords
+
+ROOT = Path(__file__).parent.parent
+TP = TopicPartition("rollcall.events", 3)
+NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
+TRANSACTIONAL, CONTROL = 0x10, 0x20
+
+pytestmark = pytest.mark.skipif(
+    bool(os.environ.get(rollcall_native.SWITCH)), reason="what is compiled is switched off for this run"
+)
+
+
+def test_it_is_compiled_here() -> None:
+    assert rollcall_native.compiled, "nothing was compiled: `make setup` on a machine with a C compiler (Debian: gcc)"
+
+
+def test_a_variable_has_everything_done_in_python() -> None:
+    code = "import rollcall_native, streams.fetched, streams.decoding, store.copying; print(rollcall_native.compiled)"
+    environment = {**os.environ, rollcall_native.SWITCH: "1"}
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (shown.stdout.strip(), shown.stderr) == ("False", "")
+
+
+# Rows.
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+moments = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(lambda moment: moment.replace(tzinfo=UTC))
+rows = st.builds(
+    ItemRow,
+    batch_id=st.sampled_from(["a", "b", "ü"]),
+    item_id=st.sampled_from(["1", "2"]) | texts,
+    status=st.sampled_from(["succeeded", "partial", "failed", "skipped", "retrying"]),
+    attempt=st.sampled_from([1, 1, 1, 2, 2**31 - 1]),
+    generation=st.integers(0, 2**31 - 1),
+    version=st.integers(0, 2**63 - 1),
+    received_at=moments,
+    effect=st.sampled_from([None, "created", "updated", "unchanged"]),
+    duration_ms=st.none() | st.floats(0, allow_infinity=False),
+    message=st.none() | texts,
+    error_code=st.none() | texts,
+    error_message=st.none() | texts,
+    stack_trace=st.none() | st.text("x\n", max_size=3_000),
+    output=st.none() | texts,
+    metrics=st.none() | texts,
+    worker=st.none() | texts,
+    occurred_at=st.none() | moments,
+)
+
+
+ROW = ItemRow("b", "i", "failed", 1, 0, 0, datetime(2026, 1, 1, tzinfo=UTC), *(None,) * 10)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(rows, max_size=8))
+def test_rows_are_the_same_bytes(rows: list[ItemRow]) -> None:
+    assert copying.encode_items(rows) == copying.encode_in_python(rows)
+
+
+def test_times_at_the_edges_of_days_and_leap_years_are_the_same_bytes() -> None:
+    first = datetime(1, 1, 1, 0, 0, 0, 1, tzinfo=UTC)
+    days = [first + timedelta(days=day, microseconds=day - 1) for day in range(0, 3_652_000, 89)]
+    many = [ROW._replace(received_at=day, occurred_at=other) for day, other in zip(days, reversed(days), strict=True)]
+    assert copying.encode_items(many) == copying.encode_in_python(many)
+
+
+@pytest.mark.parametrize(
+    "spoilt", [ROW._replace(item_id="\ud83d"), ROW._replace(message="\ud83d"), ROW._replace(output="\ud83d")]
+)
+def test_half_a_surrogate_pair_is_refused_alike(spoilt: ItemRow) -> None:
+    for encode in (copying.encode_items, copying.encode_in_python):
+        with pytest.raises(UnicodeEncodeError):
+            encode([ROW, spoilt])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(rows, max_size=8) | st.lists(rows, max_size=8, unique_by=lambda row: row.item_id))
+def test_tallies_are_the_same(rows: list[ItemRow]) -> None:
+    for results in (rows, [row._replace(attempt=1, status="failed") for row in rows]):
+        assert fold.tally(results) == fold.tally_in_python(results)
+
+
+# Records.
+
+Contents = list[tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]]
+payloads = st.none() | st.binary(max_size=300)
+contents = st.lists(
+    st.tuples(payloads, payloads, st.lists(st.tuples(st.text(max_size=8), payloads), max_size=2)),
+    min_size=1,
+    max_size=6,
+)
+
+
+def batch(base: int, records: Contents, *, compression: int = NONE, producer: int = -1, attributes: int = 0) -> bytes:
+    builder = DefaultRecordBatchBuilder(2, compression, 0, producer, 0, 0, 1 << 30)
+    for index, (key, value, headers) in enumerate(records):
+        builder.append(index, 1_700_000_000_000 + index, key, value, headers)
+    built = builder.build()
+    struct.pack_into(">q", built, 0, base)
+    struct.pack_into(">h", built, 21, struct.unpack_from(">h", built, 21)[0] | attributes)
+    return sealed(built)
+
+
+def sealed(batch: bytes | bytearray) -> bytes:
+    """With the checksum that it should have."""
+    changed = bytearray(batch)
+    struct.pack_into(">I", changed, 17, calc_crc32c(bytes(changed[21:])))
+    return bytes(changed)
+
+
+def marker(base: int, producer: int, *, aborts: bool) -> bytes:
+    key = struct.pack(">hh", 0, 0 if aborts else 1)
+    return batch(base, [(key, b"\0" * 6, [])], producer=producer, attributes=TRANSACTIONAL | CONTROL)
+
+
+class OnlyByAiokafka(_PartitionRecords):
+    def _unpack_compiled(self, data: bytes) -> Any:
+        raise ValueError
+
+
+class OnlyCompiled(_PartitionRecords):
+    def _unpack_again(self, records: Any) -> Any:
+        raise RuntimeError("aiokafka's parser was asked")
+
+
+def read(
+    kind: type[_PartitionRecords], data: bytes, *, aborted: Any = (), begin: int = 0, isolation: int | None = None
+) -> tuple[list[Any], int, str]:
+    """The records, where it then stands, and what it failed with."""
+    level = fetcher.READ_COMMITTED if isolation is None else isolation
+    found: list[Any] = []
+    fetched = kind(TP, _KeptRecords(data), list(aborted), begin, None, None, True, level)
+    try:
+        for record in fetched:
+            record.headers = list(record.headers)
+            found.append((record, fetched.next_fetch_offset))
+    except Exception as error:
+        return found, fetched.next_fetch_offset, type(error).__name__
+    return found, fetched.next_fetch_offset, ""
+
+
+def assert_read_alike(data: bytes, **how: Any) -> list[FetchedRecord]:
+    ours, theirs = read(_PartitionRecords, data, **how), read(OnlyByAiokafka, data, **how)
+    assert ours == theirs
+    return [record for record, _ in ours[0]]
+
+
+@pytest.mark.parametrize("compression", [NONE, GZIP, SNAPPY, LZ4, ZSTD])
+def test_batches_of_any_compression_are_read(compression: int) -> None:
+    sent: Contents = [(b"k", b"v" * index, [("h", b"x"), ("n", None)]) for index in range(200)] + [(None, None, [])]
+    data = batch(5, sent, compression=compression) + batch(1_000, sent, compression=compression)
+    alike = assert_read_alike(data)
+    assert [record.value for record in alike] == [value for _, value, _ in sent] * 2
+    assert [record.offset for record in alike[::200]] == [5, 205, 1_199][:1] + [
+        record.offset for record in alike[::200]
+    ][1:]
+    assert [record for record, _ in read(OnlyCompiled, data)[0]] == alike
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(contents, min_size=1, max_size=3), st.integers(0, 6), st.integers(0, 3_000))
+def test_any_records_are_read_alike_from_anywhere_and_cut_off_anywhere(
+    batches: list[Contents], begin: int, cut: int
+) -> None:
+    data = b"".join(batch(10 * number, records) for number, records in enumerate(batches))
+    begin = min(begin, len(batches[0]) - 1)  # a broker begins with the batch that holds what is asked for
+    assert_read_alike(data, begin=begin)
+    assert_read_alike(data[:cut], begin=begin)
+
+
+@settings(max_examples=600, deadline=None)
+@given(contents, st.data())
+def test_of_spoilt_batches_with_a_right_checksum_what_can_be_read_is_read_alike(
+    records: Contents, data: st.DataObject
+) -> None:
+    spoilt = bytearray(batch(1, records))
+    for _ in range(data.draw(st.integers(1, 3))):
+        # The number of records, or anything behind it.
+        spoilt[data.draw(st.integers(57, len(spoilt) - 1))] = data.draw(st.integers(0, 255))
+    found, position, failed = read(OnlyCompiled, sealed(spoilt))
+    if not failed:  # else aiokafka decides, which may well crash: its varints are read beyond what is there
+        assert (found, position, failed) == read(OnlyByAiokafka, sealed(spoilt))
+
+
+def test_a_wrong_checksum_is_refused_alike() -> None:
+    data = bytearray(batch(0, [(b"k", b"one", [])]) + batch(1, [(b"k", b"two", [])]))
+    data[-3] ^= 1
+    assert read(_PartitionRecords, bytes(data)) == read(OnlyByAiokafka, bytes(data))
+    assert read(_PartitionRecords, bytes(data))[2] == "CorruptRecordException"
+
+
+@pytest.mark.parametrize("isolation", [fetcher.READ_COMMITTED, fetcher.READ_UNCOMMITTED])
+def test_aborted_transactions_and_markers_are_passed_over_alike(isolation: int) -> None:
+    def of(base: int, producer: int, value: bytes) -> bytes:
+        return batch(base, [(b"k", value, []), (b"k", value, [])], producer=producer, attributes=TRANSACTIONAL)
+
+    data = b"".join(
+        (
+            of(0, 7, b"aborted"),
+            of(2, 8, b"committed"),
+            batch(4, [(b"k", b"plain", [])]),
+            marker(5, 7, aborts=True),
+            marker(6, 8, aborts=False),
+            of(7, 7, b"committed"),
+            of(9, 8, b"aborted"),
+            marker(11, 7, aborts=False),
+            marker(12, 8, aborts=True),
+        )
+    )
+    alike = assert_read_alike(data, aborted=[(8, 9), (7, 0)], isolation=isolation)
+    if isolation == fetcher.READ_COMMITTED:
+        assert {record.value for record in alike} == {b"committed", b"plain"}
+
+
+@pytest.mark.parametrize("magic", [0, 1])
+def test_records_of_old_formats_are_left_to_aiokafka(magic: int) -> None:
+    builder = LegacyRecordBatchBuilder(magic, NONE, 1 << 20)
+    for index in range(3):
+        builder.append(index, 1_700_000_000_000, b"k", b"old")
+    assert [record.value for record in assert_read_alike(bytes(builder.build()))] == [b"old"] * 3
