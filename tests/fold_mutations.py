@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import rollcall_native
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("api", "docs", "handlers", "migrations", "rollcall", "schemas", "store", "streams", "tests")
 # The quick ones first: the others run only where these catch nothing.
@@ -155,7 +157,7 @@ def caught_by(mutation: Mutation, tree: Path) -> str | None:
     try:
         for tests in TESTS:
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]
-            environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+            environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", rollcall_native.SWITCH: "1"}
             done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
             if done.returncode == 1:
                 failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED ")]

@@ -112,7 +112,8 @@ def test_the_image_has_every_package_of_the_wheel() -> None:
     ]
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert copied >= set(packages)
-    assert allowed >= set(packages) | {"pyproject.toml", "uv.lock", "README.md", "LICENSE", "client"}
+    assert copied >= {"client", "native"}
+    assert allowed >= set(packages) | {"pyproject.toml", "uv.lock", "README.md", "LICENSE", "client", "native"}
 
 
 def test_all_roles_start_without_the_embedded_servers() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,15 +53,16 @@ def installed() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="rollcall-package-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        run(uv(), "build", "--wheel", "--package", "rollcall", "--out-dir", folder, "--python", sys.executable)
-        [wheel] = folder.glob("rollcall-*.whl")
+        for package in ("rollcall", "rollcall-native"):
+            run(uv(), "build", "--wheel", "--package", package, "--out-dir", folder, "--python", sys.executable)
+        wheels = list(folder.glob("rollcall*.whl"))
         environment = folder / "environment"
         run(uv(), "venv", "--python", sys.executable, environment)
         requirements = folder / "requirements.txt"
         run(uv(), "export", "--frozen", "--no-dev", "--no-emit-workspace", "--output-file", requirements)
         python = environment / "bin" / "python"
         run(uv(), "pip", "install", "--python", python, "--requirement", requirements, timeout_s=300)
-        run(uv(), "pip", "install", "--python", python, "--no-deps", wheel)
+        run(uv(), "pip", "install", "--python", python, "--no-deps", *wheels)
         run(uv(), "pip", "check", "--python", python)
         yield environment / "bin" / "rollcall"
 
@@ -86,6 +88,32 @@ def test_the_wheel_holds_the_migrations_and_no_tests(installed: Path) -> None:
     assert (packages / "migrations" / "env.py").exists()
     assert not (packages / "tests").exists()
     assert not (packages / "bench").exists()
+
+
+def test_the_wheels_bring_what_is_compiled(installed: Path, decoys: Path) -> None:
+    shown = run(
+        installed.parent / "python", "-P", "-c", "import rollcall_native; print(rollcall_native.compiled)", cwd=decoys
+    )
+    assert shown == "True\n"
+
+
+def test_without_a_compiler_the_wheel_holds_nothing_compiled(tmp_path: Path) -> None:
+    build = (
+        uv(),
+        "build",
+        "--wheel",
+        "--package",
+        "rollcall-native",
+        "--out-dir",
+        tmp_path,
+        "--python",
+        sys.executable,
+    )
+    run("env", "CC=/nonexistent/cc", *build)
+    [wheel] = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "rollcall_native/__init__.py" in names
+    assert not [name for name in names if name.endswith((".so", ".dylib", ".pyd"))]
 
 
 def test_the_wheel_runs_the_demo_beside_folders_of_the_same_names(installed: Path, decoys: Path) -> None:
