@@ -91,24 +91,14 @@ def test_the_wheel_holds_the_migrations_and_no_tests(installed: Path) -> None:
 
 
 def test_the_wheels_bring_what_is_compiled(installed: Path, decoys: Path) -> None:
-    shown = run(
-        installed.parent / "python", "-P", "-c", "import rollcall_native; print(rollcall_native.compiled)", cwd=decoys
-    )
-    assert shown == "True\n"
+    code = "import rollcall_native; print(rollcall_native.compiled)"
+    assert run(installed.parent / "python", "-P", "-c", code, cwd=decoys) == "True\n"
 
 
 def test_without_a_compiler_the_wheel_holds_nothing_compiled(tmp_path: Path) -> None:
-    build = (
-        uv(),
-        "build",
-        "--wheel",
-        "--package",
-        "rollcall-native",
-        "--out-dir",
-        tmp_path,
-        "--python",
-        sys.executable,
-    )
+    source = tmp_path / "native"
+    shutil.copytree(ROOT / "native", source, ignore=shutil.ignore_patterns("build", "*.so", "*.c"))
+    build = (uv(), "build", "--wheel", "--out-dir", tmp_path, "--python", sys.executable, source)
     run("env", "CC=/nonexistent/cc", *build)
     [wheel] = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
