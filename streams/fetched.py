@@ -9,7 +9,7 @@ only there, the fetched batches are read again with aiokafka's slower parser, ba
 
 from collections.abc import Iterator, Sequence
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from aiokafka import TopicPartition
@@ -19,20 +19,21 @@ from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 from aiokafka.record.util import calc_crc32c
 from rollcall_native import compiled
 
-if compiled:
+if TYPE_CHECKING or compiled:
+    from rollcall_native.records import FetchedRecord as FetchedRecord
     from rollcall_native.records import Records
+else:
 
+    class FetchedRecord(msgspec.Struct, gc=False):
+        """A record as every consumer of ours gives it; ``timestamp`` in milliseconds, -1 where it has none."""
 
-class FetchedRecord(msgspec.Struct, gc=False):
-    """A record as every consumer of ours gives it; ``timestamp`` in milliseconds."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+        topic: str
+        partition: int
+        offset: int
+        timestamp: int
+        key: bytes | None
+        value: bytes | None
+        headers: Sequence[tuple[str, bytes]]
 
 
 class _LenientBytes(bytes):
@@ -92,6 +93,7 @@ _HEADER = Struct(">qiibIhiqqqhii")
 _CODEC, _HAS_APPEND_TIME, _IS_TRANSACTIONAL, _IS_CONTROL = 0x07, 0x08, 0x10, 0x20
 _LENGTH_END, _CRC_END = 12, 21
 _FORMAT = 2
+_ALL = 2**31 - 1
 
 
 def _batches(data: bytes) -> Iterator[tuple[_Header, memoryview]]:
@@ -133,12 +135,24 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
     _aborted_producers: set[int]
 
     def __init__(self, tp: Any, records: Any, aborted_transactions: Any, *others: Any) -> None:
-        self._unpacking: Records[FetchedRecord] | None = None
+        self._unpacking: Records | None = None
         super().__init__(tp, records, aborted_transactions, *others)
         self._aborted_at_first = list(self._aborted_transactions)
 
     def __iter__(self) -> Iterator[FetchedRecord]:
         return self._records_iterator  # without a detour by __next__ for each
+
+    def take(self, most: int | None) -> list[FetchedRecord]:
+        """The next records, at most so many."""
+        taken: list[FetchedRecord] = []
+        for record in self._records_iterator:
+            taken.append(record)
+            if self._unpacking is not None:
+                # The rest of its batch without a step for each.
+                taken += self._unpacking.take(_ALL if most is None else most - len(taken))
+            if most is not None and len(taken) >= most:
+                break
+        return taken
 
     @property
     def next_fetch_offset(self) -> int:
@@ -150,9 +164,8 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
         self._unpacking, self._next_fetch_offset = None, offset
 
     def _consumer_record(self, tp: Any, record: Any) -> FetchedRecord:
-        return FetchedRecord(
-            tp.topic, tp.partition, record.offset, record.timestamp, record.key, record.value, record.headers
-        )
+        timestamp = -1 if record.timestamp is None else record.timestamp  # of the oldest format
+        return FetchedRecord(tp.topic, tp.partition, record.offset, timestamp, record.key, record.value, record.headers)
 
     def _unpack_records(self) -> Iterator[FetchedRecord]:
         data = self._records.data
@@ -188,7 +201,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
                 yield from self._unpacking
             self.next_fetch_offset = header.next_offset
 
-    def _records_of(self, header: _Header, part: memoryview) -> "Records[FetchedRecord]":
+    def _records_of(self, header: _Header, part: memoryview) -> "Records":
         buffer: bytes | bytearray | memoryview = part
         position = _HEADER.size
         if header.has(_CODEC):
@@ -196,7 +209,6 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
             batch._maybe_uncompress()
             buffer, position = batch._buffer, batch._pos
         return Records(
-            FetchedRecord,
             self._tp.topic,
             self._tp.partition,
             buffer,
@@ -209,6 +221,21 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
         )
 
 
+class _FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # as above
+    """What was fetched of a partition, given out as lists."""
+
+    _partition_records: _PartitionRecords | None
+
+    def getall(self, max_records: int | None = None) -> list[FetchedRecord]:
+        if not self.check_assignment(self._topic_partition) or self._partition_records is None:
+            return []
+        taken = self._partition_records.take(max_records)
+        self._update_position()
+        if max_records is None or len(taken) < max_records:
+            self._partition_records = None
+        return taken
+
+
 def has_more(consumer: Any, tp: TopicPartition) -> bool:
     """Whether some of what was fetched of a partition is not given out; to be asked right behind a poll."""
     return tp in consumer._fetcher._records
@@ -218,3 +245,4 @@ def hand_over() -> None:
     """Have every consumer of this process give such records."""
     fetcher.MemoryRecords = _KeptRecords
     fetcher.PartitionRecords = _PartitionRecords
+    fetcher.FetchResult = _FetchResult

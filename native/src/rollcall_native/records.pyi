@@ -1,13 +1,28 @@
-from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Sequence
 
-_Record = TypeVar("_Record")
+class FetchedRecord:
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        offset: int,
+        timestamp: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]],
+    ) -> None: ...
 
-class Records(Generic[_Record]):
+class Records:
     next_offset: int
     def __init__(
         self,
-        make: Callable[[str, int, int, int, bytes | None, bytes | None, Sequence[tuple[str, bytes]]], _Record],
         topic: str,
         partition: int,
         buffer: bytes | bytearray | memoryview,
@@ -18,5 +33,6 @@ class Records(Generic[_Record]):
         append_timestamp: int | None,
         from_offset: int,
     ) -> None: ...
-    def __iter__(self) -> Iterator[_Record]: ...
-    def __next__(self) -> _Record: ...
+    def __iter__(self) -> Iterator[FetchedRecord]: ...
+    def __next__(self) -> FetchedRecord: ...
+    def take(self, most: int) -> list[FetchedRecord]: ...

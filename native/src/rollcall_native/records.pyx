@@ -4,6 +4,7 @@
 Format: Kafka's documentation, "Record Batch" and "Record". Batches are read, checked and uncompressed by aiokafka.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t
@@ -11,8 +12,35 @@ from libc.stdint cimport int64_t, uint64_t
 cdef tuple _NO_HEADERS = ()
 
 
+@cython.final
+@cython.no_gc
+@cython.freelist(1024)
+cdef class FetchedRecord:
+    """A record as every consumer of Rollcall's gives it; ``timestamp`` in milliseconds. See `streams.fetched`."""
+
+    def __init__(self, str topic, long partition, int64_t offset, int64_t timestamp, key, value, headers):
+        self.topic, self.partition, self.offset, self.timestamp = topic, partition, offset, timestamp
+        self.key, self.value, self.headers = key, value, headers
+
+    def __eq__(self, other):
+        if not isinstance(other, FetchedRecord):
+            return NotImplemented
+        return _fields(self) == _fields(other)
+
+    def __repr__(self):
+        return f"FetchedRecord{_fields(self)!r}"
+
+    __hash__ = None
+
+
+cdef tuple _fields(FetchedRecord record):
+    return (
+        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, list(record.headers),
+    )
+
+
 cdef class Records:
-    """An iterator of what ``make`` makes of topic, partition, offset, timestamp, key, value and headers of each record.
+    """An iterator of the records of one batch.
 
     ``buffer`` holds ``count`` records from ``position`` to its end. Timestamps are ``first_timestamp`` and what a record
     adds to it, unless there is an ``append_timestamp``. Those before ``from_offset`` are passed over; ``next_offset`` is
@@ -22,19 +50,20 @@ cdef class Records:
 
     cdef Py_buffer view
     cdef bint has_view
+    cdef const unsigned char *begin
     cdef const unsigned char *at
     cdef const unsigned char *end
     cdef long left
-    cdef object make
-    cdef object topic
-    cdef object partition
+    cdef str topic
+    cdef long partition
     cdef int64_t base_offset
     cdef int64_t first_timestamp
-    cdef object append_timestamp
+    cdef int64_t append_timestamp
+    cdef bint has_append_timestamp
     cdef readonly int64_t next_offset
 
     def __cinit__(
-        self, make, topic, partition, buffer, Py_ssize_t position, long count,
+        self, str topic not None, long partition, buffer, Py_ssize_t position, long count,
         int64_t base_offset, int64_t first_timestamp, append_timestamp, int64_t from_offset,
     ):
         PyObject_GetBuffer(buffer, &self.view, PyBUF_SIMPLE)
@@ -44,9 +73,10 @@ cdef class Records:
         self.at = <const unsigned char *>self.view.buf + position
         self.end = <const unsigned char *>self.view.buf + self.view.len
         self.left = count
-        self.make = make
         self.topic, self.partition = topic, partition
-        self.base_offset, self.first_timestamp, self.append_timestamp = base_offset, first_timestamp, append_timestamp
+        self.base_offset, self.first_timestamp = base_offset, first_timestamp
+        self.has_append_timestamp = append_timestamp is not None
+        self.append_timestamp = append_timestamp if self.has_append_timestamp else 0
         self.next_offset = from_offset
 
     def __dealloc__(self):
@@ -57,52 +87,70 @@ cdef class Records:
         return self
 
     def __next__(self):
-        cdef object record
-        while True:
-            record = self._next()
-            if record is not None:
-                return record
+        cdef FetchedRecord record = self._next()
+        if record is None:
+            raise StopIteration
+        return record
 
-    cdef object _next(self):
-        """The next record; None where it is passed over."""
+    def take(self, Py_ssize_t most):
+        """A list of so many records at most: fewer at the end, and where the next one cannot be read."""
+        cdef list taken = []
+        cdef FetchedRecord record
+        while len(taken) < most:
+            try:
+                record = self._next()
+            except ValueError:
+                self.at = self.begin
+                break
+            if record is None:
+                break
+            taken.append(record)
+        return taken
+
+    cdef FetchedRecord _next(self):
+        """The next record that is not passed over; None at the end."""
         cdef const unsigned char *end
         cdef int64_t length, delta, offset, count
-        cdef object timestamp, key, value, name
-        cdef object headers = _NO_HEADERS
-        if self.left <= 0:
-            if self.at != self.end:
-                raise ValueError("bytes behind the last record")
-            raise StopIteration
-        length = self._varint()
-        if length < 0 or length > self.end - self.at:
-            raise ValueError(f"a record of {length} bytes")
-        end = self.at + length
-        self._varint()  # attributes, none so far
-        delta = self._varint()
-        timestamp = self.append_timestamp
-        if timestamp is None:
-            timestamp = self.first_timestamp + delta
-        offset = self.base_offset + self._varint()
-        key = self._bytes()
-        value = self._bytes()
-        count = self._varint()
-        if count < 0 or count > end - self.at:
-            raise ValueError(f"{count} headers")
-        if count:
-            headers = []
-            while count:
-                name = self._bytes()
-                if name is None:
-                    raise ValueError("a header without a name")
-                (<list>headers).append(((<bytes>name).decode(), self._bytes()))
-                count -= 1
-        if self.at != end:
-            raise ValueError(f"{end - self.at} bytes behind a record's headers")
-        self.left -= 1
-        if offset < self.next_offset:
-            return None
-        self.next_offset = offset + 1
-        return self.make(self.topic, self.partition, offset, timestamp, key, value, headers)
+        cdef FetchedRecord record
+        cdef object key, value, headers, name
+        while self.left > 0:
+            self.begin = self.at
+            length = self._varint()
+            if length < 0 or length > self.end - self.at:
+                raise ValueError(f"a record of {length} bytes")
+            end = self.at + length
+            self._varint()  # attributes, none so far
+            delta = self._varint()
+            offset = self.base_offset + self._varint()
+            key = self._bytes()
+            value = self._bytes()
+            count = self._varint()
+            if count < 0 or count > end - self.at:
+                raise ValueError(f"{count} headers")
+            headers = _NO_HEADERS
+            if count:
+                headers = []
+                while count:
+                    name = self._bytes()
+                    if name is None:
+                        raise ValueError("a header without a name")
+                    (<list>headers).append(((<bytes>name).decode(), self._bytes()))
+                    count -= 1
+            if self.at != end:
+                raise ValueError(f"{end - self.at} bytes behind a record's headers")
+            self.left -= 1
+            if offset < self.next_offset:
+                continue
+            self.next_offset = offset + 1
+            record = FetchedRecord.__new__(FetchedRecord)
+            record.topic, record.partition, record.offset = self.topic, self.partition, offset
+            record.timestamp = self.append_timestamp if self.has_append_timestamp else self.first_timestamp + delta
+            record.key, record.value, record.headers = key, value, headers
+            return record
+        self.begin = self.at
+        if self.at != self.end:
+            raise ValueError("bytes behind the last record")
+        return None
 
     cdef int64_t _varint(self) except? -1:
         """A zigzag-encoded integer of variable length."""

@@ -13,7 +13,10 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_SET_ITEM
+from libc.stdint cimport int64_t
 from libc.string cimport memcmp
+
+from .records cimport FetchedRecord
 
 from datetime import UTC
 
@@ -524,21 +527,21 @@ cdef class Decoder:
         Returns the index of the first record that is none, has headers, or whose list is None; else ``end``.
         ``append_time`` makes a time of a record's timestamp.
         """
-        cdef object record, value, timestamp, rows
-        cdef object last_timestamp = None
+        cdef FetchedRecord record
         cdef object received_at = None
-        cdef object row
+        cdef int64_t timestamp = 0
+        cdef object value, row, rows
         cdef const char *at
         if end > PyList_GET_SIZE(records):
             raise IndexError(f"{end} of {PyList_GET_SIZE(records)} records")
         while begin < end:
-            record = <object>PyList_GET_ITEM(records, begin)
+            record = <FetchedRecord?><object>PyList_GET_ITEM(records, begin)
             value = record.value
             if record.headers or type(value) is not bytes:
                 break
-            timestamp = record.timestamp
-            if last_timestamp is None or timestamp != last_timestamp:
-                last_timestamp, received_at = timestamp, append_time(timestamp)
+            if received_at is None or record.timestamp != timestamp:
+                timestamp = record.timestamp
+                received_at = append_time(timestamp)
             at = PyBytes_AS_STRING(value)
             row = self._decode(at, at + PyBytes_GET_SIZE(value), record.offset, received_at)
             if row is None:
