@@ -153,14 +153,13 @@ def read(
     *,
     aborted: Any = (),
     begin: int = 0,
-    isolation: int = fetcher.READ_COMMITTED,
+    isolation: int = COMMITTED,
 ) -> tuple[list[Any], int, str]:
     """The records, where it then stands, and what it failed with."""
     found: list[Any] = []
     fetched = kind(TP, _KeptRecords(data), list(aborted), begin, None, None, True, isolation)
     try:
-        for record in fetched:
-            found.append((record, fetched.next_fetch_offset))
+        found.extend((record, fetched.next_fetch_offset) for record in fetched)
     except Exception as error:
         return found, fetched.next_fetch_offset, type(error).__name__
     return found, fetched.next_fetch_offset, ""
@@ -177,7 +176,7 @@ def assert_read_alike(data: bytes, **how: Any) -> list[FetchedRecord]:
 
 
 def by_lists(
-    data: bytes, most: int | None, *, aborted: Any = (), begin: int = 0, isolation: int = fetcher.READ_COMMITTED
+    data: bytes, most: int | None, *, aborted: Any = (), begin: int = 0, isolation: int = COMMITTED
 ) -> tuple[list[Any], int]:
     """As ``read``, by lists of so many."""
     fetched = _PartitionRecords(TP, _KeptRecords(data), list(aborted), begin, None, None, True, isolation)
@@ -226,8 +225,7 @@ def test_of_spoilt_batches_with_a_right_checksum_what_can_be_read_is_read_alike(
     if failed:
         # What cannot be read is met again by whoever asks for more.
         with pytest.raises(RuntimeError):
-            while in_lists.take(2):
-                pass
+            list(iter(lambda: in_lists.take(2), []))
         return
     # Not where it failed: there aiokafka decides, which may well crash (it reads integers beyond what is there).
     assert (found, position, failed) == read(OnlyByAiokafka, sealed(spoilt))
