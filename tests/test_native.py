@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 TP = TopicPartition("rollcall.events", 3)
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 TRANSACTIONAL, CONTROL = 0x10, 0x20
+COMMITTED = fetcher.READ_COMMITTED
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get(rollcall_native.SWITCH)), reason="what is compiled is switched off for this run"
