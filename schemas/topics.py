@@ -1,8 +1,12 @@
 """Topic names and a batch's home partition."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
-from aiokafka.partitioner import murmur2
+import rollcall_native
+from aiokafka import partitioner
+
+murmur2 = rollcall_native.hashing.murmur2 if rollcall_native.compiled else partitioner.murmur2
 
 MAX_RECORD_BYTES = 1024 * 1024
 """What the input topic takes of one record."""
@@ -67,4 +71,10 @@ def home_partition(batch_id: str, partitions: int) -> int:
     Source: ``org.apache.kafka.clients.producer.internals.BuiltInPartitioner.partitionForKey``,
     ``toPositive(murmur2(key)) % partitions``.
     """
-    return int(murmur2(batch_id.encode()) & 0x7FFFFFFF) % partitions
+    return key_hash(batch_id.encode()) % partitions
+
+
+@lru_cache(10_000)
+def key_hash(key: bytes) -> int:
+    """Of which the remainder by the number of partitions is a key's partition, as for Java's default partitioner."""
+    return int(murmur2(key)) & 0x7FFFFFFF

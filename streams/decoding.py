@@ -158,8 +158,14 @@ def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
     """Decode one record's value. Raises Refused with the reason and, where one could be read, the batch id."""
     if not value:
         raise Refused(Reason.INVALID_JSON, "the record has no value (a tombstone)" if value is None else "empty value")
-    if _decoder is not None and (row := _decoder.decode(value, offset, received_at)) is not None:
-        return row
+    if _decoder is not None:
+        if (row := _decoder.decode(value, offset, received_at)) is not None:
+            return row
+        # Most of what is no usual result.
+        if b'"batch.' in value and _BACKSLASH not in value:
+            record = _plain_lifecycle(value, offset, received_at)
+            if record is not None:
+                return record
     return decode_fast(value, offset, received_at)
 
 

@@ -11,17 +11,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Any, Generic, NoReturn, TypeAlias
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
-from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from schemas.topics import Topics
+from schemas.topics import Topics, key_hash
 from store import leadership, outbox, positions
 from store.connection import BY_KEY, SERVING, Connection, Database
 from store.failpoints import reach
@@ -346,14 +344,9 @@ async def _by_partition(
     counts = {topic: len(await producer.partitions_for(topic)) for topic in {record.topic for record in outgoing}}
     parts: defaultdict[TopicPartition, list[tuple[int, Outgoing]]] = defaultdict(list)
     for index, record in enumerate(outgoing):
-        hashed = index if record.key is None else _murmur2(record.key[:HASHED_BYTES])
+        hashed = index if record.key is None else key_hash(record.key[:HASHED_BYTES])
         parts[TopicPartition(record.topic, hashed % counts[record.topic])].append((index, record))
     return parts
-
-
-@lru_cache(10_000)
-def _murmur2(key: bytes) -> int:
-    return int(murmur2(key) & 0x7FFFFFFF)
 
 
 def _batches(producer: AIOKafkaProducer, part: Sequence[tuple[int, Outgoing]]) -> Iterator[tuple[Any, list[int]]]:

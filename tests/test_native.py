@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import rollcall_native
-from aiokafka import TopicPartition
+from aiokafka import TopicPartition, partitioner
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
@@ -268,3 +268,8 @@ def test_records_of_old_formats_are_left_to_aiokafka(magic: int) -> None:
     for index in range(3):
         builder.append(index, 1_700_000_000_000, b"k", b"old")
     assert [record.value for record in assert_read_alike(bytes(builder.build()))] == [b"old"] * 3
+
+
+@given(st.binary(max_size=40))
+def test_keys_have_the_same_hash(key: bytes) -> None:
+    assert rollcall_native.hashing.murmur2(key) == partitioner.murmur2(key)

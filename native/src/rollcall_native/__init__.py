@@ -12,10 +12,10 @@ compiled = False
 
 if not os.environ.get(SWITCH):
     try:
-        from rollcall_native import copying, records, results
+        from rollcall_native import copying, hashing, records, results
     except ImportError:
         pass
     else:
         compiled = True
 
-__all__ = ["SWITCH", "compiled", "copying", "records", "results"]
+__all__ = ["SWITCH", "compiled", "copying", "hashing", "records", "results"]
