@@ -238,8 +238,12 @@ class Settings(BaseSettings):
         return Database(self.database_url, self.database_schema)
 
     def environment(self) -> dict[str, str]:
-        """The environment variables that give another process these very settings."""
-        return {_variable(name): _text(value) for name, value in self if value is not None}
+        """The environment variables that give another process these very settings.
+
+        Also where this one does without what is compiled.
+        """
+        without = {} if rollcall_native.compiled else {rollcall_native.SWITCH: "1"}
+        return {_variable(name): _text(value) for name, value in self if value is not None} | without
 
     def _tls_context(self) -> ssl.SSLContext:
         try:
