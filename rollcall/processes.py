@@ -77,7 +77,7 @@ async def _worker(settings: Settings, topics: Topics, homes: Homes, slot: str | 
         failure_rate_limit=settings.failure_rate_limit,
     )
     if not rollcall_native.compiled:
-        log.warning("nothing is compiled here: results cost this worker more CPU time", see="docs/operations.md")
+        log.warning("results cost this worker more CPU time: nothing is compiled", reason=rollcall_native.reason)
     collect_seldom()
     health.checks["assignment"] = intake.check_assigned
     await intake.run(stop, announce)

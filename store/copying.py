@@ -72,7 +72,7 @@ def encode_in_python(rows: Sequence[ItemRow]) -> bytes:
     parts: list[bytes] = []
     add = parts.extend
     labels: dict[tuple[str, str | None, str | None], bytes] = {}
-    last_batch_id, head = "", b""
+    last_batch_id, head = None, b""
     last_received_at, received = _EPOCH, 0
     for row in rows:
         # All at once: on a path this hot, naming fields one by one shows.

@@ -136,6 +136,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
 
     def __init__(self, tp: Any, records: Any, aborted_transactions: Any, *others: Any) -> None:
         self._unpacking: Records | None = None
+        self._resume_at = 0
         super().__init__(tp, records, aborted_transactions, *others)
         self._aborted_at_first = list(self._aborted_transactions)
 
@@ -165,6 +166,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
 
     def _consumer_record(self, tp: Any, record: Any) -> FetchedRecord:
         timestamp = -1 if record.timestamp is None else record.timestamp  # of the oldest format
+        timestamp = (timestamp + 2**63) % 2**64 - 2**63  # not all parsers keep sums within 64 bits
         return FetchedRecord(tp.topic, tp.partition, record.offset, timestamp, record.key, record.value, record.headers)
 
     def _unpack_records(self) -> Iterator[FetchedRecord]:
@@ -181,7 +183,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
 
     def _unpack_again(self, records: Any) -> Iterator[FetchedRecord]:
         """From the beginning, as what is aborted is found by walking; what has been given out is passed over."""
-        resume_at = self.next_fetch_offset
+        resume_at = self._resume_at = max(self._resume_at, self.next_fetch_offset)
         self._records = records
         self._aborted_transactions, self._aborted_producers = list(self._aborted_at_first), set()
         for record in super()._unpack_records():
@@ -193,7 +195,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
         for header, part in _batches(data):
             if self._isolation_level == fetcher.READ_COMMITTED:
                 self._consume_aborted_up_to(header.base_offset)
-                if header.has(_IS_CONTROL) and self._contains_abort_marker(_DefaultRecordBatchPy(part)):
+                if header.has(_IS_CONTROL) and self._contains_abort_marker(DefaultRecordBatch(part)):
                     self._aborted_producers.discard(header.producer_id)
             is_aborted = header.has(_IS_TRANSACTIONAL) and header.producer_id in self._aborted_producers
             if not header.has(_IS_CONTROL) and not is_aborted:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from handlers import fold
 from store import copying
 from store.rows import ItemRow
+from streams import decoding
 from streams.fetched import FetchedRecord, _KeptRecords, _PartitionRecords
 
 ROOT = Path(__file__).parent.parent
@@ -275,3 +276,63 @@ def test_records_of_old_formats_are_left_to_aiokafka(magic: int) -> None:
 @given(st.binary(max_size=40))
 def test_keys_have_the_same_hash(key: bytes) -> None:
     assert rollcall_native.hashing.murmur2(key) == partitioner.murmur2(key)
+
+
+def test_a_row_is_the_same_in_sets_and_dicts() -> None:
+    value = b'{"batch_id":"b","item_id":"i","status":"failed"}'
+    compiled, otherwise = (way(value, 7, ROW.received_at) for way in (decoding.decode, decoding.decode_fast))
+    assert hash(compiled) == hash(otherwise) == hash(tuple(otherwise))
+    assert type(compiled) is type(otherwise)
+
+
+@pytest.mark.parametrize("value", ["0.10000000000000000000", "1.0", "-0.0", "0.1", "1.50", "123456789012345678901.5"])
+def test_numbers_are_written_as_python_writes_them(value: str) -> None:
+    text = f'{{"batch_id":"b","item_id":"i","status":"failed","output":{value},"metrics":{{"m":{value}}}}}'.encode()
+    assert decoding.decode(text, 7, ROW.received_at) == decoding.decode_exactly(text, 7, ROW.received_at)
+
+
+def test_a_marker_that_is_damaged_is_refused_and_crashes_nothing() -> None:
+    damaged = bytearray(marker(0, 7, aborts=True))
+    damaged[61:] = bytes.fromhex("20000000808080801000")
+    struct.pack_into(">i", damaged, 8, len(damaged) - 12)
+    assert read(_PartitionRecords, sealed(damaged))[2] == "CorruptRecordException"
+
+
+def test_a_record_whose_time_is_beyond_64_bits_is_read_and_a_bad_header_name_beside_it() -> None:
+    data = bytearray(batch(0, [(b"k", b"v", []), (b"k", b"v", [("a", b"x")])]))
+    data[data.index(b"\x02a\x02x") + 1] = 0xFF
+    struct.pack_into(">q", data, 27, 2**63 - 1)  # that of the first; the second is a millisecond later
+    found, _, failed = read(_PartitionRecords, sealed(data))
+    assert not failed
+    assert [list(record.headers) for record, _ in found] == [[], [("\\xff", b"x")]]
+
+
+def test_what_cannot_be_read_is_begun_again_where_it_stood() -> None:
+    good: Contents = [(b"k", b"v", [])]
+    data = bytearray(batch(0, good) + batch(1, [(b"k", b"v", [("a", b"x")])]) + batch(2, good))
+    begin = len(batch(0, good))
+    end = len(data) - len(batch(2, good))
+    at = data.index(b"\x02a\x02x") + 1
+    data[at] = 0xFF
+    data[begin:end] = sealed(data[begin:end])
+    found, position, failed = read(_PartitionRecords, bytes(data))
+    assert [record.offset for record, _ in found] == [0, 1, 2]
+    assert (position, failed) == (3, "")
+
+
+def test_misuse_is_an_error() -> None:
+    decoder = rollcall_native.results.Decoder(ItemRow)
+    with pytest.raises(IndexError):
+        decoder.take([], -1, 0, {}, lambda _: ROW.received_at)
+    assert decoder.take([], 0, 5, {}, lambda _: ROW.received_at) == 0
+    for other in (tuple, type("Fields", (), {"_fields": ItemRow._fields})):
+        with pytest.raises((TypeError, AttributeError)):
+            rollcall_native.results.Decoder(other)
+    wrong: list[Any] = [[1], [()]]
+    for rows in wrong:
+        with pytest.raises((TypeError, ValueError)):
+            fold.tally(rows)
+        with pytest.raises((TypeError, ValueError)):
+            copying.encode_items(rows)
+    with pytest.raises((TypeError, ValueError)):
+        copying.encode_items([ItemRow._make(None if each == ROW.received_at else each for each in ROW)])

@@ -9,13 +9,15 @@ SWITCH = "ROLLCALL_NO_NATIVE"
 """The environment variable that has everything done in Python."""
 
 compiled = False
+reason = f"{SWITCH} is set"
+"""Why nothing is."""
 
 if not os.environ.get(SWITCH):
     try:
         from rollcall_native import copying, hashing, records, results
-    except ImportError:
-        pass
+    except ImportError as error:
+        reason = str(error)
     else:
-        compiled = True
+        compiled, reason = True, ""
 
-__all__ = ["SWITCH", "compiled", "copying", "hashing", "records", "results"]
+__all__ = ["SWITCH", "compiled", "copying", "hashing", "reason", "records", "results"]

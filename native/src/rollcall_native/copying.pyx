@@ -98,11 +98,10 @@ cdef inline int _text(Piece *piece, object text) except -1:
 
 cdef int64_t _microseconds(datetime moment) except? -1:
     """Since 2000, of a time in UTC. Days by the era: Howard Hinnant, chrono-Compatible Low-Level Date Algorithms."""
-    cdef int64_t year = PyDateTime_GET_YEAR(moment)
-    cdef int64_t month = PyDateTime_GET_MONTH(moment)
-    cdef int64_t era, of_era, of_year, days
-    if datetime_tzinfo(moment) is not _UTC:
+    cdef int64_t year, month, era, of_era, of_year, days
+    if moment is None or datetime_tzinfo(moment) is not _UTC:
         raise ValueError(f"{moment!r} is not in UTC")
+    year, month = PyDateTime_GET_YEAR(moment), PyDateTime_GET_MONTH(moment)
     if month <= 2:
         year -= 1
     era = year // 400
@@ -129,8 +128,8 @@ def item_rows(list rows not None):
     Raises UnicodeEncodeError for lone surrogates, OverflowError for numbers too large.
     """
     cdef Piece piece
-    cdef object row, batch_id, head_of, received_at, duration
-    cdef object last_received_at = None
+    cdef object row, received_at, duration
+    cdef object last_received_at = rows  # no time
     cdef int64_t received = 0
     cdef double milliseconds
     cdef uint64_t bits
@@ -141,7 +140,7 @@ def item_rows(list rows not None):
         raise MemoryError
     try:
         for row in rows:
-            if PyTuple_GET_SIZE(row) != WIDTH:
+            if not isinstance(row, tuple) or PyTuple_GET_SIZE(row) != WIDTH:
                 raise ValueError(f"a row of items has {WIDTH} fields")
             _make_room(&piece, FIXED_BYTES)
             piece.begin[piece.size], piece.begin[piece.size + 1] = 0, WIDTH

@@ -10,11 +10,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.datetime cimport PyDateTimeAPI, import_datetime
 from cpython.float cimport PyFloat_FromDouble
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.object cimport PyObject, PyTypeObject
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_SET_ITEM
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
 from libc.stdint cimport int64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, strncmp
 
 from .records cimport FetchedRecord
 
@@ -58,6 +58,16 @@ cdef extern from *:
         return p;
     }
 
+    /* A tuple of this type without its items yet. */
+    static inline PyObject *rollcall_new_row(PyObject *type, Py_ssize_t length) {
+        PyObject *row = PyType_GenericAlloc((PyTypeObject *)type, length);
+    #if PY_VERSION_HEX >= 0x030E0000
+        if (row != NULL)
+            ((PyTupleObject *)row)->ob_hash = -1; /* not computed yet */
+    #endif
+        return row;
+    }
+
     static inline PyObject *rollcall_ascii(const char *p, Py_ssize_t length) {
         PyObject *text = PyUnicode_New(length, 127);
         if (text != NULL)
@@ -67,6 +77,7 @@ cdef extern from *:
     """
     const double *POWERS "ROLLCALL_POWERS"
     const char *string_end "rollcall_string_end"(const char *p, const char *end, int *wide) nogil
+    object new_row "rollcall_new_row"(object type, Py_ssize_t length)
     str ascii_text "rollcall_ascii"(const char *p, Py_ssize_t length)
 
 cdef extern from "Python.h":
@@ -74,7 +85,6 @@ cdef extern from "Python.h":
     char *PyOS_double_to_string(double value, char code, int precision, int flags, int *kind) except NULL
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
     void PyMem_Free(void *memory)
-    object PyType_GenericAlloc(PyTypeObject *type, Py_ssize_t length)
     int Py_DTSF_ADD_DOT_0
 
 FIELDS = (
@@ -112,17 +122,6 @@ cdef enum:
     MAX_KEYS = 32
     KNOWN_TEXTS = 1024
 
-cdef object _ONE = 1
-cdef object _ZERO = 0
-cdef object _SUCCEEDED = "succeeded"
-cdef object _PARTIAL = "partial"
-cdef object _FAILED = "failed"
-cdef object _SKIPPED = "skipped"
-cdef object _RETRYING = "retrying"
-cdef object _CREATED = "created"
-cdef object _UPDATED = "updated"
-cdef object _UNCHANGED = "unchanged"
-
 
 cdef struct Span:
     const char *at
@@ -159,9 +158,9 @@ cdef inline const char *_null(const char *p) noexcept nogil:
     return p + 4 if p[0] == c"n" and p[1] == c"u" and p[2] == c"l" and p[3] == c"l" else NULL
 
 
-cdef inline const char *_count(const char *p, long *value) noexcept nogil:
+cdef inline const char *_count(const char *p, int64_t *value) noexcept nogil:
     """Behind an integer from 1 to 2^31 - 1; NULL where there is none."""
-    cdef long number = 0
+    cdef int64_t number = 0
     if p[0] < c"1" or p[0] > c"9":
         return NULL
     while c"0" <= p[0] <= c"9":
@@ -209,46 +208,45 @@ cdef inline const char *_milliseconds(const char *p, double *value) noexcept nog
     return p
 
 
-cdef const char *_json_number(const char *p, bint *is_plain) except? NULL:
-    """Behind a number; ``is_plain`` unless Python would write it in another way."""
+cdef const char *_json_number(const char *p) except? NULL:
+    """Behind a number; NULL where there is none, or Python would write it in another way."""
     cdef const char *begin = p
     cdef const char *digits
     cdef char *read = NULL
     cdef char *written
     cdef bint is_float = False
+    cdef bint is_same
     cdef double value
-    is_plain[0] = False
     if p[0] == c"-":
         p += 1
     digits = p
     while c"0" <= p[0] <= c"9":
         p += 1
     if p == digits or (digits[0] == c"0" and p - digits > 1):
-        return begin
+        return NULL
     if p[0] == c".":
         is_float = True
         p += 1
         while c"0" <= p[0] <= c"9":
             p += 1
     if p[0] == c"e" or p[0] == c"E":
-        return begin
+        return NULL
     if not is_float:
         # 18 digits fit whatever integers are read into; minus zero is no integer.
-        is_plain[0] = p - digits <= 18 and not (begin[0] == c"-" and digits[0] == c"0")
-        return p
+        return p if p - digits <= 18 and not (begin[0] == c"-" and digits[0] == c"0") else NULL
     if p - begin > 24:
-        return begin
+        return NULL
     value = PyOS_string_to_double(begin, &read, NULL)
     if read != p:
-        return begin
+        return NULL
     written = PyOS_double_to_string(value, c"r", 0, Py_DTSF_ADD_DOT_0, NULL)
-    is_plain[0] = memcmp(written, begin, p - begin) == 0 and written[p - begin] == 0
+    is_same = strncmp(written, begin, p - begin) == 0 and written[p - begin] == 0
     PyMem_Free(written)
-    return p
+    return p if is_same else NULL
 
 
-cdef const char *_json(const char *p, const char *end, int depth, int *wide) except? NULL:
-    """Behind a JSON value that is written as Python writes it without spaces; NULL where it isn't.
+cdef const char *_json(const char *p, const char *end, int depth, int *wide, bint of_numbers) except? NULL:
+    """Behind a JSON value (an object ``of_numbers``) that is written as Python writes it without spaces; else NULL.
 
     Objects of more than a few keys, deep nesting and long integers are left to who looks closer.
     """
@@ -256,8 +254,9 @@ cdef const char *_json(const char *p, const char *end, int depth, int *wide) exc
     cdef Span text
     cdef int count = 0
     cdef int index
-    cdef bint is_plain
     cdef const char *behind
+    if of_numbers and p[0] != c"{":
+        return NULL
     if p[0] == c'"':
         behind = _string(p, end, &text)
         if behind != NULL and text.wide:
@@ -281,7 +280,7 @@ cdef const char *_json(const char *p, const char *end, int depth, int *wide) exc
             if keys[count].wide:
                 wide[0] = 1
             count += 1
-            p = _json(p + 1, end, depth + 1, wide)
+            p = _json_number(p + 1) if of_numbers else _json(p + 1, end, depth + 1, wide, False)
             if p == NULL:
                 return NULL
             if p[0] == c"}":
@@ -296,7 +295,7 @@ cdef const char *_json(const char *p, const char *end, int depth, int *wide) exc
         if p[0] == c"]":
             return p + 1
         while True:
-            p = _json(p, end, depth + 1, wide)
+            p = _json(p, end, depth + 1, wide, False)
             if p == NULL:
                 return NULL
             if p[0] == c"]":
@@ -310,27 +309,7 @@ cdef const char *_json(const char *p, const char *end, int depth, int *wide) exc
         return p + 5 if p[1] == c"a" and p[2] == c"l" and p[3] == c"s" and p[4] == c"e" else NULL
     if p[0] == c"n":
         return _null(p)
-    behind = _json_number(p, &is_plain)
-    return behind if is_plain else NULL
-
-
-cdef const char *_metrics(const char *p, const char *end, int *wide) except? NULL:
-    """Behind an object of numbers; NULL where there is none, or it is written in another way than Python does."""
-    cdef const char *begin = p
-    cdef const char *behind = _json(p, end, 0, wide)
-    cdef Span key
-    if behind == NULL or begin[0] != c"{":
-        return NULL
-    p = begin + 1
-    while p[0] != c"}":
-        p = _string(p, end, &key) + 1
-        if p[0] != c"-" and not c"0" <= p[0] <= c"9":
-            return NULL
-        while p[0] != c"," and p[0] != c"}":
-            p += 1
-        if p[0] == c",":
-            p += 1
-    return behind
+    return _json_number(p)
 
 
 cdef inline int _two(const char *p) noexcept nogil:
@@ -424,7 +403,7 @@ cdef class _Known:
     cdef list texts
     cdef list encoded
 
-    def __init__(self):
+    def __cinit__(self):
         self.texts = [None] * KNOWN_TEXTS
         self.encoded = [b""] * KNOWN_TEXTS
 
@@ -433,6 +412,7 @@ cdef class _Known:
         cdef unsigned int index = _hash(span) % KNOWN_TEXTS
         cdef PyObject *encoded = <PyObject *>PyList_GET_ITEM(self.encoded, index)
         cdef object text
+        cdef bytes known
         if (
             PyBytes_GET_SIZE(<object>encoded) == span.length
             and memcmp(PyBytes_AS_STRING(<object>encoded), span.at, span.length) == 0
@@ -446,8 +426,8 @@ cdef class _Known:
             if text is not None and len(text) > MAX_NAME_CHARS:
                 return None
         if text is not None:
-            self.texts[index] = text
-            self.encoded[index] = span.at[:span.length]
+            known = span.at[:span.length]  # first: should there be no memory, nothing is half changed
+            self.texts[index], self.encoded[index] = text, known
         return text
 
 
@@ -509,8 +489,8 @@ cdef class Decoder:
     cdef _Known batch_ids
     cdef _Known workers
 
-    def __init__(self, row_type):
-        if row_type._fields != FIELDS:
+    def __cinit__(self, type row_type not None):
+        if not issubclass(row_type, tuple) or row_type._fields != FIELDS:
             raise TypeError(f"rows have the fields {FIELDS}, not {row_type._fields}")
         self.row_type = row_type
         self.batch_ids = _Known()
@@ -532,9 +512,9 @@ cdef class Decoder:
         cdef int64_t timestamp = 0
         cdef object value, row, rows
         cdef const char *at
-        if end > PyList_GET_SIZE(records):
-            raise IndexError(f"{end} of {PyList_GET_SIZE(records)} records")
-        while begin < end:
+        if begin < 0:
+            raise IndexError(f"record {begin}")
+        while begin < end and begin < PyList_GET_SIZE(records):
             record = <FetchedRecord?><object>PyList_GET_ITEM(records, begin)
             value = record.value
             if record.headers or type(value) is not bytes:
@@ -562,12 +542,12 @@ cdef class Decoder:
         cdef int seen = 0
         cdef int bit
         cdef int wide
-        cdef long number
+        cdef int64_t number
         cdef double milliseconds
         cdef object batch_id = None
         cdef object item_id = None
         cdef object status = None
-        cdef object attempt = _ONE
+        cdef object attempt = 1
         cdef object effect = None
         cdef object duration = None
         cdef object message = None
@@ -613,15 +593,15 @@ cdef class Decoder:
                 if p == NULL:
                     return None
                 if _is(&text, b"succeeded", 9):
-                    status = _SUCCEEDED
+                    status = "succeeded"
                 elif _is(&text, b"failed", 6):
-                    status = _FAILED
+                    status = "failed"
                 elif _is(&text, b"skipped", 7):
-                    status = _SKIPPED
+                    status = "skipped"
                 elif _is(&text, b"partial", 7):
-                    status = _PARTIAL
+                    status = "partial"
                 elif _is(&text, b"retrying", 8):
-                    status = _RETRYING
+                    status = "retrying"
                 else:
                     return None
             elif _is(&key, b"type", 4):
@@ -657,11 +637,11 @@ cdef class Decoder:
                     if behind == NULL:
                         return None
                     if _is(&text, b"created", 7):
-                        effect = _CREATED
+                        effect = "created"
                     elif _is(&text, b"updated", 7):
-                        effect = _UPDATED
+                        effect = "updated"
                     elif _is(&text, b"unchanged", 9):
-                        effect = _UNCHANGED
+                        effect = "unchanged"
                     else:
                         return None
                 p = behind
@@ -720,7 +700,7 @@ cdef class Decoder:
                 behind = _null(p)
                 if behind == NULL:
                     wide = 0
-                    behind = _json(p, end, 0, &wide)
+                    behind = _json(p, end, 0, &wide, False)
                     if behind == NULL or behind - p > MAX_OUTPUT_BYTES:
                         return None
                     text.at, text.length, text.wide = p, behind - p, wide
@@ -733,7 +713,7 @@ cdef class Decoder:
                 behind = _null(p)
                 if behind == NULL:
                     wide = 0
-                    behind = _metrics(p, end, &wide)
+                    behind = _json(p, end, 0, &wide, True)
                     if behind == NULL:
                         return None
                     text.at, text.length, text.wide = p, behind - p, wide
@@ -766,12 +746,12 @@ cdef class Decoder:
                 return None
         if _space(p + 1) != end or batch_id is None or item_id is None or status is None:
             return None
-        row = PyType_GenericAlloc(<PyTypeObject *>self.row_type, WIDTH)
+        row = new_row(self.row_type, WIDTH)
         _set(row, BATCH_ID, batch_id)
         _set(row, ITEM_ID, item_id)
         _set(row, STATUS, status)
         _set(row, ATTEMPT, attempt)
-        _set(row, GENERATION, _ZERO)
+        _set(row, GENERATION, 0)
         _set(row, VERSION, offset)
         _set(row, RECEIVED_AT, received_at)
         _set(row, EFFECT, effect)
@@ -800,6 +780,8 @@ def tally(list results not None):
     cdef long run = 0
     for index in range(count):
         row = <object>PyList_GET_ITEM(results, index)
+        if not isinstance(row, tuple) or PyTuple_GET_SIZE(row) != WIDTH:
+            raise TypeError(f"{row!r} is no row")
         ids.add(<object>PyTuple_GET_ITEM(row, ITEM_ID))
         status = <object>PyTuple_GET_ITEM(row, STATUS)
         attempt = <object>PyTuple_GET_ITEM(row, ATTEMPT)
@@ -807,7 +789,7 @@ def tally(list results not None):
         if status is not last_status or effect is not last_effect or attempt is not last_attempt:
             if run:
                 _add(numbers, last_status, last_attempt, last_effect, run)
-            if attempt != 1 or status == _RETRYING:
+            if attempt != 1 or status == "retrying":
                 return None
             last_status, last_attempt, last_effect, run = status, attempt, effect, 0
         run += 1
