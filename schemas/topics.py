@@ -74,7 +74,7 @@ def home_partition(batch_id: str, partitions: int) -> int:
     return key_hash(batch_id.encode()) % partitions
 
 
-@lru_cache(10_000)
+@lru_cache(10_000)  # not compiled, it costs more than decoding a result
 def key_hash(key: bytes) -> int:
     """Of which the remainder by the number of partitions is a key's partition, as for Java's default partitioner."""
     return int(murmur2(key)) & 0x7FFFFFFF

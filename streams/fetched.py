@@ -1,6 +1,7 @@
 """How aiokafka's consumers hand over what they fetched: as light records, also where a header's name isn't UTF-8.
 
-A struct costs a quarter of aiokafka's record of eleven fields, of which nobody here reads more than seven.
+A light record costs a quarter of aiokafka's of eleven fields, of which nobody here reads more than seven. Where
+``rollcall_native`` is compiled it reads the batches, and leaves to aiokafka's parsers what they have to refuse.
 
 The protocol calls header names strings, but clients exist that take any bytes; aiokafka 0.14 raises UnicodeDecodeError
 out of every poll from then on, and so one such record would hold up its partition for ever. Where that happens, and

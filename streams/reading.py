@@ -35,32 +35,25 @@ Records = list[FetchedRecord]
 
 GIVE_WAY_EVERY = 64
 """Records: what they take, a quarter of a millisecond, each statement of the flush in flight may wait for."""
-MAX_CACHED_HOMES = 100_000
 MAX_TIMESTAMP_MS = 253_402_300_799_000
 """The last second of the year 9999."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Homes:
-    """Home partitions of batch ids, computed once each: murmur2 in Python costs more than decoding.
+    """Home partitions of batch ids.
 
     ``log_id`` tells this log from every other, wherever its records may be copied to.
     """
 
     partitions: int
     log_id: str = ""
-    _known: dict[str, int] = field(default_factory=dict)
 
     def of(self, batch_id: str) -> int:
         """The home partition of a batch."""
-        home = self._known.get(batch_id)
-        if home is None:
-            if len(self._known) >= MAX_CACHED_HOMES:
-                self._known.clear()
-            home = self._known[batch_id] = home_partition(batch_id, self.partitions)
-        return home
+        return home_partition(batch_id, self.partitions)
 
 
 @dataclass(slots=True)
