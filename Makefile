@@ -73,11 +73,13 @@ bench-client: $(READY) ## Measure a job of the client beside a bare aiokafka pro
 	$(BIN)/python -m bench.client $(ARGS)
 
 wheel: $(READY) ## Build the wheels of the service, its native part and the client into dist/
+	@rm -rf native/build
 	$(UV) build --wheel --all-packages --out-dir dist --python $(BIN)/python
 
 # A file newer than what it was made from: a second call costs nothing.
-$(READY): pyproject.toml client/pyproject.toml native/pyproject.toml $(wildcard native/src/*/*.pyx) uv.lock | $(UV)
-	$(UV) sync --locked --all-packages --python $(BIN)/python
+$(READY): pyproject.toml client/pyproject.toml native/pyproject.toml $(wildcard native/src/*/*.p*) uv.lock | $(UV)
+	@rm -f native/src/*/*.so
+	$(UV) sync --locked --all-packages --reinstall-package rollcall-native --python $(BIN)/python
 	@touch $@
 
 $(UV):

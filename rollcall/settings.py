@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -240,9 +241,9 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """The environment variables that give another process these very settings.
 
-        Also where this one does without what is compiled.
+        And the switch that has everything done in Python, where it is set.
         """
-        without = {} if rollcall_native.compiled else {rollcall_native.SWITCH: "1"}
+        without = {name: value for name, value in os.environ.items() if name == rollcall_native.SWITCH}
         return {_variable(name): _text(value) for name, value in self if value is not None} | without
 
     def _tls_context(self) -> ssl.SSLContext:

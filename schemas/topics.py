@@ -65,6 +65,7 @@ class Topics:
         return f"/{self.prefix.rstrip('.')}"
 
 
+@lru_cache(100_000)  # where it isn't compiled, hashing costs more than decoding a result
 def home_partition(batch_id: str, partitions: int) -> int:
     """The partition a batch lives on: what Java's and aiokafka's default partitioner do with its key.
 
@@ -74,7 +75,7 @@ def home_partition(batch_id: str, partitions: int) -> int:
     return key_hash(batch_id.encode()) % partitions
 
 
-@lru_cache(10_000)  # not compiled, it costs more than decoding a result
+@lru_cache(10_000)
 def key_hash(key: bytes) -> int:
-    """Of which the remainder by the number of partitions is a key's partition, as for Java's default partitioner."""
+    """A key's hash; modulo the number of partitions it is the key's partition, as Java's default partitioner has it."""
     return int(murmur2(key)) & 0x7FFFFFFF

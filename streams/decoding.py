@@ -148,8 +148,8 @@ def take_usual(
 ) -> int:
     """Add the rows of usual results without headers to their batch's list, from ``begin`` on.
 
-    Returns the index of the first record that is none, or has no list: it needs a closer look; or ``end``. Without what
-    is compiled each does.
+    Returns the index of the first record that is no usual result, has headers, or no list (it is not at home here);
+    ``end`` where there is none. Without what is compiled: ``begin``.
     """
     return begin if _decoder is None else _decoder.take(records, begin, end, lists, append_time)
 
@@ -166,10 +166,10 @@ def decode(value: bytes | None, offset: int, received_at: datetime) -> Record:
             record = _plain_lifecycle(value, offset, received_at)
             if record is not None:
                 return record
-    return decode_fast(value, offset, received_at)
+    return decode_in_python(value, offset, received_at)
 
 
-def decode_fast(value: bytes, offset: int, received_at: datetime) -> Record:
+def decode_in_python(value: bytes, offset: int, received_at: datetime) -> Record:
     """As ``decode``, of a value that is not empty, without what is compiled."""
     # Without escapes no string can hold U+0000 or half a surrogate pair. One byte, as a number, is found the fastest.
     if _BACKSLASH in value and b"\\u" in value:

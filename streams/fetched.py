@@ -5,7 +5,7 @@ A light record costs a quarter of aiokafka's of eleven fields, of which nobody h
 
 The protocol calls header names strings, but clients exist that take any bytes; aiokafka 0.14 raises UnicodeDecodeError
 out of every poll from then on, and so one such record would hold up its partition for ever. Where that happens, and
-only there, the fetched batches are read again with aiokafka's slower parser, bad bytes shown as ``\\xff``.
+only there, the fetched batches end up with aiokafka's slower parser, bad bytes shown as ``\\xff``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ from aiokafka.record.util import calc_crc32c
 from rollcall_native import compiled
 
 if TYPE_CHECKING or compiled:
+    from rollcall_native.records import BatchRecords
     from rollcall_native.records import FetchedRecord as FetchedRecord
-    from rollcall_native.records import Records
 else:
 
     class FetchedRecord(msgspec.Struct, gc=False):
@@ -136,7 +136,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
     _aborted_producers: set[int]
 
     def __init__(self, tp: Any, records: Any, aborted_transactions: Any, *others: Any) -> None:
-        self._unpacking: Records | None = None
+        self._unpacking: BatchRecords | None = None
         self._resume_at = 0
         super().__init__(tp, records, aborted_transactions, *others)
         self._aborted_at_first = list(self._aborted_transactions)
@@ -167,20 +167,24 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
 
     def _consumer_record(self, tp: Any, record: Any) -> FetchedRecord:
         timestamp = -1 if record.timestamp is None else record.timestamp  # of the oldest format
-        timestamp = (timestamp + 2**63) % 2**64 - 2**63  # not all parsers keep sums within 64 bits
+        if not -(2**63) <= timestamp < 2**63:  # not all parsers keep sums within 64 bits
+            timestamp = (timestamp + 2**63) % 2**64 - 2**63
         return FetchedRecord(tp.topic, tp.partition, record.offset, timestamp, record.key, record.value, record.headers)
 
     def _unpack_records(self) -> Iterator[FetchedRecord]:
         data = self._records.data
         try:
-            yield from self._unpack_compiled(data) if compiled else super()._unpack_records()
+            yield from self._unpack_natively(data) if compiled else super()._unpack_records()
             return
         except ValueError:  # also UnicodeDecodeError, of headers
             pass
-        try:
-            yield from self._unpack_again(MemoryRecords(data))
-        except UnicodeDecodeError:
-            yield from self._unpack_again(_LenientRecords(data))
+        if compiled:
+            try:
+                yield from self._unpack_again(MemoryRecords(data))
+                return
+            except UnicodeDecodeError:
+                pass
+        yield from self._unpack_again(_LenientRecords(data))
 
     def _unpack_again(self, records: Any) -> Iterator[FetchedRecord]:
         """From the beginning, as what is aborted is found by walking; what has been given out is passed over."""
@@ -191,7 +195,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
             if record.offset >= resume_at:
                 yield record
 
-    def _unpack_compiled(self, data: bytes) -> Iterator[FetchedRecord]:
+    def _unpack_natively(self, data: bytes) -> Iterator[FetchedRecord]:
         """Raises ValueError for whatever aiokafka's parsers have to read, or to refuse."""
         for header, part in _batches(data):
             if self._isolation_level == fetcher.READ_COMMITTED:
@@ -204,14 +208,14 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
                 yield from self._unpacking
             self.next_fetch_offset = header.next_offset
 
-    def _records_of(self, header: _Header, part: memoryview) -> "Records":
+    def _records_of(self, header: _Header, part: memoryview) -> "BatchRecords":
         buffer: bytes | bytearray | memoryview = part
         position = _HEADER.size
         if header.has(_CODEC):
             batch = _DefaultRecordBatchPy(part)
             batch._maybe_uncompress()
             buffer, position = batch._buffer, batch._pos
-        return Records(
+        return BatchRecords(
             self._tp.topic,
             self._tp.partition,
             buffer,

@@ -35,7 +35,7 @@ from streams.retrying import end
 MAX_MICRO_BATCH_BYTES = 4 * 1024 * 1024
 """A micro-batch holds about this many bytes of keys and values at most: it bounds a worker's memory."""
 POLLED_AT_ONCE = 256
-"""Records: aiokafka parses what a poll returns in one go."""
+"""Records: what a poll returns is parsed in one go."""
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
 HEARTBEAT_INTERVAL_MS = 500

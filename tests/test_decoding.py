@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from random import Random
 
 import pytest
-from aiokafka.partitioner import DefaultPartitioner, murmur2
+from aiokafka.partitioner import DefaultPartitioner
 
 from handlers.records import Record
 from schemas.dead_letters import Reason, Refused
 from schemas.events import MAX_REVISION, MAX_STACK_TRACE_BYTES, MAX_TEXT_BYTES
 from schemas.headers import FORWARDED_LOG, FORWARDED_OFFSET, FORWARDED_PARTITION, forwarded_from, text_of
-from schemas.topics import Topics, home_partition
+from schemas.topics import Topics, home_partition, murmur2
 from store.copying import batch_rows
 from store.rows import ItemRow, Position
 from streams.decoding import CUT_MARK, cut, decode, decode_exactly, parse_time

@@ -15,7 +15,7 @@ from bench.workload import result
 from schemas.dead_letters import Refused
 from schemas.events import BatchItemsExpected, BatchOpened, BatchSealed, ItemError, ItemResult
 from streams import decoding
-from streams.decoding import decode, decode_exactly, decode_fast
+from streams.decoding import decode, decode_exactly, decode_in_python
 from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD, Broken, Good
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -149,7 +149,7 @@ def outcome(way: Any, value: bytes) -> tuple[object, ...]:
 def assert_same(value: bytes) -> None:
     exact = outcome(decode_exactly, value)
     assert outcome(decode, value) == exact
-    assert outcome(decode_fast, value) == exact
+    assert outcome(decode_in_python, value) == exact
 
 
 @settings(max_examples=1_500, deadline=None)
@@ -199,12 +199,12 @@ def test_both_ways_say_the_same_of_spoilt_bytes(position: int) -> None:
             assert_same(value[:at] + raw + value[at + 1 :])
 
 
-@pytest.mark.skipif(not rollcall_native.compiled, reason="nothing is compiled, by ROLLCALL_NO_NATIVE")
+@pytest.mark.skipif(not rollcall_native.compiled, reason="nothing is compiled here")
 def test_usual_results_are_taken_by_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(value: bytes, *_: object) -> None:
         raise AssertionError(f"was decoded in Python: {value!r}")
 
-    monkeypatch.setattr(decoding, "decode_fast", refuse)
+    monkeypatch.setattr(decoding, "decode_in_python", refuse)
     full = FULL | {"message": "a line / more €😀", "occurred_at": "2026-01-01T02:00:00.25Z"}
     full |= {"output": {"ü": [1, None, -2.5, {"a": True, "b": False}], "": [], "c": {}}}
     for value in (full, {name: full[name] for name in ItemResult.__required_keys__}):

@@ -16,7 +16,7 @@ if not os.environ.get(SWITCH):
     try:
         from rollcall_native import copying, hashing, records, results
     except ImportError as error:
-        reason = str(error)
+        reason = f"it was installed without a C compiler, or for another Python ({error})"
     else:
         compiled, reason = True, ""
 

@@ -1,13 +1,20 @@
 from collections.abc import Iterator, Sequence
 
 class FetchedRecord:
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes]]: ...
     def __init__(
         self,
         topic: str,
@@ -19,7 +26,7 @@ class FetchedRecord:
         headers: Sequence[tuple[str, bytes]],
     ) -> None: ...
 
-class Records:
+class BatchRecords:
     next_offset: int
     def __init__(
         self,

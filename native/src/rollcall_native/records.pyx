@@ -39,7 +39,7 @@ cdef tuple _fields(FetchedRecord record):
     )
 
 
-cdef class Records:
+cdef class BatchRecords:
     """An iterator of the records of one batch.
 
     ``buffer`` holds ``count`` records from ``position`` to its end. Timestamps are ``first_timestamp`` and what a record

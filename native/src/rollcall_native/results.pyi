@@ -14,7 +14,7 @@ class Decoder(Generic[_Row]):
         records: list[Any],
         begin: int,
         end: int,
-        at_home: Mapping[str, list[Any] | None],
+        lists: Mapping[str, list[Any] | None],
         append_time: Callable[[int], datetime],
     ) -> int: ...
 

@@ -501,8 +501,8 @@ cdef class Decoder:
         cdef const char *begin = PyBytes_AS_STRING(value)
         return self._decode(begin, begin + PyBytes_GET_SIZE(value), offset, received_at)
 
-    def take(self, list records not None, Py_ssize_t begin, Py_ssize_t end, at_home, append_time):
-        """Add the rows of usual results to the lists of ``at_home``, by batch id.
+    def take(self, list records not None, Py_ssize_t begin, Py_ssize_t end, lists, append_time):
+        """Add the rows of usual results to the lists of ``lists``, by batch id.
 
         Returns the index of the first record that is none, has headers, or whose list is None; else ``end``.
         ``append_time`` makes a time of a record's timestamp.
@@ -526,7 +526,7 @@ cdef class Decoder:
             row = self._decode(at, at + PyBytes_GET_SIZE(value), record.offset, received_at)
             if row is None:
                 break
-            rows = at_home[<object>PyTuple_GET_ITEM(row, BATCH_ID)]
+            rows = lists[<object>PyTuple_GET_ITEM(row, BATCH_ID)]
             if rows is None:
                 break
             (<list?>rows).append(row)
