@@ -19,6 +19,11 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from .rows cimport (
+    ATTEMPT, BATCH_ID, DURATION_MS, EFFECT, ERROR_CODE, ERROR_MESSAGE, GENERATION, ITEM_ID, MESSAGE, METRICS, OCCURRED_AT,
+    OUTPUT, RECEIVED_AT, STACK_TRACE, STATUS, VERSION, WIDTH, WORKER,
+)
+
 from datetime import UTC
 
 import_datetime()
@@ -27,27 +32,8 @@ cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef enum:
-    # Indices into a row of items, as in `store.rows`.
-    BATCH_ID = 0
-    ITEM_ID = 1
-    STATUS = 2
-    ATTEMPT = 3
-    GENERATION = 4
-    VERSION = 5
-    RECEIVED_AT = 6
-    EFFECT = 7
-    DURATION_MS = 8
-    MESSAGE = 9
-    ERROR_CODE = 10
-    ERROR_MESSAGE = 11
-    STACK_TRACE = 12
-    OUTPUT = 13
-    METRICS = 14
-    WORKER = 15
-    OCCURRED_AT = 16
-    WIDTH = 17
     # What a row's fields take but for their texts: the number of fields, a length each, and the numbers and times.
-    FIXED_BYTES = 2 + 17 * 4 + 4 + 4 + 8 + 8 + 8 + 8
+    FIXED_BYTES = 2 + WIDTH * 4 + 4 + 4 + 8 + 8 + 8 + 8
 
 cdef object _UTC = UTC
 

@@ -17,6 +17,10 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcmp, strncmp
 
 from .records cimport FetchedRecord
+from .rows cimport (
+    ATTEMPT, BATCH_ID, DURATION_MS, EFFECT, ERROR_CODE, ERROR_MESSAGE, GENERATION, ITEM_ID, MESSAGE, METRICS, OCCURRED_AT,
+    OUTPUT, RECEIVED_AT, STACK_TRACE, STATUS, VERSION, WIDTH, WORKER,
+)
 
 from datetime import UTC
 
@@ -93,25 +97,6 @@ FIELDS = (
 )
 
 cdef enum:
-    # Indices into a row.
-    BATCH_ID = 0
-    ITEM_ID = 1
-    STATUS = 2
-    ATTEMPT = 3
-    GENERATION = 4
-    VERSION = 5
-    RECEIVED_AT = 6
-    EFFECT = 7
-    DURATION_MS = 8
-    MESSAGE = 9
-    ERROR_CODE = 10
-    ERROR_MESSAGE = 11
-    STACK_TRACE = 12
-    OUTPUT = 13
-    METRICS = 14
-    WORKER = 15
-    OCCURRED_AT = 16
-    WIDTH = 17
     # As in `schemas.events`: nothing longer is taken here. Deeper or wider JSON isn't either.
     MAX_ID_CHARS = 200
     MAX_NAME_CHARS = 200
@@ -121,6 +106,9 @@ cdef enum:
     MAX_DEPTH = 32
     MAX_KEYS = 32
     KNOWN_TEXTS = 1024
+    # Fields that are checked and go nowhere.
+    TYPE = WIDTH
+    SCHEMA_VERSION = WIDTH + 1
 
 
 cdef struct Span:
@@ -482,6 +470,65 @@ cdef const char *_error(const char *p, const char *end, Span *code, Span *messag
             return NULL
 
 
+cdef int _field(const Span *key) noexcept nogil:
+    """Which field of a result this is, by where it goes in a row; -1 where it is none."""
+    if _is(key, b"batch_id", 8):
+        return BATCH_ID
+    if _is(key, b"item_id", 7):
+        return ITEM_ID
+    if _is(key, b"status", 6):
+        return STATUS
+    if _is(key, b"type", 4):
+        return TYPE
+    if _is(key, b"effect", 6):
+        return EFFECT
+    if _is(key, b"duration_ms", 11):
+        return DURATION_MS
+    if _is(key, b"worker", 6):
+        return WORKER
+    if _is(key, b"message", 7):
+        return MESSAGE
+    if _is(key, b"attempt", 7):
+        return ATTEMPT
+    if _is(key, b"error", 5):
+        return ERROR_MESSAGE
+    if _is(key, b"output", 6):
+        return OUTPUT
+    if _is(key, b"metrics", 7):
+        return METRICS
+    if _is(key, b"occurred_at", 11):
+        return OCCURRED_AT
+    if _is(key, b"schema_version", 14):
+        return SCHEMA_VERSION
+    return -1
+
+
+cdef object _status(const Span *text):
+    """A status as one object each; None where it is none."""
+    if _is(text, b"succeeded", 9):
+        return "succeeded"
+    if _is(text, b"failed", 6):
+        return "failed"
+    if _is(text, b"skipped", 7):
+        return "skipped"
+    if _is(text, b"partial", 7):
+        return "partial"
+    if _is(text, b"retrying", 8):
+        return "retrying"
+    return None
+
+
+cdef object _effect(const Span *text):
+    """An effect as one object each; None where it is none."""
+    if _is(text, b"created", 7):
+        return "created"
+    if _is(text, b"updated", 7):
+        return "updated"
+    if _is(text, b"unchanged", 9):
+        return "unchanged"
+    return None
+
+
 cdef class Decoder:
     """Decodes usual results into rows of the type given, a named tuple of ``FIELDS``."""
 
@@ -541,7 +588,6 @@ cdef class Decoder:
         cdef const char *behind
         cdef int seen = 0
         cdef int bit
-        cdef int wide
         cdef int64_t number
         cdef double milliseconds
         cdef object batch_id = None
@@ -571,173 +617,95 @@ cdef class Decoder:
             if p[0] != c":":
                 return None
             p = _space(p + 1)
-            if _is(&key, b"batch_id", 8):
-                bit = BATCH_ID
-                p = _string(p, end, &text)
-                if p == NULL:
+            bit = _field(&key)
+            if bit < 0 or seen & (1 << bit):
+                return None
+            seen |= 1 << bit
+            behind = _null(p)
+            if behind != NULL:
+                if bit == BATCH_ID or bit == ITEM_ID or bit == STATUS:
                     return None
-                batch_id = self.batch_ids.get(&text, True)
-                if batch_id is None:
-                    return None
-            elif _is(&key, b"item_id", 7):
-                bit = ITEM_ID
-                p = _string(p, end, &text)
-                if p == NULL:
-                    return None
-                item_id = _id(&text, False)
-                if item_id is None:
-                    return None
-            elif _is(&key, b"status", 6):
-                bit = STATUS
-                p = _string(p, end, &text)
-                if p == NULL:
-                    return None
-                if _is(&text, b"succeeded", 9):
-                    status = "succeeded"
-                elif _is(&text, b"failed", 6):
-                    status = "failed"
-                elif _is(&text, b"skipped", 7):
-                    status = "skipped"
-                elif _is(&text, b"partial", 7):
-                    status = "partial"
-                elif _is(&text, b"retrying", 8):
-                    status = "retrying"
-                else:
-                    return None
-            elif _is(&key, b"type", 4):
-                bit = WIDTH
-                behind = _null(p)
+            elif bit == ATTEMPT or bit == SCHEMA_VERSION:
+                behind = _count(p, &number)
                 if behind == NULL:
-                    behind = _string(p, end, &text)
-                    if behind == NULL or not _is(&text, b"item.result", 11):
-                        return None
-                p = behind
-            elif _is(&key, b"schema_version", 14):
-                bit = WIDTH + 1
-                behind = _null(p)
-                if behind == NULL:
-                    behind = _count(p, &number)
-                    if behind == NULL or number != 1:
-                        return None
-                p = behind
-            elif _is(&key, b"attempt", 7):
-                bit = ATTEMPT
-                behind = _null(p)
-                if behind == NULL:
-                    behind = _count(p, &number)
-                    if behind == NULL:
-                        return None
+                    return None
+                if bit == ATTEMPT:
                     attempt = number
-                p = behind
-            elif _is(&key, b"effect", 6):
-                bit = EFFECT
-                behind = _null(p)
+                elif number != 1:
+                    return None
+            elif bit == DURATION_MS:
+                behind = _milliseconds(p, &milliseconds)
                 if behind == NULL:
-                    behind = _string(p, end, &text)
-                    if behind == NULL:
-                        return None
-                    if _is(&text, b"created", 7):
-                        effect = "created"
-                    elif _is(&text, b"updated", 7):
-                        effect = "updated"
-                    elif _is(&text, b"unchanged", 9):
-                        effect = "unchanged"
-                    else:
-                        return None
-                p = behind
-            elif _is(&key, b"duration_ms", 11):
-                bit = DURATION_MS
-                behind = _null(p)
+                    return None
+                duration = PyFloat_FromDouble(milliseconds)
+            elif bit == OUTPUT or bit == METRICS:
+                text.at, text.wide = p, 0
+                behind = _json(p, end, 0, &text.wide, bit == METRICS)
                 if behind == NULL:
-                    behind = _milliseconds(p, &milliseconds)
-                    if behind == NULL:
+                    return None
+                text.length = behind - p
+                if bit == METRICS:
+                    metrics = _text(&text)
+                    if metrics is None:
                         return None
-                    duration = PyFloat_FromDouble(milliseconds)
-                p = behind
-            elif _is(&key, b"message", 7):
-                bit = MESSAGE
-                behind = _null(p)
+                else:
+                    if text.length > MAX_OUTPUT_BYTES:
+                        return None
+                    output = _text(&text)
+                    if output is None:
+                        return None
+            elif bit == ERROR_MESSAGE:
+                behind = _error(p, end, &of_code, &text, &of_trace)
                 if behind == NULL:
-                    behind = _string(p, end, &text)
-                    if behind == NULL or text.length > MAX_TEXT_BYTES:
+                    return None
+                error = _text(&text)
+                if error is None:
+                    return None
+                if of_code.at != NULL:
+                    code = _text(&of_code)
+                    if code is None:
+                        return None
+                if of_trace.at != NULL:
+                    trace = _text(&of_trace)
+                    if trace is None:
+                        return None
+            else:
+                behind = _string(p, end, &text)
+                if behind == NULL:
+                    return None
+                if bit == BATCH_ID:
+                    batch_id = self.batch_ids.get(&text, True)
+                    if batch_id is None:
+                        return None
+                elif bit == ITEM_ID:
+                    item_id = _id(&text, False)
+                    if item_id is None:
+                        return None
+                elif bit == STATUS:
+                    status = _status(&text)
+                    if status is None:
+                        return None
+                elif bit == EFFECT:
+                    effect = _effect(&text)
+                    if effect is None:
+                        return None
+                elif bit == MESSAGE:
+                    if text.length > MAX_TEXT_BYTES:
                         return None
                     message = _text(&text)
                     if message is None:
                         return None
-                p = behind
-            elif _is(&key, b"worker", 6):
-                bit = WORKER
-                behind = _null(p)
-                if behind == NULL:
-                    behind = _string(p, end, &text)
-                    if behind == NULL:
-                        return None
+                elif bit == WORKER:
                     worker = self.workers.get(&text, False)
                     if worker is None:
                         return None
-                p = behind
-            elif _is(&key, b"error", 5):
-                bit = ERROR_MESSAGE
-                behind = _null(p)
-                if behind == NULL:
-                    behind = _error(p, end, &of_code, &text, &of_trace)
-                    if behind == NULL:
-                        return None
-                    error = _text(&text)
-                    if error is None:
-                        return None
-                    if of_code.at != NULL:
-                        code = _text(&of_code)
-                        if code is None:
-                            return None
-                    if of_trace.at != NULL:
-                        trace = _text(&of_trace)
-                        if trace is None:
-                            return None
-                p = behind
-            elif _is(&key, b"output", 6):
-                bit = OUTPUT
-                behind = _null(p)
-                if behind == NULL:
-                    wide = 0
-                    behind = _json(p, end, 0, &wide, False)
-                    if behind == NULL or behind - p > MAX_OUTPUT_BYTES:
-                        return None
-                    text.at, text.length, text.wide = p, behind - p, wide
-                    output = _text(&text)
-                    if output is None:
-                        return None
-                p = behind
-            elif _is(&key, b"metrics", 7):
-                bit = METRICS
-                behind = _null(p)
-                if behind == NULL:
-                    wide = 0
-                    behind = _json(p, end, 0, &wide, True)
-                    if behind == NULL:
-                        return None
-                    text.at, text.length, text.wide = p, behind - p, wide
-                    metrics = _text(&text)
-                    if metrics is None:
-                        return None
-                p = behind
-            elif _is(&key, b"occurred_at", 11):
-                bit = OCCURRED_AT
-                behind = _null(p)
-                if behind == NULL:
-                    behind = _string(p, end, &text)
-                    if behind == NULL:
-                        return None
+                elif bit == OCCURRED_AT:
                     occurred_at = _moment(&text)
                     if occurred_at is None:
                         return None
-                p = behind
-            else:
-                return None
-            if seen & (1 << bit):
-                return None
-            seen |= 1 << bit
-            p = _space(p)
+                elif not _is(&text, b"item.result", 11):  # the type
+                    return None
+            p = _space(behind)
             if p[0] == c",":
                 p += 1
             elif p[0] == c"}":
