@@ -15,9 +15,9 @@ import rollcall_native
 
 from handlers import completion, lifecycle
 from handlers.counting import count, finalize, finalize_if_complete, mark_result, note_failures, note_threshold
-from handlers.records import Disposition, Record, Registers, order
+from handlers.records import Disposition, Record, Registers, TakenRecord, order
 from schemas.published import FinalizedBy
-from store.rows import RETRYING, Batch, ItemRow
+from store.rows import RETRYING, Batch, ItemRow, TakenResult
 
 Tally = dict[tuple[str, int, str | None], int]
 """How many results there are of each status, attempt and effect."""
@@ -33,7 +33,14 @@ def step(batch: Batch, registers: Registers, record: Record) -> Disposition:
     return lifecycle.apply(batch, registers, record)
 
 
-def is_fast(batch: Batch, results: Sequence[ItemRow]) -> bool:
+def rows(records: Sequence[TakenRecord]) -> Sequence[Record]:
+    """The same records, with a row for each usual result."""
+    return (
+        rollcall_native.results.rows(records, ItemRow) if rollcall_native.compiled else cast(Sequence[Record], records)
+    )
+
+
+def is_fast(batch: Batch, results: Sequence[TakenResult]) -> bool:
     """Whether only the last of these results can decide the batch, given that none of the items has a register.
 
     So their counts are sums. They must have a ``tally`` too.
@@ -47,12 +54,13 @@ def is_fast(batch: Batch, results: Sequence[ItemRow]) -> bool:
     return batch.answered + len(results) <= cast(int, batch.total_items)
 
 
-def tally_in_python(results: Sequence[ItemRow]) -> Tally | None:
+def tally_in_python(results: Sequence[TakenResult]) -> Tally | None:
     """Results by what they count for; None unless all are terminal first-attempt results of distinct items."""
-    if len(set(map(_item_id, results))) < len(results):
+    rows = cast(Sequence[ItemRow], results)
+    if len(set(map(_item_id, rows))) < len(rows):
         return None
     tally: Tally = {}  # a Counter takes longer to make than a small slice to count
-    for kind in map(_counts_for, results):
+    for kind in map(_counts_for, rows):
         tally[kind] = tally.get(kind, 0) + 1
     if any(attempt != 1 or status == RETRYING for status, attempt, _ in tally):
         return None
@@ -62,7 +70,7 @@ def tally_in_python(results: Sequence[ItemRow]) -> Tally | None:
 tally = rollcall_native.results.tally if rollcall_native.compiled else tally_in_python
 
 
-def fold_fast(batch: Batch, registers: Registers, results: Sequence[ItemRow], tally: Tally) -> int:
+def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult], tally: Tally) -> int:
     """Apply a slice for which ``is_fast`` holds and none of whose items has a register; ``tally`` is of its results.
 
     Returns how many of them were expected.
@@ -73,14 +81,19 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[ItemRow], ta
             setattr(batch, effect, getattr(batch, effect) + number)
     expected = len(results)
     if batch.expected is not None:
-        expected = sum(row.item_id in registers.manifest for row in results)
+        expected = sum(result.item_id in registers.manifest for result in results)
         batch.matched += expected
-    mark_result(batch, results[0])
-    mark_result(batch, results[-1])
+    first, last = _rows([results[0], results[-1]])
+    mark_result(batch, first)
+    mark_result(batch, last)
     if batch.failed and not (batch.failure_seen and (batch.threshold_exceeded or batch.policy is None)):
-        note_failures(batch, registers, [row for row in results if row.status == "failed"])
-    finalize_if_complete(batch, results[-1])
+        note_failures(batch, registers, _rows([result for result in results if result.status == "failed"]))
+    finalize_if_complete(batch, last)
     return expected
+
+
+def _rows(results: Sequence[TakenResult]) -> Sequence[ItemRow]:
+    return cast(Sequence[ItemRow], rows(results))
 
 
 def _result(batch: Batch, registers: Registers, row: ItemRow) -> Disposition:

@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 from handlers import alerts, fold
 from handlers.finalization import finalized_event
-from handlers.records import Disposition, Record
+from handlers.records import Disposition, TakenRecord
 from handlers.slices import Listing, Slice, Work
 from schemas.dead_letters import Refused
 from schemas.published import LISTED_IDS
@@ -22,7 +22,7 @@ from schemas.topics import Topics
 from store import batches, items, outbox, positions, summaries
 from store.connection import Connection
 from store.failpoints import reach
-from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position, SummaryRequest
+from store.rows import Batch, DeadLetterRow, ItemRow, OutboxRow, Position, SummaryRequest, TakenResult
 
 MANY_REGISTERS = 50_000
 """Of one batch; only a reopening that names no items loads more than its micro-batch has records."""
@@ -119,7 +119,7 @@ async def _fold_round(
     await _load_manifests(connection, [work for work in works if not work.is_loaded])
     await _load_registers(connection, [work for work in works if work.needs_registers(optimistic)])
     await _load_listings(connection, [work for work in works if work.may_revise()])
-    fast: list[ItemRow] = []
+    fast: list[TakenResult] = []
     unsure: list[Work] = []
     for work in works:
         await _step(work, work.lead, micro_batch, applied, then)
@@ -147,7 +147,7 @@ async def _fold_round(
 
 
 async def _step(
-    work: Work, records: list[Record], micro_batch: MicroBatch, applied: Applied, then: Consequences
+    work: Work, records: list[TakenRecord], micro_batch: MicroBatch, applied: Applied, then: Consequences
 ) -> None:
     """Step beside the event loop where it takes long: who does not give way for seconds is taken for dead by Kafka."""
     if len(work.registers.items) < MANY_REGISTERS:
@@ -157,7 +157,7 @@ async def _step(
 
 
 def _step_each(
-    work: Work, records: list[Record], micro_batch: MicroBatch, applied: Applied, then: Consequences
+    work: Work, records: list[TakenRecord], micro_batch: MicroBatch, applied: Applied, then: Consequences
 ) -> None:
     """Step through records up to one that finalizes the batch (again); those behind it are left as the rest.
 
@@ -165,7 +165,8 @@ def _step_each(
     """
     batch = work.batch
     revision = batch.revision
-    for index, record in enumerate(records):
+    steps = fold.rows(records)
+    for index, record in enumerate(steps):
         try:
             disposition = fold.step(batch, work.registers, record)
         except Refused as refusal:
@@ -188,7 +189,7 @@ def _step_each(
                 _tell(micro_batch, batch, *work.listing.first, then)
                 continue
             work.finalized = True
-            work.rest = records[index + 1 :]
+            work.rest = [*steps[index + 1 :]]
             return
         if batch.outcome is not None and disposition is Disposition.LATE and batch.last_result_offset == record.version:
             # It counts without a new revision: what the items took and measured is not what was summarized.
@@ -246,7 +247,7 @@ async def _listed(
     return failed, missing
 
 
-async def _write(connection: Connection, works: list[Work], fast: list[ItemRow]) -> None:
+async def _write(connection: Connection, works: list[Work], fast: list[TakenResult]) -> None:
     """Items first (the optimism may prove wrong), then manifests, then batches."""
     new = fast
     moved: list[ItemRow] = []
@@ -262,7 +263,6 @@ async def _write(connection: Connection, works: list[Work], fast: list[ItemRow])
             adopted[work.batch.batch_id] = registers.adopted
         expected += [(work.batch.batch_id, item_id) for item_id in registers.added]
     if new:
-        new.sort()
         reach("copy.before")
         await items.copy_new(connection, new)
         reach("copy.after")

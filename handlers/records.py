@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from schemas.published import AlertType
-from store.rows import RETRYING, ItemRow
+from store.rows import RETRYING, ItemRow, TakenResult
 
 
 class LifecycleRecord(NamedTuple):
@@ -49,6 +49,8 @@ class RedrivenRow(ItemRow):
 
 
 Record = ItemRow | LifecycleRecord
+TakenRecord = TakenResult | LifecycleRecord
+"""A record as it was taken from the log; ``fold.rows`` makes of it what is folded step by step."""
 
 
 def order(row: ItemRow) -> tuple[int, int, bool, int]:

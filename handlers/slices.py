@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import cast
 
 from handlers import completion, fold
-from handlers.records import LifecycleRecord, Record, Registers
+from handlers.records import LifecycleRecord, Registers, TakenRecord
 from schemas.published import LISTED_IDS
-from store.rows import Batch, ItemRow
+from store.rows import Batch, ItemRow, TakenResult, UsualResult
 
 
 @dataclass(slots=True)
@@ -16,7 +16,7 @@ class Slice:
     """A batch's records of one micro-batch, in log order."""
 
     partition: int
-    records: list[Record]
+    records: list[TakenRecord]
 
 
 @dataclass(slots=True)
@@ -67,29 +67,30 @@ class Work:
     )
 
     def __init__(
-        self, batch: Batch, records: list[Record], registers: Registers, stored: set[str], *, is_new: bool
+        self, batch: Batch, records: list[TakenRecord], registers: Registers, stored: set[str], *, is_new: bool
     ) -> None:
         self.batch = batch
         self.is_new = is_new
-        leading = next((index for index, record in enumerate(records) if isinstance(record, ItemRow)), len(records))
+        of_results = (index for index, record in enumerate(records) if not isinstance(record, LifecycleRecord))
+        leading = next(of_results, len(records))
         self.lead = records[:leading]
         self.tail = records[leading:] if leading else records
-        if set(map(type, self.tail)) <= {ItemRow}:
-            self.results = cast(list[ItemRow], self.tail)
+        if set(map(type, self.tail)) <= {ItemRow, UsualResult}:
+            self.results = cast(list[TakenResult], self.tail)
             self.tally = fold.tally(self.results)
         else:
-            self.results = [record for record in self.tail if isinstance(record, ItemRow)]
+            self.results = [record for record in self.tail if not isinstance(record, LifecycleRecord)]
             self.tally = None
         self.registers = registers
         self.stored = stored
         self.is_loaded = False
         self.listing: Listing | None = None
-        self.rest: list[Record] = []
+        self.rest: list[TakenRecord] = []
         self.dirty = False
         self.finalized = False
 
     @staticmethod
-    def begin(batch: Batch, records: list[Record], *, is_new: bool) -> "Work":
+    def begin(batch: Batch, records: list[TakenRecord], *, is_new: bool) -> "Work":
         """The first round; a new batch has nothing to be loaded."""
         work = Work(batch, records, Registers(), set(), is_new=is_new)
         work.is_loaded = is_new

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from struct import Struct
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import rollcall_native
 
 from store.connection import Connection
-from store.rows import Batch, ItemRow
+from store.rows import Batch, ItemRow, TakenResult
 
 _Row = TypeVar("_Row")
 
@@ -62,19 +62,26 @@ _LENGTHS = [_length(length) for length in range(1_000)]
 _FIVE_NULLS, _SIX_NULLS = _NULL * 5, _NULL * 6
 
 
-def item_rows(rows: Sequence[ItemRow]) -> Iterator[bytes]:
+def in_order(results: Sequence[TakenResult]) -> list[TakenResult]:
+    """Results by batch and item; no two are of the same. Raises UnicodeEncodeError for lone surrogates."""
+    if rollcall_native.compiled:
+        return rollcall_native.results.in_order(results)
+    return [*sorted(cast(Sequence[ItemRow], results))]
+
+
+def item_rows(rows: Sequence[TakenResult]) -> Iterator[bytes]:
     """Rows with their columns in the order of ``ITEM_COLUMNS``, in pieces: one is sent while the next is made."""
     return _pieces(rows, encode_items)
 
 
-def encode_in_python(rows: Sequence[ItemRow]) -> bytes:
+def encode_in_python(rows: Sequence[TakenResult]) -> bytes:
     """The bytes of rows of items, as ``encode_items`` gives them."""
     parts: list[bytes] = []
     add = parts.extend
     labels: dict[tuple[str, str | None, str | None], bytes] = {}
     last_batch_id, head = None, b""
     last_received_at, received = _EPOCH, 0
-    for row in rows:
+    for row in cast(Sequence[ItemRow], rows):
         # All at once: on a path this hot, naming fields one by one shows.
         (
             batch_id, item_id, status, attempt, generation, version, received_at, effect, duration, message,
@@ -105,7 +112,9 @@ def encode_in_python(rows: Sequence[ItemRow]) -> bytes:
     return b"".join(parts)
 
 
-encode_items = rollcall_native.copying.item_rows if rollcall_native.compiled else encode_in_python
+encode_items: Callable[[Sequence[TakenResult]], bytes] = (
+    rollcall_native.copying.item_rows if rollcall_native.compiled else encode_in_python
+)
 
 
 _LABELS = ("state", "outcome", "finalized_by", "name")

@@ -9,7 +9,7 @@ from sqlalchemy import Table
 
 from store import copying
 from store.connection import Connection
-from store.rows import ItemRow
+from store.rows import ItemRow, TakenResult
 from store.statements import Rows, column_list, types_of
 from store.tables import item_results, late_results
 
@@ -87,13 +87,14 @@ UNION SELECT item_id FROM late_results WHERE batch_id = $1
 _FORGET_LATE = f"DELETE FROM late_results l USING {_KEYS} WHERE (l.batch_id, l.item_id) = (k.batch_id, k.item_id)"
 
 
-async def copy_new(connection: Connection, rows: Sequence[ItemRow]) -> None:
-    """Write registers of items that have none yet, in the order given (sort them: it halves the index's work).
+async def copy_new(connection: Connection, results: Sequence[TakenResult]) -> None:
+    """Write registers of items that have none yet, in the order of their keys: it halves the index's work.
 
     A COPY has a fixed time, and a reopening may adopt millions of late results: one takes so many at most.
 
     Raises asyncpg.UniqueViolationError where one has, asyncpg.DataError where PostgreSQL can't hold a value.
     """
+    rows = copying.in_order(results)
     for begin in range(0, len(rows), WRITTEN_AT_ONCE):
         some = rows[begin : begin + WRITTEN_AT_ONCE]
         await copying.copy(connection, "item_results", copying.ITEM_COLUMNS, copying.item_rows(some))

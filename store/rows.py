@@ -1,9 +1,10 @@
 """The shapes of rows as they travel between decoding, fold and statements."""
 
 from datetime import datetime
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+from rollcall_native import compiled
 
 RETRYING = "retrying"
 
@@ -37,6 +38,18 @@ class ItemRow(NamedTuple):
     def offset(self) -> int:
         """Where it lies in the log."""
         return self.version
+
+
+if TYPE_CHECKING or compiled:
+    from rollcall_native.results import UsualResult as UsualResult
+else:
+
+    class UsualResult:
+        """A usual result that is no row yet; in Python each is one at once."""
+
+
+TakenResult = ItemRow | UsualResult
+"""A result as it was taken from the log. Both kinds can be counted and copied; `fold.rows` makes rows of them."""
 
 
 class Batch(msgspec.Struct, gc=False):  # of plain values: it is in no cycle that would have to be found

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import asyncpg
 import structlog
 
+from handlers import fold
 from handlers.microbatch import Applied, apply
+from handlers.records import TakenRecord
 from migrations.version import check
 from schemas.dead_letters import Reason, Refused
 from store import copying, items
@@ -134,8 +136,8 @@ async def _set_unstorable_aside(connection: Connection, reading: Reading, error:
     """Find the results that PostgreSQL can't hold and make them dead letters; the rest is folded anew."""
     found = 0
     for part in reading.micro_batch.slices.values():
-        kept = []
-        for record in part.records:
+        kept: list[TakenRecord] = []
+        for record in fold.rows(part.records):
             if isinstance(record, ItemRow) and (why := await items.why_unstorable(connection, record)) is not None:
                 refusal = Refused(Reason.UNSTORABLE, f"cannot be stored: {why}", record.batch_id)
                 letter = reading.micro_batch.dead_letter(part.partition, record.offset, refusal)

@@ -14,7 +14,7 @@ from msgspec.structs import asdict
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from handlers.records import LifecycleRecord, Record
+from handlers.records import LifecycleRecord, Record, TakenRecord
 from schemas.dead_letters import Reason, Refused
 from schemas.events import (
     ADAPTERS,
@@ -143,10 +143,10 @@ def take_usual(
     records: list[FetchedRecord],
     begin: int,
     end: int,
-    lists: Mapping[str, list[Record] | None],
+    lists: Mapping[str, list[TakenRecord] | None],
     append_time: Callable[[int], datetime],
 ) -> int:
-    """Add the rows of usual results without headers to their batch's list, from ``begin`` on.
+    """Add usual results without headers to their batch's list, from ``begin`` on.
 
     Returns the index of the first record that is no usual result, has headers, or no list (it is not at home here);
     ``end`` where there is none. Without what is compiled: ``begin``.

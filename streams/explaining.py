@@ -67,7 +67,7 @@ class Story:
                     if record.headers and (place := forwarded_from(record.headers, self._homes.log_id)) is not None
                 }
                 part = reading.micro_batch.slices.get(self.batch.batch_id)
-                told = [self._step(each, places) for each in (part.records if part else ())]
+                told = [self._step(each, places) for each in (fold.rows(part.records) if part else ())]
                 refused = [
                     _refused(each)
                     for each in reading.micro_batch.dead_letters

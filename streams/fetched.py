@@ -36,6 +36,11 @@ else:
         value: bytes | None
         headers: Sequence[tuple[str, bytes]]
 
+        @property
+        def size(self) -> int:
+            """Bytes of key and value."""
+            return len(self.value or b"") + len(self.key or b"")
+
 
 class _LenientBytes(bytes):
     """Bytes whose slices decode whatever they hold."""

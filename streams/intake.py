@@ -358,7 +358,7 @@ def _cut(parts: Parts, most: int, room: int) -> tuple[Parts, Parts, int]:
     """What of a poll goes into so many records and bytes (the last one may exceed them); the rest; the bytes left."""
     for number, (partition, part) in enumerate(parts):
         for index, record in enumerate(part, 1):
-            room -= len(record.value or b"") + len(record.key or b"")
+            room -= record.size
             most -= 1
             if room <= 0 or most <= 0:
                 rest = [(partition, part[index:])] if index < len(part) else []

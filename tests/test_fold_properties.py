@@ -15,15 +15,13 @@ from hypothesis import strategies as st
 
 from handlers import fold
 from handlers.finalization import finalized_event
-from handlers.records import Record, Registers
+from handlers.records import LifecycleRecord, Registers, TakenRecord
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.dead_letters import Refused
 from store.rows import RETRYING, Batch, ItemRow
-from streams.decoding import decode
-from streams.reading import append_time
 from tests.harness.histories import Shape, make_history
-from tests.harness.micro_batches import EPOCH, TOPICS, applied, emptied, micro_batch, tables
+from tests.harness.micro_batches import EPOCH, TOPICS, applied, emptied, micro_batch, tables, taken
 from tests.harness.model import Model
 from tests.harness.model import fold as modelled
 
@@ -122,17 +120,17 @@ logs = st.lists(st.one_of(single, single, answers), min_size=1, max_size=14).map
 )
 
 
-def decoded(log: list[Event]) -> list[Record]:
-    return [
-        decode(json.dumps(event).encode(), offset, EPOCH + timedelta(seconds=offset // 3))
-        for offset, event in enumerate(log)
-    ]
+def recorded(log: list[Event]) -> list[TakenRecord]:
+    begun_ms = int(EPOCH.timestamp()) * 1_000
+    return taken(
+        (offset, begun_ms + offset // 3 * 1_000, json.dumps(event).encode()) for offset, event in enumerate(log)
+    )
 
 
-def stepped(records: list[Record]) -> tuple[Batch, Registers, list[int]]:
+def stepped(records: list[TakenRecord]) -> tuple[Batch, Registers, list[int]]:
     """One record at a time."""
     batch, registers, refused = Batch("b", 0), Registers(), []
-    for record in records:
+    for record in fold.rows(records):
         try:
             fold.step(batch, registers, record)
         except Refused:
@@ -140,14 +138,14 @@ def stepped(records: list[Record]) -> tuple[Batch, Registers, list[int]]:
     return batch, registers, refused
 
 
-def sliced(records: list[Record], cuts: list[int]) -> tuple[Batch, Registers, list[int], int]:
+def sliced(records: list[TakenRecord], cuts: list[int]) -> tuple[Batch, Registers, list[int], int]:
     """In slices, the harmless ones of them in sums; also how many were."""
     batch, registers, refused, fast = Batch("b", 0), Registers(), [], 0
     for begin, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
         part = records[begin:end]
-        leading = next((n for n, record in enumerate(part) if isinstance(record, ItemRow)), len(part))
-        tail = [record for record in part[leading:] if isinstance(record, ItemRow)]
-        for record in part[:leading]:
+        leading = next((n for n, each in enumerate(part) if not isinstance(each, LifecycleRecord)), len(part))
+        tail = [record for record in part[leading:] if not isinstance(record, LifecycleRecord)]
+        for record in fold.rows(part[:leading]):
             try:
                 fold.step(batch, registers, record)
             except Refused:
@@ -162,9 +160,9 @@ def sliced(records: list[Record], cuts: list[int]) -> tuple[Batch, Registers, li
         if is_fast and tally is not None:
             fast += 1
             fold.fold_fast(batch, registers, tail, tally)
-            registers.items.update((row.item_id, row) for row in tail)
+            registers.items.update((row.item_id, row) for row in fold.rows(tail) if isinstance(row, ItemRow))
             continue
-        for record in part[leading:]:
+        for record in fold.rows(part[leading:]):
             try:
                 fold.step(batch, registers, record)
             except Refused:
@@ -227,7 +225,7 @@ def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:
     @settings(max_examples=1_500, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
     @given(log=logs, data=st.data())
     def holds(log: list[Event], data: st.DataObject) -> None:
-        records = decoded(log)
+        records = recorded(log)
         batch, registers, refused = stepped(records)
         assert_as_modelled(batch, registers, refused, log)
         for _ in range(2):
@@ -266,7 +264,7 @@ def test_slices_with_strangers_and_surpluses_in_any_order_give_what_single_steps
                     *({"item_id": each, "status": "failed"} for each in order),
                 ]
                 log = [{"batch_id": "b"} | event for event in told]
-                records = decoded(log)
+                records = recorded(log)
                 batch, registers, refused = stepped(records)
                 assert_as_modelled(batch, registers, refused, log)
                 for cut in range(1, len(records)):
@@ -307,7 +305,7 @@ async def test_micro_batches_of_any_size_give_the_same_tables_and_events(
                 shapes=list(Shape) if example % 2 else [Shape.TOTAL, Shape.MANIFEST, Shape.CHUNKS, Shape.TOTAL_AT_END],
             )
             log = list(history.as_log())
-            records = [decode(value, offset, append_time(ms)) for offset, ms, value in log]
+            records = taken(log)
             model = modelled((offset, ms, value) for offset, ms, value in log)
             pictures = []
             for sizes in ((1,), (7,), (len(log),), (1, 2, 13, 60, 250)):

@@ -13,14 +13,12 @@ from typing import Any
 
 import pytest
 
-from handlers.records import Record
+from handlers.records import TakenRecord
 from migrations.run import migrate
 from rollcall.settings import Settings
 from store.connection import Connection
-from streams.decoding import decode
-from streams.reading import append_time
 from tests.harness.lives import make_lives
-from tests.harness.micro_batches import applied, emptied, micro_batch, tables
+from tests.harness.micro_batches import applied, emptied, micro_batch, tables, taken
 from tests.harness.model import Model
 from tests.harness.model import fold as modelled
 
@@ -48,8 +46,8 @@ def log() -> list[tuple[int, int, bytes]]:
 
 
 @pytest.fixture(scope="module")
-def records(log: list[tuple[int, int, bytes]]) -> list[Record]:
-    return [decode(value, offset, append_time(milliseconds)) for offset, milliseconds, value in log]
+def records(log: list[tuple[int, int, bytes]]) -> list[TakenRecord]:
+    return taken(log)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def model(log: list[tuple[int, int, bytes]]) -> Model:
     return modelled(log)
 
 
-async def read(connection: Connection, records: list[Record], size: int) -> Picture:
+async def read(connection: Connection, records: list[TakenRecord], size: int) -> Picture:
     await emptied(connection)
     for begin in range(0, len(records), size):
         await applied(connection, micro_batch(records, begin, min(begin + size, len(records))), optimistic=True)
@@ -65,7 +63,7 @@ async def read(connection: Connection, records: list[Record], size: int) -> Pict
 
 
 async def test_a_log_of_whole_lives_is_one_state_in_micro_batches_of_any_size_and_with_crashes(
-    connection: Connection, records: list[Record], model: Model
+    connection: Connection, records: list[TakenRecord], model: Model
 ) -> None:
     whole = await read(connection, records, 5_000)
     assert_as_modelled(whole, model)
@@ -74,7 +72,7 @@ async def test_a_log_of_whole_lives_is_one_state_in_micro_batches_of_any_size_an
     assert await read_with_crashes(connection, records, every=100) == whole
 
 
-async def read_with_crashes(connection: Connection, records: list[Record], every: int) -> Picture:
+async def read_with_crashes(connection: Connection, records: list[TakenRecord], every: int) -> Picture:
     """A crash before the commit at every so many records; what comes next reads on from the stored position."""
     random = Random(SEED)
     await emptied(connection)
@@ -91,7 +89,7 @@ async def read_with_crashes(connection: Connection, records: list[Record], every
     return await tables(connection)
 
 
-async def crashed(connection: Connection, records: list[Record], begin: int, end: int) -> None:
+async def crashed(connection: Connection, records: list[TakenRecord], begin: int, end: int) -> None:
     crash = connection.transaction()
     await crash.start()
     await applied(connection, micro_batch(records, begin, end), optimistic=False)

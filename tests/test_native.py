@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import struct
 import subprocess
@@ -21,16 +23,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers import fold
+from handlers.records import LifecycleRecord, TakenRecord
 from store import copying
-from store.rows import ItemRow
-from streams import decoding
+from store.rows import ItemRow, TakenResult, UsualResult
+from streams import decoding, reading
 from streams.fetched import FetchedRecord, _KeptRecords, _PartitionRecords
+from tests.harness.micro_batches import taken_of
 
 ROOT = Path(__file__).parent.parent
 TP = TopicPartition("rollcall.events", 3)
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 TRANSACTIONAL, CONTROL = 0x10, 0x20
 COMMITTED = fetcher.READ_COMMITTED
+BATCH_TIME = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
 
 pytestmark = pytest.mark.skipif(
     not rollcall_native.compiled
@@ -106,6 +111,109 @@ def test_half_a_surrogate_pair_is_refused_alike(spoilt: ItemRow) -> None:
 def test_tallies_are_the_same(rows: list[ItemRow]) -> None:
     for results in (rows, [row._replace(attempt=1, status="failed") for row in rows]):
         assert fold.tally(results) == fold.tally_in_python(results)
+
+
+# Usual results, which are no rows until somebody needs them.
+
+
+def message(row: ItemRow) -> bytes:
+    """A result that says so."""
+    names = ("batch_id", "item_id", "status", "attempt", "effect", "worker", "message", "duration_ms")
+    said = {name: getattr(row, name) for name in names}
+    if row.error_message is not None:
+        said["error"] = {"message": row.error_message, "code": row.error_code, "stack_trace": row.stack_trace}
+    said["occurred_at"] = row.occurred_at and row.occurred_at.isoformat()
+    return json.dumps({name: each for name, each in said.items() if each is not None}, ensure_ascii=False).encode()
+
+
+plain = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=12)
+lines = st.text(st.characters(categories=["L", "N", "P", "Zs", "Cc"], exclude_characters="\0"), max_size=30)
+results_to_send = st.builds(
+    ItemRow,
+    batch_id=st.sampled_from(["a", "b", "ü", "a" * 40]),
+    item_id=st.sampled_from(["1", "2", "item-00000001", "item-00000002", "item-0000000"]) | plain,
+    status=st.sampled_from(["succeeded", "partial", "failed", "skipped", "retrying"]),
+    attempt=st.sampled_from([1, 1, 1, 1, 2]),
+    generation=st.just(0),
+    version=st.integers(0, 2**62),
+    received_at=st.just(datetime(2026, 1, 1, tzinfo=UTC)),
+    effect=st.sampled_from([None, "created", "updated", "unchanged"]),
+    duration_ms=st.none() | st.integers(0, 10**6).map(lambda number: number / 8),
+    message=st.none() | lines,
+    error_code=st.none() | plain,
+    error_message=st.none() | lines,
+    stack_trace=st.none() | plain,
+    output=st.none(),
+    metrics=st.none(),
+    worker=st.none() | plain,
+    occurred_at=st.none() | st.just(datetime(2026, 1, 1, 2, 3, 4, 5_000, tzinfo=UTC)),
+)
+in_log_order = st.lists(results_to_send, min_size=1, max_size=12, unique_by=lambda row: row.version).map(
+    lambda rows: sorted(rows, key=lambda row: row.version)
+)
+
+
+def taken_from_batches(rows: list[ItemRow]) -> list[TakenResult]:
+    """As a worker takes them from what it fetched, of which nothing but these is kept."""
+    data = b"".join(batch(row.version, [(b"k", message(row), [])]) for row in rows)
+    records = _PartitionRecords(TP, _KeptRecords(data), [], 0, None, None, True, COMMITTED).take(None)
+    return [each for each in taken_of(records) if not isinstance(each, LifecycleRecord)]
+
+
+def decoded_in_python(rows: list[ItemRow]) -> list[ItemRow]:
+    decoded = [decoding.decode_in_python(message(row), row.version, BATCH_TIME) for row in rows]
+    return [row for row in decoded if isinstance(row, ItemRow)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(in_log_order)
+def test_results_give_the_same_rows_bytes_and_tallies_whether_they_became_rows_or_not(rows: list[ItemRow]) -> None:
+    taken, decoded = taken_from_batches(rows), decoded_in_python(rows)
+    assert fold.rows(taken) == decoded
+    mixed = [each if index % 2 else decoded[index] for index, each in enumerate(taken)]
+    distinct = {row[:2]: index for index, row in enumerate(decoded)}.values()
+    for results in (taken, mixed):
+        assert copying.encode_items(results) == copying.encode_in_python(decoded)
+        assert fold.tally(results) == fold.tally_in_python(decoded)
+        assert [(each.batch_id, each.item_id, each.status) for each in results] == [row[:3] for row in decoded]
+        ordered = copying.in_order([results[index] for index in distinct])
+        assert fold.rows(ordered) == sorted(decoded[index] for index in distinct)
+
+
+def test_most_usual_results_become_no_rows() -> None:
+    taken = taken_from_batches([ROW._replace(version=number, message="no escape, ü") for number in range(10)])
+    assert {type(each) for each in taken} == {UsualResult}
+
+
+def test_results_outlive_what_they_were_fetched_with() -> None:
+    rows = [ROW._replace(version=number, item_id=f"i{number}") for number in range(2_000)]
+    taken = taken_from_batches(rows)
+    gc.collect()
+    others = [bytes([number % 256]) * 300 for number in range(20_000)]
+    assert [each.item_id for each in taken] == [row.item_id for row in rows]
+    assert copying.encode_items(taken) == copying.encode_in_python(decoded_in_python(rows))
+    assert len(others) == 20_000
+
+
+@pytest.mark.parametrize("count", [b"\x00", b"\x80\x00"])
+def test_a_value_ends_where_it_ends_however_the_number_of_headers_is_written(count: bytes) -> None:
+    value = b'{"batch_id":"b","item_id":"i","status":"failed"}'
+    record = b"\x00\x00\x00\x02k" + bytes([len(value) * 2]) + value + count  # all lengths take one byte
+    length = len(record) * 2
+    data = bytearray(batch(0, [])) + bytes([length & 0x7F | 0x80, length >> 7]) + record
+    struct.pack_into(">i", data, 8, len(data) - 12)
+    struct.pack_into(">i", data, 57, 1)
+    [(found, _)], _, failed = read(OnlyCompiled, sealed(data))
+    assert (found.key, found.value, found.size, failed) == (b"k", value, 1 + len(value), "")
+    lists: dict[str, list[TakenRecord] | None] = {"b": []}
+    assert decoding.take_usual([found], 0, 1, lists, reading.append_time) == 1
+    assert fold.rows(lists["b"] or [])[0] == decoding.decode_in_python(value, 0, reading.append_time(found.timestamp))
+
+
+def test_thousands_of_ids_that_begin_alike_are_told_apart() -> None:
+    rows = [ROW._replace(item_id=f"{'x' * 100}{number:09d}") for number in range(5_000)]
+    assert fold.tally(rows) == {("failed", 1, None): 5_000}
+    assert fold.tally([*rows, rows[17]]) is None
 
 
 # Records.

@@ -184,7 +184,7 @@ async def test_item_rows_come_back_as_they_went_in_by_copy_and_by_upsert(connect
         ids[row.batch_id].append(row.item_id)
     written = {(row.batch_id, row.item_id): row for row in rows}
     async with connection.transaction():
-        await items.copy_new(connection, sorted(rows, key=lambda row: row[:2]))
+        await items.copy_new(connection, rows)
     found = await items.load(connection, ids)
     assert {(batch, name): row for batch, part in found.items() for name, row in part.items()} == written
     await items.upsert(connection, rows)

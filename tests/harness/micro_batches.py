@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 
 from handlers.microbatch import Applied, MicroBatch, apply
-from handlers.records import Record
+from handlers.records import TakenRecord
 from handlers.slices import Slice
 from schemas.dead_letters import Refused
 from schemas.topics import Topics
 from store import positions
 from store.connection import Connection
 from store.rows import DeadLetterRow, Position
+from streams.decoding import decode, take_usual
+from streams.fetched import FetchedRecord
+from streams.reading import append_time
 
 TOPICS = Topics()
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def micro_batch(records: list[Record], begin: int, end: int) -> MicroBatch:
+def taken(log: Iterable[tuple[int, int, bytes]]) -> list[TakenRecord]:
+    """Records as a worker takes them, of (offset, append time in ms, value)."""
+    return taken_of(FetchedRecord(TOPICS.events, 0, offset, ms, None, value, ()) for offset, ms, value in log)
+
+
+def taken_of(fetched: Iterable[FetchedRecord]) -> list[TakenRecord]:
+    """Records as a worker takes them."""
+    records: list[TakenRecord] = []
+    lists: defaultdict[str, list[TakenRecord] | None] = defaultdict(lambda: records)
+    for record in fetched:
+        if not take_usual([record], 0, 1, lists, append_time):
+            records += [decode(record.value, record.offset, append_time(record.timestamp))]
+    return records
+
+
+def micro_batch(records: Sequence[TakenRecord], begin: int, end: int) -> MicroBatch:
     slices: dict[str, Slice] = {}
     for record in records[begin:end]:
         slices.setdefault(record.batch_id, Slice(0, [])).records.append(record)

@@ -1,3 +1,5 @@
 from collections.abc import Sequence
 
-def item_rows(rows: Sequence[tuple[object, ...]]) -> bytes: ...
+from rollcall_native.results import UsualResult
+
+def item_rows(rows: Sequence[tuple[object, ...] | UsualResult]) -> bytes: ...

@@ -17,8 +17,9 @@ from cpython.datetime cimport (
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, strlen
 
+from .results cimport Part, UsualResult
 from .rows cimport (
     ATTEMPT, BATCH_ID, DURATION_MS, EFFECT, ERROR_CODE, ERROR_MESSAGE, GENERATION, ITEM_ID, MESSAGE, METRICS, OCCURRED_AT,
     OUTPUT, RECEIVED_AT, STACK_TRACE, STATUS, VERSION, WIDTH, WORKER,
@@ -32,8 +33,14 @@ cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef enum:
-    # What a row's fields take but for their texts: the number of fields, a length each, and the numbers and times.
-    FIXED_BYTES = 2 + WIDTH * 4 + 4 + 4 + 8 + 8 + 8 + 8
+    # What a row's fields take but for their texts: the number of fields, a length each, and the numbers and times; and
+    # the two words of a usual result.
+    FIXED_BYTES = 2 + WIDTH * 4 + 4 + 4 + 8 + 8 + 8 + 8 + 20
+
+cdef const char *_STATUSES[5]
+_STATUSES[:] = ["succeeded", "partial", "failed", "skipped", "retrying"]
+cdef const char *_EFFECTS[4]
+_EFFECTS[:] = ["", "created", "updated", "unchanged"]
 
 cdef object _UTC = UTC
 
@@ -82,6 +89,25 @@ cdef inline int _text(Piece *piece, object text) except -1:
     return 0
 
 
+cdef inline int _part(Piece *piece, const char *value, const Part *part) except -1:
+    """A text field that stands in a value, as UTF-8."""
+    if not part.begin:
+        _int4(piece, 0xFFFFFFFFu)
+        return 0
+    _make_room(piece, part.length + FIXED_BYTES)
+    _int4(piece, part.length)
+    memcpy(piece.begin + piece.size, value + part.begin, part.length)
+    piece.size += part.length
+    return 0
+
+
+cdef inline void _word(Piece *piece, const char *word, uint32_t length) noexcept nogil:
+    """A text field of a few bytes. Room for what is fixed is there."""
+    _int4(piece, length)
+    memcpy(piece.begin + piece.size, word, length)
+    piece.size += length
+
+
 cdef int64_t _microseconds(datetime moment) except? -1:
     """Since 2000, of a time in UTC. Days by the era: Howard Hinnant, chrono-Compatible Low-Level Date Algorithms."""
     cdef int64_t year, month, era, of_era, of_year, days
@@ -108,62 +134,109 @@ cdef inline int _time(Piece *piece, object moment) except -1:
     return 0
 
 
-def item_rows(list rows not None):
-    """The rows' bytes, columns in the order of `ITEM_COLUMNS` in `store.copying`; times have to be in UTC.
+cdef class _Written:
+    """Bytes to come, and the time of the last row as it was written."""
 
-    Raises UnicodeEncodeError for lone surrogates, OverflowError for numbers too large.
-    """
     cdef Piece piece
-    cdef object row, received_at, duration
-    cdef object last_received_at = rows  # no time
-    cdef int64_t received = 0
-    cdef double milliseconds
-    cdef uint64_t bits
-    cdef int attempt, generation
-    piece.size, piece.room = 0, 512 * len(rows) + FIXED_BYTES
-    piece.begin = <char *>PyMem_Malloc(piece.room)
-    if piece.begin == NULL:
-        raise MemoryError
-    try:
-        for row in rows:
-            if not isinstance(row, tuple) or PyTuple_GET_SIZE(row) != WIDTH:
-                raise ValueError(f"a row of items has {WIDTH} fields")
-            _make_room(&piece, FIXED_BYTES)
-            piece.begin[piece.size], piece.begin[piece.size + 1] = 0, WIDTH
-            piece.size += 2
-            _text(&piece, <object>PyTuple_GET_ITEM(row, BATCH_ID))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, ITEM_ID))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, STATUS))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, EFFECT))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, WORKER))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, ERROR_CODE))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, ERROR_MESSAGE))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, STACK_TRACE))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, OUTPUT))
-            _text(&piece, <object>PyTuple_GET_ITEM(row, METRICS))
-            _time(&piece, <object>PyTuple_GET_ITEM(row, OCCURRED_AT))
-            attempt = <object>PyTuple_GET_ITEM(row, ATTEMPT)
-            generation = <object>PyTuple_GET_ITEM(row, GENERATION)
-            _int4(&piece, 4)
-            _int4(&piece, <uint32_t>attempt)
-            _int4(&piece, 4)
-            _int4(&piece, <uint32_t>generation)
-            _int4(&piece, 8)
-            _int8(&piece, <uint64_t><int64_t><object>PyTuple_GET_ITEM(row, VERSION))
-            received_at = <object>PyTuple_GET_ITEM(row, RECEIVED_AT)
-            if received_at is not last_received_at:
-                last_received_at, received = received_at, _microseconds(received_at)
-            _int4(&piece, 8)
-            _int8(&piece, <uint64_t>received)
-            duration = <object>PyTuple_GET_ITEM(row, DURATION_MS)
-            if duration is None:
-                _int4(&piece, 0xFFFFFFFFu)
-            else:
-                milliseconds = duration
-                memcpy(&bits, &milliseconds, 8)
-                _int4(&piece, 8)
-                _int8(&piece, bits)
-            _text(&piece, <object>PyTuple_GET_ITEM(row, MESSAGE))
-        return PyBytes_FromStringAndSize(piece.begin, piece.size)
-    finally:
-        PyMem_Free(piece.begin)
+    cdef object last_received_at
+    cdef int64_t received
+
+    def __cinit__(self, Py_ssize_t rows):
+        self.piece.room = 512 * rows + FIXED_BYTES
+        self.piece.begin = <char *>PyMem_Malloc(self.piece.room)
+        if self.piece.begin == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyMem_Free(self.piece.begin)
+
+    cdef int received_at(self, object moment) except -1:
+        if moment is not self.last_received_at or moment is None:
+            self.last_received_at, self.received = moment, _microseconds(moment)
+        _int4(&self.piece, 8)
+        _int8(&self.piece, <uint64_t>self.received)
+        return 0
+
+    cdef int usual(self, UsualResult result) except -1:
+        cdef Piece *piece = &self.piece
+        _text(piece, result.batch_id)
+        _part(piece, result.value, &result.item)
+        _word(piece, _STATUSES[result.of_status], <uint32_t>strlen(_STATUSES[result.of_status]))
+        if result.of_effect:
+            _word(piece, _EFFECTS[result.of_effect], <uint32_t>strlen(_EFFECTS[result.of_effect]))
+        else:
+            _int4(piece, 0xFFFFFFFFu)
+        _text(piece, result.worker)
+        _part(piece, result.value, &result.error_code)
+        _part(piece, result.value, &result.error_message)
+        _part(piece, result.value, &result.stack_trace)
+        _part(piece, result.value, &result.output)
+        _part(piece, result.value, &result.metrics)
+        _time(piece, result.occurred_at)
+        self.numbers(<uint32_t>result.attempt, 0, <uint64_t>result.version)
+        self.received_at(result.received_at)
+        self.duration(result.has_duration, result.duration_ms)
+        _part(piece, result.value, &result.message)
+        return 0
+
+    cdef int row(self, object row) except -1:
+        cdef Piece *piece = &self.piece
+        cdef object duration = <object>PyTuple_GET_ITEM(row, DURATION_MS)
+        cdef int attempt = <object>PyTuple_GET_ITEM(row, ATTEMPT)
+        cdef int generation = <object>PyTuple_GET_ITEM(row, GENERATION)
+        cdef int64_t version = <object>PyTuple_GET_ITEM(row, VERSION)
+        _text(piece, <object>PyTuple_GET_ITEM(row, BATCH_ID))
+        _text(piece, <object>PyTuple_GET_ITEM(row, ITEM_ID))
+        _text(piece, <object>PyTuple_GET_ITEM(row, STATUS))
+        _text(piece, <object>PyTuple_GET_ITEM(row, EFFECT))
+        _text(piece, <object>PyTuple_GET_ITEM(row, WORKER))
+        _text(piece, <object>PyTuple_GET_ITEM(row, ERROR_CODE))
+        _text(piece, <object>PyTuple_GET_ITEM(row, ERROR_MESSAGE))
+        _text(piece, <object>PyTuple_GET_ITEM(row, STACK_TRACE))
+        _text(piece, <object>PyTuple_GET_ITEM(row, OUTPUT))
+        _text(piece, <object>PyTuple_GET_ITEM(row, METRICS))
+        _time(piece, <object>PyTuple_GET_ITEM(row, OCCURRED_AT))
+        self.numbers(<uint32_t>attempt, <uint32_t>generation, <uint64_t>version)
+        self.received_at(<object>PyTuple_GET_ITEM(row, RECEIVED_AT))
+        self.duration(duration is not None, 0.0 if duration is None else <double>duration)
+        _text(piece, <object>PyTuple_GET_ITEM(row, MESSAGE))
+        return 0
+
+    cdef void numbers(self, uint32_t attempt, uint32_t generation, uint64_t version) noexcept:
+        cdef Piece *piece = &self.piece
+        _int4(piece, 4)
+        _int4(piece, attempt)
+        _int4(piece, 4)
+        _int4(piece, generation)
+        _int4(piece, 8)
+        _int8(piece, version)
+
+    cdef void duration(self, bint is_known, double milliseconds) noexcept:
+        cdef uint64_t bits
+        if is_known:
+            memcpy(&bits, &milliseconds, 8)
+            _int4(&self.piece, 8)
+            _int8(&self.piece, bits)
+        else:
+            _int4(&self.piece, 0xFFFFFFFFu)
+
+
+def item_rows(list rows not None):
+    """The bytes of rows, and of usual results, columns in the order of `ITEM_COLUMNS` in `store.copying`.
+
+    Times have to be in UTC. Raises UnicodeEncodeError for lone surrogates, OverflowError for numbers too large.
+    """
+    cdef _Written written = _Written(len(rows))
+    cdef Piece *piece = &written.piece
+    cdef object row
+    for row in rows:
+        _make_room(piece, FIXED_BYTES)
+        piece.begin[piece.size], piece.begin[piece.size + 1] = 0, WIDTH
+        piece.size += 2
+        if type(row) is UsualResult:
+            written.usual(<UsualResult>row)
+        elif isinstance(row, tuple) and PyTuple_GET_SIZE(row) == WIDTH:
+            written.row(row)
+        else:
+            raise ValueError(f"a row of items has {WIDTH} fields")
+    return PyBytes_FromStringAndSize(piece.begin, piece.size)

@@ -6,7 +6,7 @@ Format: Kafka's documentation, "Record Batch" and "Record". Batches are read, ch
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint64_t
 
 cdef tuple _NO_HEADERS = ()
@@ -16,11 +16,36 @@ cdef tuple _NO_HEADERS = ()
 @cython.no_gc
 @cython.freelist(1024)
 cdef class FetchedRecord:
-    """A record as every consumer of Rollcall's gives it; ``timestamp`` in milliseconds. See `streams.fetched`."""
+    """A record as every consumer of Rollcall's gives it; ``timestamp`` in milliseconds. See `streams.fetched`.
+
+    Its key and value are copied out of what was fetched, which it holds, once they are asked for.
+    """
 
     def __init__(self, str topic, long partition, int64_t offset, int64_t timestamp, key, value, headers):
         self.topic, self.partition, self.offset, self.timestamp = topic, partition, offset, timestamp
-        self.key, self.value, self.headers = key, value, headers
+        self.headers = headers
+        self.key_at, self.key_length, self.made_key = NULL, 0 if key is None else len(key), key
+        self.value_at, self.value_length, self.made_value = NULL, 0 if value is None else len(value), value
+        if type(value) is bytes:
+            self.value_at = PyBytes_AS_STRING(value)
+        self.holder = None
+
+    @property
+    def key(self):
+        if self.made_key is None and self.key_at != NULL:
+            self.made_key = PyBytes_FromStringAndSize(self.key_at, self.key_length)
+        return self.made_key
+
+    @property
+    def value(self):
+        if self.made_value is None and self.value_at != NULL:
+            self.made_value = PyBytes_FromStringAndSize(self.value_at, self.value_length)
+        return self.made_value
+
+    @property
+    def size(self):
+        """Bytes of key and value."""
+        return self.key_length + self.value_length
 
     def __eq__(self, other):
         if not isinstance(other, FetchedRecord):
@@ -112,7 +137,12 @@ cdef class BatchRecords:
         cdef const unsigned char *end
         cdef int64_t length, delta, offset, count
         cdef FetchedRecord record
-        cdef object key, value, headers, name
+        cdef object headers, name
+        cdef const unsigned char *key
+        cdef const unsigned char *value
+        cdef Py_ssize_t key_length = 0
+        cdef Py_ssize_t value_length = 0
+        cdef bint ends_with_nul
         while self.left > 0:
             self.begin = self.at
             length = self._varint()
@@ -122,8 +152,9 @@ cdef class BatchRecords:
             self._varint()  # attributes, none so far
             delta = self._varint()
             offset = self.base_offset + self._varint()
-            key = self._bytes()
-            value = self._bytes()
+            key = self._span(&key_length)
+            value = self._span(&value_length)
+            ends_with_nul = self.at < self.end and self.at[0] == 0  # without headers, as their number is usually written
             count = self._varint()
             if count < 0 or count > end - self.at:
                 raise ValueError(f"{count} headers")
@@ -145,7 +176,12 @@ cdef class BatchRecords:
             record = FetchedRecord.__new__(FetchedRecord)
             record.topic, record.partition, record.offset = self.topic, self.partition, offset
             record.timestamp = self.append_timestamp if self.has_append_timestamp else self.first_timestamp + delta
-            record.key, record.value, record.headers = key, value, headers
+            record.headers, record.holder = headers, self
+            record.key_at, record.key_length = <const char *>key, key_length
+            record.value_at, record.value_length = <const char *>value, value_length
+            if value != NULL and not ends_with_nul:
+                record.made_value = PyBytes_FromStringAndSize(<const char *>value, value_length)
+                record.value_at = PyBytes_AS_STRING(record.made_value)
             return record
         self.begin = self.at
         if self.at != self.end:
@@ -166,14 +202,21 @@ cdef class BatchRecords:
             shift += 7
         raise ValueError("an integer that does not end")
 
+    cdef const unsigned char *_span(self, Py_ssize_t *length) except? NULL:
+        """Where bytes behind their length are; NULL, and of no length, where that is negative."""
+        cdef int64_t number = self._varint()
+        cdef const unsigned char *found = self.at
+        if number < 0:
+            length[0] = 0
+            return NULL
+        if number > self.end - self.at:
+            raise ValueError(f"{number} bytes, where {self.end - self.at} are left")
+        length[0] = number
+        self.at += number
+        return found
+
     cdef object _bytes(self):
         """Bytes behind their length; None where that is negative."""
-        cdef int64_t length = self._varint()
-        cdef object found
-        if length < 0:
-            return None
-        if length > self.end - self.at:
-            raise ValueError(f"{length} bytes, where {self.end - self.at} are left")
-        found = PyBytes_FromStringAndSize(<const char *>self.at, length)
-        self.at += length
-        return found
+        cdef Py_ssize_t length = 0
+        cdef const unsigned char *found = self._span(&length)
+        return None if found == NULL else PyBytes_FromStringAndSize(<const char *>found, length)

@@ -1,10 +1,20 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, final
 
 _Row = TypeVar("_Row", bound=tuple[object, ...])
+_Result = TypeVar("_Result", bound=tuple[object, ...] | UsualResult)
 
 FIELDS: tuple[str, ...]
+
+@final
+class UsualResult:
+    @property
+    def batch_id(self) -> str: ...
+    @property
+    def item_id(self) -> str: ...
+    @property
+    def status(self) -> str: ...
 
 class Decoder(Generic[_Row]):
     def __init__(self, row_type: type[_Row]) -> None: ...
@@ -18,4 +28,6 @@ class Decoder(Generic[_Row]):
         append_time: Callable[[int], datetime],
     ) -> int: ...
 
-def tally(results: list[_Row]) -> dict[tuple[str, int, str | None], int] | None: ...
+def rows(records: Sequence[object], row_type: type[_Row]) -> list[Any]: ...
+def in_order(results: Iterable[_Result]) -> list[_Result]: ...
+def tally(results: Sequence[tuple[object, ...] | UsualResult]) -> dict[tuple[str, int, str | None], int] | None: ...

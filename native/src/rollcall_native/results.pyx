@@ -1,20 +1,27 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""A usual result's JSON straight into its row, and how a slice of rows is tallied.
+"""Usual results out of their JSON, and how a slice of results is tallied and sorted.
 
 What is taken here is a part of what `streams.decoding` takes, with the same outcome; whatever is unusual (an escape in a
 string, a field given twice or unknown, a number that is written in another way than Python writes it) gives None, and
 `streams.decoding` decides. So nothing is refused here.
+
+Of a usual result every text stands in its record's value as it goes to PostgreSQL. So it stays there: most results are
+counted, sorted and copied without ever becoming a row of Python objects.
 """
+
+cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.datetime cimport PyDateTimeAPI, import_datetime
 from cpython.float cimport PyFloat_FromDouble
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
-from libc.stdint cimport int64_t
-from libc.string cimport memcmp, strncmp
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport qsort
+from libc.string cimport memcmp, memcpy, strncmp
 
 from .records cimport FetchedRecord
 from .rows cimport (
@@ -88,8 +95,14 @@ cdef extern from "Python.h":
     str PyUnicode_DecodeUTF8(const char *text, Py_ssize_t length, const char *errors)
     char *PyOS_double_to_string(double value, char code, int precision, int flags, int *kind) except NULL
     double PyOS_string_to_double(const char *text, char **end, PyObject *overflow) except? -1.0
-    void PyMem_Free(void *memory)
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     int Py_DTSF_ADD_DOT_0
+
+STATUSES = ("succeeded", "partial", "failed", "skipped", "retrying")
+EFFECTS = (None, "created", "updated", "unchanged")
+
+cdef tuple _STATUSES = STATUSES
+cdef tuple _EFFECTS = EFFECTS
 
 FIELDS = (
     "batch_id", "item_id", "status", "attempt", "generation", "version", "received_at", "effect", "duration_ms",
@@ -103,9 +116,19 @@ cdef enum:
     MAX_TEXT_BYTES = 4096
     MAX_STACK_TRACE_BYTES = 16384
     MAX_OUTPUT_BYTES = 65536
+    MAX_VALUE_BYTES = 0x7FFFFFFF
     MAX_DEPTH = 32
     MAX_KEYS = 32
     KNOWN_TEXTS = 1024
+    SUCCEEDED = 0
+    PARTIAL = 1
+    FAILED = 2
+    SKIPPED = 3
+    RETRYING = 4
+    NO_EFFECT = 0
+    CREATED = 1
+    UPDATED = 2
+    UNCHANGED = 3
     # Fields that are checked and go nowhere.
     TYPE = WIDTH
     SCHEMA_VERSION = WIDTH + 1
@@ -356,23 +379,26 @@ cdef inline object _text(const Span *span):
         return None
 
 
-cdef inline object _id(const Span *span, bint is_batch):
-    """An id's text; None where it is none, or one that has to be looked at more closely."""
+cdef inline bint _is_text(const Span *span) except -1:
+    """Whether it is UTF-8."""
+    return not span.wide or _text(span) is not None
+
+
+cdef inline bint _is_id(const Span *span, bint is_batch) except -1:
+    """Whether it is an id; not where it has to be looked at more closely."""
     cdef Py_ssize_t index
     cdef object text
     if span.length == 0:
-        return None
+        return False
     if not span.wide:
         if span.length > MAX_ID_CHARS:
-            return None
+            return False
         for index in range(span.length):
             if span.at[index] == 0x7F or (is_batch and span.at[index] == c"/"):
-                return None
-        return ascii_text(span.at, span.length)
+                return False
+        return True
     text = _text(span)
-    if text is None or len(text) > MAX_ID_CHARS or not text.isprintable() or (is_batch and "/" in text):
-        return None
-    return text
+    return text is not None and len(text) <= MAX_ID_CHARS and text.isprintable() and not (is_batch and "/" in text)
 
 
 cdef inline unsigned int _hash(const Span *span) noexcept nogil:
@@ -385,6 +411,11 @@ cdef inline unsigned int _hash(const Span *span) noexcept nogil:
     return value
 
 
+cdef inline void _set(object row, int field, object value) noexcept:
+    Py_INCREF(value)
+    PyTuple_SET_ITEM(row, field, value)
+
+
 cdef class _Known:
     """Texts that come again and again, as one object each: those of an id are equal before they are compared."""
 
@@ -395,11 +426,11 @@ cdef class _Known:
         self.texts = [None] * KNOWN_TEXTS
         self.encoded = [b""] * KNOWN_TEXTS
 
-    cdef object get(self, const Span *span, bint is_batch):
+    cdef str get(self, const Span *span, bint is_batch):
         """The text of a batch id, or of any name; None where it is to be looked at more closely."""
         cdef unsigned int index = _hash(span) % KNOWN_TEXTS
         cdef PyObject *encoded = <PyObject *>PyList_GET_ITEM(self.encoded, index)
-        cdef object text
+        cdef object text = None
         cdef bytes known
         if (
             PyBytes_GET_SIZE(<object>encoded) == span.length
@@ -407,9 +438,7 @@ cdef class _Known:
             and self.texts[index] is not None
         ):
             return self.texts[index]
-        if is_batch:
-            text = _id(span, True)
-        else:
+        if not is_batch or _is_id(span, True):
             text = _text(span)
             if text is not None and len(text) > MAX_NAME_CHARS:
                 return None
@@ -417,11 +446,6 @@ cdef class _Known:
             known = span.at[:span.length]  # first: should there be no memory, nothing is half changed
             self.texts[index], self.encoded[index] = text, known
         return text
-
-
-cdef inline void _set(object row, int field, object value) noexcept:
-    Py_INCREF(value)
-    PyTuple_SET_ITEM(row, field, value)
 
 
 cdef const char *_error(const char *p, const char *end, Span *code, Span *message, Span *trace) noexcept nogil:
@@ -503,34 +527,85 @@ cdef int _field(const Span *key) noexcept nogil:
     return -1
 
 
-cdef object _status(const Span *text):
-    """A status as one object each; None where it is none."""
+cdef int _status(const Span *text) noexcept nogil:
+    """Which status this is; -1 where it is none."""
     if _is(text, b"succeeded", 9):
-        return "succeeded"
+        return SUCCEEDED
     if _is(text, b"failed", 6):
-        return "failed"
+        return FAILED
     if _is(text, b"skipped", 7):
-        return "skipped"
+        return SKIPPED
     if _is(text, b"partial", 7):
-        return "partial"
+        return PARTIAL
     if _is(text, b"retrying", 8):
-        return "retrying"
-    return None
+        return RETRYING
+    return -1
 
 
-cdef object _effect(const Span *text):
-    """An effect as one object each; None where it is none."""
+cdef int _effect(const Span *text) noexcept nogil:
+    """Which effect this is; -1 where it is none."""
     if _is(text, b"created", 7):
-        return "created"
+        return CREATED
     if _is(text, b"updated", 7):
-        return "updated"
+        return UPDATED
     if _is(text, b"unchanged", 9):
-        return "unchanged"
-    return None
+        return UNCHANGED
+    return -1
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(1024)
+cdef class UsualResult:
+    """A usual result. Its texts stay in its record's value; ``rows`` makes a row of it."""
+
+    def __init__(self):
+        raise TypeError("made by a decoder")
+
+    @property
+    def item_id(self):
+        if self.made_item_id is None:
+            self.made_item_id = _text_of(self, &self.item)
+        return self.made_item_id
+
+    def __repr__(self):
+        return f"UsualResult({self.batch_id!r}, {self.item_id!r}, {self.status!r}, version={self.version})"
+
+    @property
+    def status(self):
+        return _STATUSES[self.of_status]
+
+
+cdef str _text_of(UsualResult result, const Part *part):
+    return PyUnicode_DecodeUTF8(result.value + part.begin, part.length, NULL) if part.begin else None
+
+
+cdef object _row(UsualResult result, object row_type):
+    cdef object row = new_row(row_type, WIDTH)
+    cdef bint has_error = result.error_message.begin != 0
+    cdef bint has_more = result.output.begin != 0 or result.metrics.begin != 0
+    _set(row, BATCH_ID, result.batch_id)
+    _set(row, ITEM_ID, result.item_id)
+    _set(row, STATUS, _STATUSES[result.of_status])
+    _set(row, ATTEMPT, result.attempt)
+    _set(row, GENERATION, 0)
+    _set(row, VERSION, result.version)
+    _set(row, RECEIVED_AT, result.received_at)
+    _set(row, EFFECT, _EFFECTS[result.of_effect])
+    _set(row, DURATION_MS, PyFloat_FromDouble(result.duration_ms) if result.has_duration else None)
+    _set(row, MESSAGE, _text_of(result, &result.message))
+    _set(row, ERROR_CODE, _text_of(result, &result.error_code) if has_error else None)
+    _set(row, ERROR_MESSAGE, _text_of(result, &result.error_message) if has_error else None)
+    _set(row, STACK_TRACE, _text_of(result, &result.stack_trace) if has_error else None)
+    _set(row, OUTPUT, _text_of(result, &result.output) if has_more else None)
+    _set(row, METRICS, _text_of(result, &result.metrics) if has_more else None)
+    _set(row, WORKER, result.worker)
+    _set(row, OCCURRED_AT, result.occurred_at)
+    return row
 
 
 cdef class Decoder:
-    """Decodes usual results into rows of the type given, a named tuple of ``FIELDS``."""
+    """Decodes usual results into rows of the type given, a named tuple of ``FIELDS``, or what such rows are made of."""
 
     cdef object row_type
     cdef _Known batch_ids
@@ -543,44 +618,49 @@ cdef class Decoder:
         self.batch_ids = _Known()
         self.workers = _Known()
 
-    def decode(self, bytes value not None, offset, received_at):
+    def decode(self, bytes value not None, int64_t offset, received_at):
         """The row of a usual result; None where `streams.decoding` has to look at it."""
-        cdef const char *begin = PyBytes_AS_STRING(value)
-        return self._decode(begin, begin + PyBytes_GET_SIZE(value), offset, received_at)
+        cdef UsualResult result = self._decode(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
+        if result is None:
+            return None
+        result.version, result.received_at = offset, received_at
+        return _row(result, self.row_type)  # which holds nothing of the value
 
     def take(self, list records not None, Py_ssize_t begin, Py_ssize_t end, lists, append_time):
-        """Add the rows of usual results to the lists of ``lists``, by batch id.
+        """Add usual results to the lists of ``lists``, by batch id.
 
         Returns the index of the first record that is none, has headers, or whose list is None; else ``end``.
         ``append_time`` makes a time of a record's timestamp.
         """
         cdef FetchedRecord record
+        cdef UsualResult result
         cdef object received_at = None
         cdef int64_t timestamp = 0
-        cdef object value, row, rows
-        cdef const char *at
+        cdef object rows
         if begin < 0:
             raise IndexError(f"record {begin}")
         while begin < end and begin < PyList_GET_SIZE(records):
             record = <FetchedRecord?><object>PyList_GET_ITEM(records, begin)
-            value = record.value
-            if record.headers or type(value) is not bytes:
+            if record.value_at == NULL or record.headers:
+                break
+            result = self._decode(record.value_at, record.value_length)
+            if result is None:
+                break
+            rows = lists[result.batch_id]
+            if rows is None:
                 break
             if received_at is None or record.timestamp != timestamp:
                 timestamp = record.timestamp
                 received_at = append_time(timestamp)
-            at = PyBytes_AS_STRING(value)
-            row = self._decode(at, at + PyBytes_GET_SIZE(value), record.offset, received_at)
-            if row is None:
-                break
-            rows = lists[<object>PyTuple_GET_ITEM(row, BATCH_ID)]
-            if rows is None:
-                break
-            (<list?>rows).append(row)
+            result.holder, result.version, result.received_at = record, record.offset, received_at
+            (<list?>rows).append(result)
             begin += 1
         return begin
 
-    cdef object _decode(self, const char *p, const char *end, object offset, object received_at):
+    cdef UsualResult _decode(self, const char *value, Py_ssize_t length):
+        """What the value says, without holder, version and time. Behind a value there is a NUL."""
+        cdef const char *p = value
+        cdef const char *end = value + length
         cdef Span key
         cdef Span text
         cdef Span of_code
@@ -589,26 +669,13 @@ cdef class Decoder:
         cdef int seen = 0
         cdef int bit
         cdef int64_t number
-        cdef double milliseconds
-        cdef object batch_id = None
-        cdef object item_id = None
-        cdef object status = None
-        cdef object attempt = 1
-        cdef object effect = None
-        cdef object duration = None
-        cdef object message = None
-        cdef object code = None
-        cdef object error = None
-        cdef object trace = None
-        cdef object output = None
-        cdef object metrics = None
-        cdef object worker = None
-        cdef object occurred_at = None
-        cdef object row
+        cdef UsualResult result
         p = _space(p)
-        if p[0] != c"{":
+        if p[0] != c"{" or length > MAX_VALUE_BYTES:
             return None
         p += 1
+        result = UsualResult.__new__(UsualResult)
+        result.value, result.attempt, result.of_status = value, 1, -1
         while True:
             p = _string(_space(p), end, &key)
             if p == NULL:
@@ -630,78 +697,72 @@ cdef class Decoder:
                 if behind == NULL:
                     return None
                 if bit == ATTEMPT:
-                    attempt = number
+                    result.attempt = number
                 elif number != 1:
                     return None
             elif bit == DURATION_MS:
-                behind = _milliseconds(p, &milliseconds)
+                behind = _milliseconds(p, &result.duration_ms)
                 if behind == NULL:
                     return None
-                duration = PyFloat_FromDouble(milliseconds)
+                result.has_duration = True
             elif bit == OUTPUT or bit == METRICS:
                 text.at, text.wide = p, 0
                 behind = _json(p, end, 0, &text.wide, bit == METRICS)
                 if behind == NULL:
                     return None
                 text.length = behind - p
+                if not _is_text(&text):
+                    return None
                 if bit == METRICS:
-                    metrics = _text(&text)
-                    if metrics is None:
-                        return None
+                    result.metrics = _part(value, &text)
+                elif text.length <= MAX_OUTPUT_BYTES:
+                    result.output = _part(value, &text)
                 else:
-                    if text.length > MAX_OUTPUT_BYTES:
-                        return None
-                    output = _text(&text)
-                    if output is None:
-                        return None
+                    return None
             elif bit == ERROR_MESSAGE:
                 behind = _error(p, end, &of_code, &text, &of_trace)
-                if behind == NULL:
+                if behind == NULL or not _is_text(&text):
                     return None
-                error = _text(&text)
-                if error is None:
-                    return None
+                result.error_message = _part(value, &text)
                 if of_code.at != NULL:
-                    code = _text(&of_code)
-                    if code is None:
+                    if not _is_text(&of_code):
                         return None
+                    result.error_code = _part(value, &of_code)
                 if of_trace.at != NULL:
-                    trace = _text(&of_trace)
-                    if trace is None:
+                    if not _is_text(&of_trace):
                         return None
+                    result.stack_trace = _part(value, &of_trace)
             else:
                 behind = _string(p, end, &text)
                 if behind == NULL:
                     return None
                 if bit == BATCH_ID:
-                    batch_id = self.batch_ids.get(&text, True)
-                    if batch_id is None:
+                    result.batch_id = self.batch_ids.get(&text, True)
+                    if result.batch_id is None:
                         return None
                 elif bit == ITEM_ID:
-                    item_id = _id(&text, False)
-                    if item_id is None:
+                    if not _is_id(&text, False):
                         return None
+                    result.item = _part(value, &text)
                 elif bit == STATUS:
-                    status = _status(&text)
-                    if status is None:
+                    result.of_status = _status(&text)
+                    if result.of_status < 0:
                         return None
                 elif bit == EFFECT:
-                    effect = _effect(&text)
-                    if effect is None:
+                    result.of_effect = _effect(&text)
+                    if result.of_effect < 0:
                         return None
                 elif bit == MESSAGE:
-                    if text.length > MAX_TEXT_BYTES:
+                    if text.length > MAX_TEXT_BYTES or not _is_text(&text):
                         return None
-                    message = _text(&text)
-                    if message is None:
-                        return None
+                    result.message = _part(value, &text)
                 elif bit == WORKER:
-                    worker = self.workers.get(&text, False)
-                    if worker is None:
+                    result.worker = self.workers.get(&text, False)
+                    if result.worker is None:
                         return None
                 elif bit == OCCURRED_AT:
-                    occurred_at = _moment(&text)
-                    if occurred_at is None:
+                    result.occurred_at = _moment(&text)
+                    if result.occurred_at is None:
                         return None
                 elif not _is(&text, b"item.result", 11):  # the type
                     return None
@@ -712,61 +773,189 @@ cdef class Decoder:
                 break
             else:
                 return None
-        if _space(p + 1) != end or batch_id is None or item_id is None or status is None:
+        if _space(p + 1) != end or result.batch_id is None or not result.item.begin or result.of_status < 0:
             return None
-        row = new_row(self.row_type, WIDTH)
-        _set(row, BATCH_ID, batch_id)
-        _set(row, ITEM_ID, item_id)
-        _set(row, STATUS, status)
-        _set(row, ATTEMPT, attempt)
-        _set(row, GENERATION, 0)
-        _set(row, VERSION, offset)
-        _set(row, RECEIVED_AT, received_at)
-        _set(row, EFFECT, effect)
-        _set(row, DURATION_MS, duration)
-        _set(row, MESSAGE, message)
-        _set(row, ERROR_CODE, code)
-        _set(row, ERROR_MESSAGE, error)
-        _set(row, STACK_TRACE, trace)
-        _set(row, OUTPUT, output)
-        _set(row, METRICS, metrics)
-        _set(row, WORKER, worker)
-        _set(row, OCCURRED_AT, occurred_at)
-        return row
+        return result
+
+
+cdef inline Part _part(const char *value, const Span *span) noexcept nogil:
+    cdef Part part
+    part.begin, part.length = <uint32_t>(span.at - value), <uint32_t>span.length
+    return part
+
+
+def rows(records, type row_type not None):
+    """A list of the same records, with a row of this type for each usual result."""
+    cdef Py_ssize_t index
+    cdef object each
+    cdef list made = list(records)
+    if not issubclass(row_type, tuple) or row_type._fields != FIELDS:
+        raise TypeError(f"rows have the fields {FIELDS}, not {row_type._fields}")
+    for index in range(PyList_GET_SIZE(made)):
+        each = <object>PyList_GET_ITEM(made, index)
+        if type(each) is UsualResult:
+            made[index] = _row(<UsualResult>each, row_type)
+    return made
+
+
+cdef struct Key:
+    # Of a row: the ids as UTF-8, which the row holds, and the row.
+    const char *batch_id
+    const char *item_id
+    uint32_t batch_length
+    uint32_t item_length
+    PyObject *row
+
+
+cdef int _keys(list rows, Key *keys) except -1:
+    """The ids of rows of either kind. Raises TypeError for anything else, UnicodeEncodeError for lone surrogates."""
+    cdef Py_ssize_t index, length
+    cdef object row
+    cdef object last_batch_id = None
+    cdef object batch_id
+    cdef const char *encoded = NULL
+    cdef Py_ssize_t encoded_length = 0
+    for index in range(PyList_GET_SIZE(rows)):
+        row = <object>PyList_GET_ITEM(rows, index)
+        if type(row) is UsualResult:
+            batch_id = (<UsualResult>row).batch_id
+            keys[index].item_id = (<UsualResult>row).value + (<UsualResult>row).item.begin
+            keys[index].item_length = (<UsualResult>row).item.length
+        elif isinstance(row, tuple) and PyTuple_GET_SIZE(row) == WIDTH:
+            batch_id = <object>PyTuple_GET_ITEM(row, BATCH_ID)
+            keys[index].item_id = PyUnicode_AsUTF8AndSize(<object>PyTuple_GET_ITEM(row, ITEM_ID), &length)
+            keys[index].item_length = <uint32_t>length
+        else:
+            raise TypeError(f"{row!r} is no row")
+        if batch_id is not last_batch_id:
+            last_batch_id = batch_id
+            encoded = PyUnicode_AsUTF8AndSize(batch_id, &encoded_length)
+        keys[index].batch_id, keys[index].batch_length = encoded, <uint32_t>encoded_length
+        keys[index].row = <PyObject *>row
+    return 0
+
+
+cdef inline int _compared(const char *one, uint32_t one_length, const char *other, uint32_t other_length) noexcept nogil:
+    cdef int order = memcmp(one, other, min(one_length, other_length))
+    return order if order or one_length == other_length else -1 if one_length < other_length else 1
+
+
+cdef int _ordered(const void *first, const void *second) noexcept nogil:
+    """Bytes of UTF-8 are ordered as code points are."""
+    cdef const Key *one = <const Key *>first
+    cdef const Key *other = <const Key *>second
+    cdef int order = 0
+    if one.batch_id != other.batch_id:
+        order = _compared(one.batch_id, one.batch_length, other.batch_id, other.batch_length)
+    return order if order else _compared(one.item_id, one.item_length, other.item_id, other.item_length)
+
+
+def in_order(results):
+    """Rows of either kind by batch and item, no two of the same. Raises UnicodeEncodeError for lone surrogates."""
+    cdef list rows = list(results)
+    cdef Py_ssize_t count = PyList_GET_SIZE(rows)
+    cdef Py_ssize_t index
+    cdef Key *keys = <Key *>PyMem_Calloc(count + 1, sizeof(Key))
+    if keys == NULL:
+        raise MemoryError
+    try:
+        _keys(rows, keys)
+        qsort(keys, count, sizeof(Key), _ordered)
+        return [<object>keys[index].row for index in range(count)]
+    finally:
+        PyMem_Free(keys)
+
+
+cdef inline uint64_t _mixed(const char *p, uint32_t length) noexcept nogil:
+    """A hash, eight bytes at a time."""
+    cdef uint64_t word
+    cdef uint64_t value = length * <uint64_t>0x9E3779B97F4A7C15
+    while length >= 8:
+        memcpy(&word, p, 8)
+        value = (value ^ word) * <uint64_t>0xFF51AFD7ED558CCD
+        value ^= value >> 32
+        p += 8
+        length -= 8
+    if length:
+        word = 0
+        memcpy(&word, p, length)
+        value = (value ^ word) * <uint64_t>0xFF51AFD7ED558CCD
+        value ^= value >> 32
+    return value
+
+
+cdef int _are_distinct(const Key *keys, uint32_t count) except -1:
+    """Whether no two items are the same; -2 where their hashes collide too often to tell soon."""
+    cdef uint32_t room = 16
+    cdef uint32_t index, place
+    cdef uint64_t left = 16 + 8 * <uint64_t>count
+    cdef const Key *other
+    cdef uint32_t *places
+    while room < 2 * count:
+        room *= 2
+    places = <uint32_t *>PyMem_Calloc(room, sizeof(uint32_t))
+    if places == NULL:
+        raise MemoryError
+    try:
+        for index in range(count):
+            place = <uint32_t>(_mixed(keys[index].item_id, keys[index].item_length) & (room - 1))
+            while places[place]:
+                other = &keys[places[place] - 1]
+                if (
+                    other.item_length == keys[index].item_length
+                    and memcmp(other.item_id, keys[index].item_id, other.item_length) == 0
+                ):
+                    return 0
+                left -= 1
+                if left == 0:
+                    return -2
+                place = (place + 1) & (room - 1)
+            places[place] = index + 1
+        return 1
+    finally:
+        PyMem_Free(places)
 
 
 def tally(list results not None):
     """How many rows there are of each (status, attempt, effect); None unless `fold_fast` may take them (`handlers.fold`)."""
     cdef Py_ssize_t count = PyList_GET_SIZE(results)
     cdef Py_ssize_t index
-    cdef set ids = set()
+    cdef long usual[5][4]
+    cdef int status, effect, distinct
+    cdef UsualResult result
+    cdef object row
     cdef dict numbers = {}
-    cdef object row, status, attempt, effect
-    cdef object last_status = None
-    cdef object last_attempt = None
-    cdef object last_effect = None
-    cdef long run = 0
+    cdef Key *keys
+    for status in range(5):
+        for effect in range(4):
+            usual[status][effect] = 0
     for index in range(count):
         row = <object>PyList_GET_ITEM(results, index)
-        if not isinstance(row, tuple) or PyTuple_GET_SIZE(row) != WIDTH:
-            raise TypeError(f"{row!r} is no row")
-        ids.add(<object>PyTuple_GET_ITEM(row, ITEM_ID))
-        status = <object>PyTuple_GET_ITEM(row, STATUS)
-        attempt = <object>PyTuple_GET_ITEM(row, ATTEMPT)
-        effect = <object>PyTuple_GET_ITEM(row, EFFECT)
-        if status is not last_status or effect is not last_effect or attempt is not last_attempt:
-            if run:
-                _add(numbers, last_status, last_attempt, last_effect, run)
-            if attempt != 1 or status == "retrying":
+        if type(row) is UsualResult:
+            result = <UsualResult>row
+            if result.attempt != 1 or result.of_status == RETRYING:
                 return None
-            last_status, last_attempt, last_effect, run = status, attempt, effect, 0
-        run += 1
-    if run:
-        _add(numbers, last_status, last_attempt, last_effect, run)
-    return numbers if len(ids) == count else None
-
-
-cdef int _add(dict numbers, object status, object attempt, object effect, long number) except -1:
-    cdef tuple kind = (status, attempt, effect)
-    numbers[kind] = numbers.get(kind, 0) + number
-    return 0
+            usual[result.of_status][result.of_effect] += 1
+        elif isinstance(row, tuple) and PyTuple_GET_SIZE(row) == WIDTH:
+            kind = <object>PyTuple_GET_ITEM(row, STATUS), 1, <object>PyTuple_GET_ITEM(row, EFFECT)
+            if <object>PyTuple_GET_ITEM(row, ATTEMPT) != 1 or kind[0] == "retrying":
+                return None
+            numbers[kind] = numbers.get(kind, 0) + 1
+        else:
+            raise TypeError(f"{row!r} is no row")
+    for status in range(5):
+        for effect in range(4):
+            if usual[status][effect]:
+                kind = _STATUSES[status], 1, _EFFECTS[effect]
+                numbers[kind] = numbers.get(kind, 0) + usual[status][effect]
+    keys = <Key *>PyMem_Calloc(count + 1, sizeof(Key))
+    if keys == NULL:
+        raise MemoryError
+    try:
+        _keys(results, keys)
+        distinct = _are_distinct(keys, <uint32_t>count)
+    finally:
+        PyMem_Free(keys)
+    if distinct == -2:
+        distinct = len({row[1] if isinstance(row, tuple) else row.item_id for row in results}) == count
+    return numbers if distinct else None
