@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import google_crc32c
 import msgspec
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
@@ -95,6 +96,9 @@ class _Header(NamedTuple):
         return self.attributes & attribute != 0
 
 
+# By the processor's own instruction; where there is no wheel that has it, an eighth as fast by aiokafka.
+_crc32c = google_crc32c.value if google_crc32c.implementation == "c" else calc_crc32c
+
 _HEADER = Struct(">qiibIhiqqqhii")
 _CODEC, _HAS_APPEND_TIME, _IS_TRANSACTIONAL, _IS_CONTROL = 0x07, 0x08, 0x10, 0x20
 _LENGTH_END, _CRC_END = 12, 21
@@ -115,7 +119,7 @@ def _batches(data: bytes) -> Iterator[tuple[_Header, memoryview]]:
         if end - begin < _HEADER.size:
             raise ValueError(f"a batch of {end - begin} bytes")
         header = _Header._make(_HEADER.unpack_from(data, begin))
-        if header.magic != _FORMAT or calc_crc32c(view[begin + _CRC_END : end]) != header.crc:
+        if header.magic != _FORMAT or _crc32c(data[begin + _CRC_END : end]) != header.crc:
             raise ValueError(f"the batch at {header.base_offset}")
         yield header, view[begin:end]
         begin = end
