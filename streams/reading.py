@@ -56,32 +56,6 @@ class Homes:
         return home_partition(batch_id, self.partitions)
 
 
-@dataclass(slots=True)
-class Reading:
-    """What one stretch of the log amounts to: a micro-batch, and the records that belong elsewhere."""
-
-    micro_batch: MicroBatch
-    records: dict[int, list[FetchedRecord]]
-    forwards: list[Forward] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """Records."""
-        return sum(map(len, self.records.values()))
-
-
-def new_reading(topics: Topics, homes: Homes, failure_rate_limit: float = 0.5) -> Reading:
-    """An empty reading, to be filled with ``take``."""
-    records: dict[int, list[FetchedRecord]] = {}
-
-    def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
-        record = records[partition][bisect_left(records[partition], offset, key=attrgetter("offset"))]
-        return dead_letter_of(record, refusal, homes.log_id)
-
-    micro_batch = MicroBatch(topics, {}, {}, [], {}, dead_letter, failure_rate_limit)
-    return Reading(micro_batch, records)
-
-
 class _Lists(dict[str, list[TakenRecord] | None]):
     """Where a batch's records of one partition go; None where that is not their home."""
 
@@ -96,6 +70,32 @@ class _Lists(dict[str, list[TakenRecord] | None]):
         return records
 
 
+@dataclass(slots=True)
+class Reading:
+    """What one stretch of the log amounts to: a micro-batch, and the records that belong elsewhere.
+
+    ``records`` and ``lists`` go by partition; ``count`` is the number of records.
+    """
+
+    micro_batch: MicroBatch
+    records: dict[int, list[FetchedRecord]]
+    forwards: list[Forward] = field(default_factory=list)
+    lists: dict[int, _Lists] = field(default_factory=dict)
+    count: int = 0
+
+
+def new_reading(topics: Topics, homes: Homes, failure_rate_limit: float = 0.5) -> Reading:
+    """An empty reading, to be filled with ``take``."""
+    records: dict[int, list[FetchedRecord]] = {}
+
+    def dead_letter(partition: int, offset: int, refusal: Refused) -> DeadLetterRow:
+        record = records[partition][bisect_left(records[partition], offset, key=attrgetter("offset"))]
+        return dead_letter_of(record, refusal, homes.log_id)
+
+    micro_batch = MicroBatch(topics, {}, {}, [], {}, dead_letter, failure_rate_limit)
+    return Reading(micro_batch, records)
+
+
 async def take(reading: Reading, records: Records, expected: Position, next_offset: int, homes: Homes) -> Position:
     """Decode records of one partition into a reading; returns where the partition then stands.
 
@@ -105,9 +105,11 @@ async def take(reading: Reading, records: Records, expected: Position, next_offs
     """
     micro_batch, partition = reading.micro_batch, expected.partition
     reading.records.setdefault(partition, []).extend(records)  # should one be refused later, its bytes are needed
+    reading.count += len(records)
     traceparents = micro_batch.traceparents
     taken = dict(expected.taken)
-    lists = _Lists(micro_batch.slices, homes, partition)
+    if (lists := reading.lists.get(partition)) is None:
+        lists = reading.lists[partition] = _Lists(micro_batch.slices, homes, partition)
     received_ms: int | None = None  # a record may well have -1: no time
     received_at = datetime.min
     begin = 0
