@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 from handlers import alerts, fold
 from handlers.finalization import finalized_event
-from handlers.records import Disposition, TakenRecord
+from handlers.records import UNMOVED, Disposition, TakenRecord
 from handlers.slices import Listing, Slice, Work
 from schemas.dead_letters import Refused
 from schemas.published import LISTED_IDS
@@ -174,10 +174,10 @@ def _step_each(
             applied.dead_letters.append(micro_batch.dead_letter(batch.partition, record.offset, refusal))
             continue
         applied.dispositions[disposition] += 1
-        if disposition is Disposition.SUMMARY_REQUESTED:
-            then.summaries[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.offset)
-        elif disposition not in (Disposition.NO_EFFECT, Disposition.PRUNED):
+        if disposition not in UNMOVED:
             work.dirty = True
+        elif disposition is Disposition.SUMMARY_REQUESTED:
+            then.summaries[batch.batch_id] = SummaryRequest(batch.revision, record.received_at, record.offset)
         if work.listing is not None:
             if isinstance(record, ItemRow):
                 work.listing.note(record.item_id, work.registers)

@@ -59,7 +59,7 @@ def order(row: ItemRow) -> tuple[int, int, bool, int]:
 
 
 class Disposition(StrEnum):
-    """What a record did. What is no effect, a requested summary or pruned leaves the batch's row as it was."""
+    """What a record did."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -69,6 +69,10 @@ class Disposition(StrEnum):
     NO_EFFECT = "no_effect"
     SUMMARY_REQUESTED = "summary_requested"
     PRUNED = "pruned"
+
+
+UNMOVED = frozenset((Disposition.NO_EFFECT, Disposition.SUMMARY_REQUESTED, Disposition.PRUNED))
+"""What leaves the batch's row as it was."""
 
 
 class RaisedAlert(NamedTuple):
