@@ -123,14 +123,7 @@ class Flusher:
                 health.beat("flush")
                 await self._await_work()
                 if self._submitted is not None:
-                    reading, epoch = self._submitted
-                    try:
-                        traces = reading.micro_batch.traceparents
-                        with span("micro-batch", traces.values, batches=len(reading.micro_batch.slices)):
-                            await self._flush(reading, epoch)
-                    finally:
-                        self._submitted = None
-                        self._idle.set()
+                    await self._flush_submitted(*self._submitted)
                 else:
                     await self._anchor()
                     await self._follow_markers()
@@ -140,6 +133,16 @@ class Flusher:
             self._ended = True
             await self._close()
             health.end("flush")
+
+    async def _flush_submitted(self, reading: Reading, epoch: int) -> None:
+        """Nothing keeps the reading behind it, nor what its records were fetched in."""
+        try:
+            traces = reading.micro_batch.traceparents
+            with span("micro-batch", traces.values, batches=len(reading.micro_batch.slices)):
+                await self._flush(reading, epoch)
+        finally:
+            self._submitted = None
+            self._idle.set()
 
     async def _await_work(self) -> None:
         try:

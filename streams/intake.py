@@ -33,7 +33,8 @@ from streams.reading import Homes, Reading, Records, new_reading, take
 from streams.retrying import end
 
 MAX_MICRO_BATCH_BYTES = 4 * 1024 * 1024
-"""A micro-batch holds about this many bytes of keys and values at most: it bounds a worker's memory."""
+"""A micro-batch has about so many bytes of keys and values at most, and holds what they were fetched in (of a partition
+a fetch or two; of what is compressed, such batches of the producer's): that bounds a worker's memory."""
 POLLED_AT_ONCE = 256
 """Records: what a poll returns is parsed in one go."""
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
+import pickle
 import struct
 import subprocess
 import sys
@@ -424,6 +426,16 @@ def test_what_cannot_be_read_is_begun_again_where_it_stood() -> None:
     found, position, failed = read(_PartitionRecords, bytes(data))
     assert [record.offset for record, _ in found] == [0, 1, 2]
     assert (position, failed) == (3, "")
+
+
+def test_records_are_made_once_and_never_copied_since_results_point_into_them() -> None:
+    [(record, _)], _, _ = read(OnlyCompiled, batch(0, [(b"k", b"v", [])]))
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError):
+            way(record)
+    with pytest.raises(TypeError):
+        record.__init__("t", 0, 0, 0, None, None, ())
+    assert (record.key, record.value) == (b"k", b"v")
 
 
 def test_misuse_is_an_error() -> None:

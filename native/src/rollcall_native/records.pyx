@@ -12,6 +12,7 @@ from libc.stdint cimport int64_t, uint64_t
 cdef tuple _NO_HEADERS = ()
 
 
+@cython.auto_pickle(False)  # it would take what is fetched for C strings
 @cython.final
 @cython.no_gc
 @cython.freelist(1024)
@@ -21,7 +22,9 @@ cdef class FetchedRecord:
     Its key and value are copied out of what was fetched, which it holds, once they are asked for.
     """
 
-    def __init__(self, str topic, long partition, int64_t offset, int64_t timestamp, key, value, headers):
+    def __init__(self, str topic not None, long partition, int64_t offset, int64_t timestamp, key, value, headers):
+        if self.topic is not None:
+            raise TypeError("a record is made once")  # a result may point into its value
         self.topic, self.partition, self.offset, self.timestamp = topic, partition, offset, timestamp
         self.headers = headers
         self.key_at, self.key_length, self.made_key = NULL, 0 if key is None else len(key), key

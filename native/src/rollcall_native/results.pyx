@@ -553,6 +553,7 @@ cdef int _effect(const Span *text) noexcept nogil:
     return -1
 
 
+@cython.auto_pickle(False)
 @cython.final
 @cython.no_gc
 @cython.freelist(1024)
@@ -916,8 +917,9 @@ cdef int _are_distinct(const Key *keys, uint32_t count) except -1:
         PyMem_Free(places)
 
 
-def tally(list results not None):
+def tally(given):
     """How many rows there are of each (status, attempt, effect); None unless `fold_fast` may take them (`handlers.fold`)."""
+    cdef list results = list(given)
     cdef Py_ssize_t count = PyList_GET_SIZE(results)
     cdef Py_ssize_t index
     cdef long usual[5][4]
