@@ -145,6 +145,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
     _aborted_producers: set[int]
 
     def __init__(self, tp: Any, records: Any, aborted_transactions: Any, *others: Any) -> None:
+        self.problem: Exception | None = None
         self._unpacking: BatchRecords | None = None
         self._resume_at = 0
         super().__init__(tp, records, aborted_transactions, *others)
@@ -154,15 +155,18 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
         return self._records_iterator  # without a detour by __next__ for each
 
     def take(self, most: int | None) -> list[FetchedRecord]:
-        """The next records, at most so many."""
+        """The next records, at most so many. Where one cannot be read, those before it; ``problem`` says why."""
         taken: list[FetchedRecord] = []
-        for record in self._records_iterator:
-            taken.append(record)
-            if self._unpacking is not None:
-                # The rest of its batch without a step for each.
-                taken += self._unpacking.take(_ALL if most is None else most - len(taken))
-            if most is not None and len(taken) >= most:
-                break
+        try:
+            for record in self._records_iterator:
+                taken.append(record)
+                if self._unpacking is not None:
+                    # The rest of its batch without a step for each.
+                    taken += self._unpacking.take(_ALL if most is None else most - len(taken))
+                if most is not None and len(taken) >= most:
+                    break
+        except Exception as error:
+            self.problem = error
         return taken
 
     @property
@@ -247,9 +251,24 @@ class _FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # as above
             return []
         taken = self._partition_records.take(max_records)
         self._update_position()
-        if max_records is None or len(taken) < max_records:
+        if self._partition_records.problem is not None:
+            self.__class__ = _Unreadable
+        elif max_records is None or len(taken) < max_records:
             self._partition_records = None
         return taken
+
+
+class _Unreadable(_FetchResult):
+    """What was fetched of a partition whose next record cannot be read.
+
+    aiokafka's fetcher takes what is not of its class of results for an error: it gives out what it has of other
+    partitions, and raises in a poll that has nothing else. Raised by ``getall`` it cost what the poll had of others.
+    """
+
+    def check_raise(self) -> None:
+        assert self._partition_records is not None
+        assert self._partition_records.problem is not None
+        raise self._partition_records.problem
 
 
 def has_more(consumer: Any, tp: TopicPartition) -> bool:

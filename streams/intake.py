@@ -35,7 +35,7 @@ from streams.retrying import end
 MAX_MICRO_BATCH_BYTES = 4 * 1024 * 1024
 """A micro-batch has about so many bytes of keys and values at most, and holds what they were fetched in (of a partition
 a fetch or two; of what is compressed, such batches of the producer's): that bounds a worker's memory."""
-POLLED_AT_ONCE = 256
+POLLED_AT_ONCE = 1024
 """Records: what a poll returns is parsed in one go."""
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 SESSION_TIMEOUT_MS = 10_000
@@ -190,7 +190,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         return await self._poll(consumer, timeout_ms=self._batch_timeout_ms, most=self._portion.count)
 
     async def _poll(self, consumer: Any, *, timeout_ms: int, most: int) -> Parts:
-        """One poll. Where it fails on one partition (a corrupt record), what it took of others is lost.
+        """One poll. Where it fails on one partition (a corrupt record), it has taken nothing of others.
 
         FastStream repeats it after Kafka's failures, without a word, until they have lasted too long; after any other
         its loop would end. While Kafka is away a poll does not fail, it only waits.

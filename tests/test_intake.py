@@ -29,7 +29,7 @@ from store import positions
 from store.rows import Position
 from streams import applying, intake
 from streams.anchoring import Anchors, LogChangedError, check_gap
-from streams.fetched import FetchedRecord
+from streams.fetched import FetchedRecord, _batches, _KeptRecords, _PartitionRecords
 from streams.flushing import Flusher
 from streams.intake import POLLED_AT_ONCE, REBALANCE_TIMEOUT_MS, SESSION_TIMEOUT_MS, Intake, Parts, _cut
 from streams.kafka import started
@@ -175,25 +175,27 @@ async def test_whenever_others_run_a_moved_position_is_being_read_or_taken_alrea
 async def test_what_was_polled_before_a_partition_that_cannot_be_read_is_taken(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count = 8 * POLLED_AT_ONCE  # so that no poll takes of both: what it took of one would be lost with the other
-    getall = FetchResult.getall
+    count = 8 * POLLED_AT_ONCE + 17
+    begin = _PartitionRecords.__init__
     failures: list[int] = []
 
-    def failing(self: Any, max_records: int | None = None) -> Any:
-        if self._topic_partition.partition == home_partition("b1", 2):
-            failures.append(1)
-            raise CorruptRecordException(f"Invalid CRC - {self._topic_partition}")
-        return getall(self, max_records)
+    def damaged(self: Any, tp: TopicPartition, records: Any, *others: Any) -> None:
+        [*_, (last, _)] = _batches(records.data)
+        if tp.partition == home_partition("b1", 2) and last.base_offset >= 3:
+            failures.append(last.base_offset)
+            records = _KeptRecords(records.data[:-1] + bytes([records.data[-1] ^ 1]))
+        begin(self, tp, records, *others)
 
     good = next(f"b{n}" for n in range(2, 100) if home_partition(f"b{n}", 2) != home_partition("b1", 2))
     async with working(settings, partitions=2) as worker:
         await worker.paused()
-        await produce(settings.bootstrap_servers, worker.topics.events, results(good, count) + results("b1", 10))
-        monkeypatch.setattr(FetchResult, "getall", failing)
+        await produce(settings.bootstrap_servers, worker.topics.events, results(good, count) + results("b1", 3))
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b1", 7, since=3))
+        monkeypatch.setattr(_PartitionRecords, "__init__", damaged)
         worker.resume()
-        await worker.counted({good: count})
-        assert failures
-        monkeypatch.setattr(FetchResult, "getall", getall)
+        await worker.counted({good: count, "b1": 3})
+        await eventually(lambda: len(failures) > 1)
+        monkeypatch.setattr(_PartitionRecords, "__init__", begin)
         await worker.counted({good: count, "b1": 10})
 
 
@@ -226,7 +228,7 @@ async def test_markers_amid_records_fetched_together_are_not_asked_about(
         assert len(asked) <= 1  # that of a fetch before the last transaction was over
 
 
-@pytest.mark.parametrize("max_records", [300, 10_000])
+@pytest.mark.parametrize("max_records", [POLLED_AT_ONCE + 50, 10_000])
 async def test_a_micro_batch_holds_what_has_been_fetched_as_far_as_it_may(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, max_records: int
 ) -> None:
@@ -240,11 +242,11 @@ async def test_a_micro_batch_holds_what_has_been_fetched_as_far_as_it_may(
     monkeypatch.setattr(Flusher, "_flush", noted)
     async with working(settings.model_copy(update={"max_records": max_records})) as worker:
         await worker.paused()
-        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 2_000))
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b", 5_000))
         worker.resume()
-        await worker.counted({"b": 2_000})
+        await worker.counted({"b": 5_000})
     print(counts)
-    assert sum(counts) == 2_000
+    assert sum(counts) == 5_000
     assert POLLED_AT_ONCE < max(counts) <= max_records
 
 
