@@ -58,7 +58,7 @@ def is_fast(batch: Batch, results: Sequence[TakenResult]) -> bool:
 
 
 def tally_in_python(results: Sequence[TakenResult]) -> Tally | None:
-    """Results by what they count for; None unless all are terminal first-attempt results of distinct items."""
+    """Rows by what they count for; None unless all are terminal first-attempt results of distinct items."""
     rows = cast(Sequence[ItemRow], results)
     if len(set(map(_item_id, rows))) < len(rows):
         return None

@@ -63,7 +63,7 @@ _FIVE_NULLS, _SIX_NULLS = _NULL * 5, _NULL * 6
 
 
 def in_order(results: Sequence[TakenResult]) -> list[TakenResult]:
-    """Results by batch and item; no two are of the same. Raises UnicodeEncodeError for lone surrogates."""
+    """Results by batch and item; no two are of the same. May raise UnicodeEncodeError for lone surrogates."""
     if rollcall_native.compiled:
         return rollcall_native.results.in_order(results)
     return [*sorted(cast(Sequence[ItemRow], results))]
@@ -75,7 +75,7 @@ def item_rows(rows: Sequence[TakenResult]) -> Iterator[bytes]:
 
 
 def encode_in_python(rows: Sequence[TakenResult]) -> bytes:
-    """The bytes of rows of items, as ``encode_items`` gives them."""
+    """The bytes of rows of items (no ``UsualResult``), as ``encode_items`` gives them."""
     parts: list[bytes] = []
     add = parts.extend
     labels: dict[tuple[str, str | None, str | None], bytes] = {}

@@ -16,6 +16,7 @@ import google_crc32c
 import msgspec
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
+from aiokafka.errors import KafkaError
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 from aiokafka.record.util import calc_crc32c
@@ -119,6 +120,7 @@ def _batches(data: bytes) -> Iterator[tuple[_Header, memoryview]]:
         if end - begin < _HEADER.size:
             raise ValueError(f"a batch of {end - begin} bytes")
         header = _Header._make(_HEADER.unpack_from(data, begin))
+        # Of a copy: the library takes nothing else.
         if header.magic != _FORMAT or _crc32c(data[begin + _CRC_END : end]) != header.crc:
             raise ValueError(f"the batch at {header.base_offset}")
         yield header, view[begin:end]
@@ -165,6 +167,8 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]  # as a
                     taken += self._unpacking.take(_ALL if most is None else most - len(taken))
                 if most is not None and len(taken) >= most:
                     break
+        except KafkaError as error:
+            self.problem = error.with_traceback(None)  # whose frames hold what was fetched
         except Exception as error:
             self.problem = error
         return taken
@@ -262,13 +266,26 @@ class _Unreadable(_FetchResult):
     """What was fetched of a partition whose next record cannot be read.
 
     aiokafka's fetcher takes what is not of its class of results for an error: it gives out what it has of other
-    partitions, and raises in a poll that has nothing else. Raised by ``getall`` it cost what the poll had of others.
+    partitions, and raises in a poll that has given out nothing before it. Raised by ``getall`` it cost what was.
     """
 
     def check_raise(self) -> None:
         assert self._partition_records is not None
-        assert self._partition_records.problem is not None
-        raise self._partition_records.problem
+        problem, self._partition_records = self._partition_records.problem, None
+        assert problem is not None
+        try:
+            raise problem
+        finally:
+            del problem  # it would be in a cycle with this frame
+
+
+async def poll(consumer: Any, *, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[FetchedRecord]]:
+    """As ``getmany``; but where it would give nothing while a record cannot be read, it raises that."""
+    fetched: dict[TopicPartition, list[FetchedRecord]]
+    fetched = await consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)
+    if not fetched and any(type(each) is _Unreadable for each in consumer._fetcher._records.values()):
+        fetched = await consumer.getmany(timeout_ms=0, max_records=max_records)
+    return fetched
 
 
 def has_more(consumer: Any, tp: TopicPartition) -> bool:

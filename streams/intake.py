@@ -22,7 +22,7 @@ from store.connection import Database
 from store.failpoints import reach
 from streams.anchoring import Anchors, check_gap
 from streams.coverage import keep_all_read
-from streams.fetched import has_more
+from streams.fetched import has_more, poll
 from streams.flushing import POSITION_TIMEOUT_S, Flusher
 from streams.health import NotReadyError, health
 from streams.kafka import REQUEST_TIMEOUT_MS, KafkaConnection
@@ -186,7 +186,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         """The poll that FastStream waits for. Raises what one in between failed with."""
         failure, self._poll_failure = self._poll_failure, None
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # it would be in a cycle with this frame
         return await self._poll(consumer, timeout_ms=self._batch_timeout_ms, most=self._portion.count)
 
     async def _poll(self, consumer: Any, *, timeout_ms: int, most: int) -> Parts:
@@ -199,7 +202,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
         (health.beat if self._joined else health.wait)("read")
         reach("read.before")
         try:
-            fetched = await consumer.getmany(timeout_ms=timeout_ms, max_records=min(most, POLLED_AT_ONCE))
+            fetched = await poll(consumer, timeout_ms=timeout_ms, max_records=min(most, POLLED_AT_ONCE))
         except BaseException as error:
             self._anchors.forget()
             if isinstance(error, KafkaError):
@@ -271,7 +274,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
                 parts = await self._poll(self._consumer(), timeout_ms=0, most=most)
             except (KafkaError, ConsumerStoppedError) as error:
                 # What was taken before it is ours as before. FastStream is to wait before it polls again.
-                self._poll_failure, epoch = error, self._anchors.epoch
+                # Its frames hold the reading.
+                self._poll_failure, epoch = error.with_traceback(None), self._anchors.epoch
                 break
             if epoch != self._anchors.epoch:
                 self._anchors.forget()  # what was polled may lie behind the positions sought meanwhile

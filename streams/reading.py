@@ -34,7 +34,7 @@ from streams.forwarding import Forward
 Records = list[FetchedRecord]
 
 GIVE_WAY_EVERY = 128
-"""Records: what they take, a quarter of a millisecond at most, each statement of the flush in flight may wait for."""
+"""Records: what they take, compiled a tenth of a millisecond, each statement of the flush in flight may wait for."""
 MAX_TIMESTAMP_MS = 253_402_300_799_000
 """The last second of the year 9999."""
 

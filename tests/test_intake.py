@@ -7,8 +7,8 @@ import itertools
 import json
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -172,31 +172,51 @@ async def test_whenever_others_run_a_moved_position_is_being_read_or_taken_alrea
     assert "neither" not in seen
 
 
+@contextmanager
+def damaged_from(offset: int, partition: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Fetched batches of a partition are damaged from this one on; gives the offsets of those that were."""
+    met: list[int] = []
+    begin = _PartitionRecords.__init__
+
+    def damaged(self: Any, tp: TopicPartition, records: Any, *others: Any) -> None:
+        [*_, (last, _)] = _batches(records.data)
+        if tp.partition == partition and last.base_offset >= offset:
+            met.append(last.base_offset)
+            records = _KeptRecords(records.data[:-1] + bytes([records.data[-1] ^ 1]))
+        begin(self, tp, records, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_PartitionRecords, "__init__", damaged)
+        yield met
+
+
 async def test_what_was_polled_before_a_partition_that_cannot_be_read_is_taken(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 8 * POLLED_AT_ONCE + 17
-    begin = _PartitionRecords.__init__
-    failures: list[int] = []
-
-    def damaged(self: Any, tp: TopicPartition, records: Any, *others: Any) -> None:
-        [*_, (last, _)] = _batches(records.data)
-        if tp.partition == home_partition("b1", 2) and last.base_offset >= 3:
-            failures.append(last.base_offset)
-            records = _KeptRecords(records.data[:-1] + bytes([records.data[-1] ^ 1]))
-        begin(self, tp, records, *others)
-
     good = next(f"b{n}" for n in range(2, 100) if home_partition(f"b{n}", 2) != home_partition("b1", 2))
     async with working(settings, partitions=2) as worker:
         await worker.paused()
         await produce(settings.bootstrap_servers, worker.topics.events, results(good, count) + results("b1", 3))
         await produce(settings.bootstrap_servers, worker.topics.events, results("b1", 7, since=3))
-        monkeypatch.setattr(_PartitionRecords, "__init__", damaged)
-        worker.resume()
-        await worker.counted({good: count, "b1": 3})
-        await eventually(lambda: len(failures) > 1)
-        monkeypatch.setattr(_PartitionRecords, "__init__", begin)
+        with damaged_from(3, home_partition("b1", 2), monkeypatch) as met:
+            worker.resume()
+            await worker.counted({good: count, "b1": 3})
+            await eventually(lambda: len(met) > 1)
         await worker.counted({good: count, "b1": 10})
+
+
+async def test_a_worker_ends_whose_polls_only_meet_what_cannot_be_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "POLL_FAILURE_LIMIT_S", 1.0)
+    async with working(settings, partitions=2) as worker:
+        await worker.paused()
+        await produce(settings.bootstrap_servers, worker.topics.events, results("b1", 3))
+        with damaged_from(0, home_partition("b1", 2), monkeypatch):
+            worker.resume()
+            with pytest.raises(KafkaError, match="every poll failed for 1 s: CorruptRecordException"):
+                await asyncio.wait_for(asyncio.shield(worker.task), 30)
 
 
 async def test_markers_amid_records_fetched_together_are_not_asked_about(

@@ -37,6 +37,7 @@ cdef enum:
     # the two words of a usual result.
     FIXED_BYTES = 2 + WIDTH * 4 + 4 + 4 + 8 + 8 + 8 + 8 + 20
 
+# By their numbers in `results.pyx`.
 cdef const char *_STATUSES[5]
 _STATUSES[:] = ["succeeded", "partial", "failed", "skipped", "retrying"]
 cdef const char *_EFFECTS[4]
@@ -221,7 +222,7 @@ cdef class _Written:
             _int4(&self.piece, 0xFFFFFFFFu)
 
 
-def item_rows(list rows not None):
+def item_rows(rows):
     """The bytes of rows, and of usual results, columns in the order of `ITEM_COLUMNS` in `store.copying`.
 
     Times have to be in UTC. Raises UnicodeEncodeError for lone surrogates, OverflowError for numbers too large.

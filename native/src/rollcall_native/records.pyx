@@ -19,7 +19,8 @@ cdef tuple _NO_HEADERS = ()
 cdef class FetchedRecord:
     """A record as every consumer of Rollcall's gives it; ``timestamp`` in milliseconds. See `streams.fetched`.
 
-    Its key and value are copied out of what was fetched, which it holds, once they are asked for.
+    Its key and value are copied out of what was fetched, which it holds, once they are asked for (a value that has no NUL
+    behind it, since headers are, at once).
     """
 
     def __init__(self, str topic not None, long partition, int64_t offset, int64_t timestamp, key, value, headers):

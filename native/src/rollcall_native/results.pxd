@@ -19,7 +19,7 @@ cdef class UsualResult:
     cdef double duration_ms
     cdef bint has_duration
     cdef int attempt
-    # Indices into STATUSES and EFFECTS.
+    # Numbers of statuses and effects, as in `results.pyx`; 0 is no effect.
     cdef int of_status
     cdef int of_effect
     cdef Part item

@@ -98,11 +98,9 @@ cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     int Py_DTSF_ADD_DOT_0
 
-STATUSES = ("succeeded", "partial", "failed", "skipped", "retrying")
-EFFECTS = (None, "created", "updated", "unchanged")
-
-cdef tuple _STATUSES = STATUSES
-cdef tuple _EFFECTS = EFFECTS
+# In the order of their numbers below, and in `copying`.
+cdef tuple _STATUSES = ("succeeded", "partial", "failed", "skipped", "retrying")
+cdef tuple _EFFECTS = (None, "created", "updated", "unchanged")
 
 FIELDS = (
     "batch_id", "item_id", "status", "attempt", "generation", "version", "received_at", "effect", "duration_ms",
@@ -125,7 +123,6 @@ cdef enum:
     FAILED = 2
     SKIPPED = 3
     RETRYING = 4
-    NO_EFFECT = 0
     CREATED = 1
     UPDATED = 2
     UNCHANGED = 3
@@ -917,10 +914,13 @@ cdef int _are_distinct(const Key *keys, uint32_t count) except -1:
         PyMem_Free(places)
 
 
-def tally(given):
-    """How many rows there are of each (status, attempt, effect); None unless `fold_fast` may take them (`handlers.fold`)."""
-    cdef list results = list(given)
-    cdef Py_ssize_t count = PyList_GET_SIZE(results)
+def tally(results):
+    """How many rows there are of each (status, attempt, effect); None unless `fold_fast` may take them (`handlers.fold`).
+
+    Raises UnicodeEncodeError for lone surrogates.
+    """
+    cdef list rows = list(results)
+    cdef Py_ssize_t count = PyList_GET_SIZE(rows)
     cdef Py_ssize_t index
     cdef long usual[5][4]
     cdef int status, effect, distinct
@@ -932,7 +932,7 @@ def tally(given):
         for effect in range(4):
             usual[status][effect] = 0
     for index in range(count):
-        row = <object>PyList_GET_ITEM(results, index)
+        row = <object>PyList_GET_ITEM(rows, index)
         if type(row) is UsualResult:
             result = <UsualResult>row
             if result.attempt != 1 or result.of_status == RETRYING:
@@ -954,10 +954,10 @@ def tally(given):
     if keys == NULL:
         raise MemoryError
     try:
-        _keys(results, keys)
+        _keys(rows, keys)
         distinct = _are_distinct(keys, <uint32_t>count)
     finally:
         PyMem_Free(keys)
     if distinct == -2:
-        distinct = len({row[1] if isinstance(row, tuple) else row.item_id for row in results}) == count
+        distinct = len({row[ITEM_ID] if isinstance(row, tuple) else row.item_id for row in rows}) == count
     return numbers if distinct else None
