@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 from handlers import alerts, fold
 from handlers.finalization import finalized_event
-from handlers.records import UNMOVED, Disposition, TakenRecord
+from handlers.records import UNMOVED, Disposition, Record
 from handlers.slices import Listing, Slice, Work
 from schemas.dead_letters import Refused
 from schemas.published import LISTED_IDS
@@ -133,12 +133,12 @@ async def _fold_round(
             work.finalized = work.batch.outcome is not None
             fast += work.results
         elif work.is_loaded:
-            await _step(work, work.tail, micro_batch, applied, then)
+            await _step(work, fold.rows(work.tail), micro_batch, applied, then)
         else:
             unsure.append(work)
     await _load_registers(connection, unsure)
     for work in unsure:
-        await _step(work, work.tail, micro_batch, applied, then)
+        await _step(work, fold.rows(work.tail), micro_batch, applied, then)
     applied.met_registers = applied.met_registers or any(work.stored for work in works)
     await _write(connection, works, fast)
     # Of what one record causes, these come first: the threshold is passed, and so the batch has failed.
@@ -147,7 +147,7 @@ async def _fold_round(
 
 
 async def _step(
-    work: Work, records: list[TakenRecord], micro_batch: MicroBatch, applied: Applied, then: Consequences
+    work: Work, records: Sequence[Record], micro_batch: MicroBatch, applied: Applied, then: Consequences
 ) -> None:
     """Step beside the event loop where it takes long: who does not give way for seconds is taken for dead by Kafka."""
     if len(work.registers.items) < MANY_REGISTERS:
@@ -157,7 +157,7 @@ async def _step(
 
 
 def _step_each(
-    work: Work, records: list[TakenRecord], micro_batch: MicroBatch, applied: Applied, then: Consequences
+    work: Work, records: Sequence[Record], micro_batch: MicroBatch, applied: Applied, then: Consequences
 ) -> None:
     """Step through records up to one that finalizes the batch (again); those behind it are left as the rest.
 
@@ -165,8 +165,7 @@ def _step_each(
     """
     batch = work.batch
     revision = batch.revision
-    steps = fold.rows(records)
-    for index, record in enumerate(steps):
+    for index, record in enumerate(records):
         try:
             disposition = fold.step(batch, work.registers, record)
         except Refused as refusal:
@@ -189,7 +188,7 @@ def _step_each(
                 _tell(micro_batch, batch, *work.listing.first, then)
                 continue
             work.finalized = True
-            work.rest = [*steps[index + 1 :]]
+            work.rest = [*records[index + 1 :]]
             return
         if batch.outcome is not None and disposition is Disposition.LATE and batch.last_result_offset == record.version:
             # It counts without a new revision: what the items took and measured is not what was summarized.

@@ -73,7 +73,7 @@ class Work:
         self.is_new = is_new
         of_results = (index for index, record in enumerate(records) if not isinstance(record, LifecycleRecord))
         leading = next(of_results, len(records))
-        self.lead = records[:leading]
+        self.lead = cast(list[LifecycleRecord], records[:leading])
         self.tail = records[leading:] if leading else records
         if set(map(type, self.tail)) <= {ItemRow, UsualResult}:
             self.results = cast(list[TakenResult], self.tail)
@@ -127,7 +127,7 @@ class Work:
         if settled or not optimistic or self.tally is None:
             return True
         # With a tally there is no lifecycle record behind the leading ones.
-        return self.batch.has_rows and any("item_ids" in cast(LifecycleRecord, record).body for record in self.lead)
+        return self.batch.has_rows and any("item_ids" in record.body for record in self.lead)
 
     def reopens(self) -> bool:
         """Whether a finalized batch's failed and late items matter, whoever they are: ``batch.reopened`` chooses."""

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import rollcall_native
-from aiokafka import TopicPartition
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -20,12 +18,11 @@ from schemas.dead_letters import Refused
 from schemas.events import BatchItemsExpected, BatchOpened, BatchSealed, ItemError, ItemResult
 from streams import decoding
 from streams.decoding import decode, decode_exactly, decode_in_python
-from streams.fetched import _KeptRecords, _PartitionRecords
 from tests.harness.broken_records import BROKEN, EITHER, TRICKY_GOOD, Broken, Good
 from tests.harness.micro_batches import taken_of
+from tests.harness.record_batches import batch, records_in
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-TP = TopicPartition("rollcall.events", 0)
 
 FULL: dict[str, Any] = {
     "type": "item.result",
@@ -155,12 +152,8 @@ def outcome(way: Any, value: bytes) -> tuple[object, ...]:
 
 def taken(value: bytes, offset: int, moment: datetime) -> Record:
     """Out of a fetched batch, where no NUL of a bytes object is behind it."""
-    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, 0, 0, 1 << 30)
-    builder.append(0, round(moment.timestamp() * 1_000), None, value, [])
-    built = builder.build()
-    built[:8] = offset.to_bytes(8, "big")
-    fetched = _PartitionRecords(TP, _KeptRecords(bytes(built)), [], 0, None, None, True, 0).take(None)
-    [record] = fold.rows(taken_of(fetched))
+    data = batch(offset, [(None, value, [])], begun_ms=round(moment.timestamp() * 1_000))
+    [record] = fold.rows(taken_of(records_in(data)))
     return record
 
 

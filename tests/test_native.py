@@ -16,11 +16,9 @@ from typing import Any
 
 import pytest
 import rollcall_native
-from aiokafka import TopicPartition, partitioner
+from aiokafka import partitioner
 from aiokafka.consumer import fetcher
-from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
-from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,10 +29,10 @@ from store.rows import ItemRow, TakenResult, UsualResult
 from streams import decoding, reading
 from streams.fetched import FetchedRecord, _KeptRecords, _PartitionRecords
 from tests.harness.micro_batches import taken_of
+from tests.harness.record_batches import NONE, TP, Contents, batch, records_in, sealed
 
 ROOT = Path(__file__).parent.parent
-TP = TopicPartition("rollcall.events", 3)
-NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
+GZIP, SNAPPY, LZ4, ZSTD = range(1, 5)
 TRANSACTIONAL, CONTROL = 0x10, 0x20
 COMMITTED = fetcher.READ_COMMITTED
 BATCH_TIME = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
@@ -158,8 +156,7 @@ in_log_order = st.lists(results_to_send, min_size=1, max_size=12, unique_by=lamb
 def taken_from_batches(rows: list[ItemRow]) -> list[TakenResult]:
     """As a worker takes them from what it fetched, of which nothing but these is kept."""
     data = b"".join(batch(row.version, [(b"k", message(row), [])]) for row in rows)
-    records = _PartitionRecords(TP, _KeptRecords(data), [], 0, None, None, True, COMMITTED).take(None)
-    return [each for each in taken_of(records) if not isinstance(each, LifecycleRecord)]
+    return [each for each in taken_of(records_in(data)) if not isinstance(each, LifecycleRecord)]
 
 
 def decoded_in_python(rows: list[ItemRow]) -> list[ItemRow]:
@@ -220,30 +217,12 @@ def test_thousands_of_ids_that_begin_alike_are_told_apart() -> None:
 
 # Records.
 
-Contents = list[tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]]]]
 payloads = st.none() | st.binary(max_size=300)
 contents = st.lists(
     st.tuples(payloads, payloads, st.lists(st.tuples(st.text(max_size=8), payloads), max_size=2)),
     min_size=1,
     max_size=6,
 )
-
-
-def batch(base: int, records: Contents, *, compression: int = NONE, producer: int = -1, attributes: int = 0) -> bytes:
-    builder = DefaultRecordBatchBuilder(2, compression, 0, producer, 0, 0, 1 << 30)
-    for index, (key, value, headers) in enumerate(records):
-        builder.append(index, 1_700_000_000_000 + index, key, value, headers)
-    built = builder.build()
-    struct.pack_into(">q", built, 0, base)
-    struct.pack_into(">h", built, 21, struct.unpack_from(">h", built, 21)[0] | attributes)
-    return sealed(built)
-
-
-def sealed(batch: bytes | bytearray) -> bytes:
-    """With the checksum that it should have."""
-    changed = bytearray(batch)
-    struct.pack_into(">I", changed, 17, calc_crc32c(bytes(changed[21:])))
-    return bytes(changed)
 
 
 def marker(base: int, producer: int, *, aborts: bool) -> bytes:

@@ -17,9 +17,9 @@ from cpython.datetime cimport (
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcpy
 
-from .results cimport Part, UsualResult
+from .results cimport EFFECTS, STATUSES, Part, UsualResult
 from .rows cimport (
     ATTEMPT, BATCH_ID, DURATION_MS, EFFECT, ERROR_CODE, ERROR_MESSAGE, GENERATION, ITEM_ID, MESSAGE, METRICS, OCCURRED_AT,
     OUTPUT, RECEIVED_AT, STACK_TRACE, STATUS, VERSION, WIDTH, WORKER,
@@ -33,15 +33,8 @@ cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
 cdef enum:
-    # What a row's fields take but for their texts: the number of fields, a length each, and the numbers and times; and
-    # the two words of a usual result.
-    FIXED_BYTES = 2 + WIDTH * 4 + 4 + 4 + 8 + 8 + 8 + 8 + 20
-
-# By their numbers in `results.pyx`.
-cdef const char *_STATUSES[5]
-_STATUSES[:] = ["succeeded", "partial", "failed", "skipped", "retrying"]
-cdef const char *_EFFECTS[4]
-_EFFECTS[:] = ["", "created", "updated", "unchanged"]
+    # What a row's fields take but for their texts: the number of fields, a length each, and the numbers and times.
+    FIXED_BYTES = 2 + WIDTH * 4 + 4 + 4 + 8 + 8 + 8 + 8
 
 cdef object _UTC = UTC
 
@@ -75,14 +68,11 @@ cdef inline void _int8(Piece *piece, uint64_t value) noexcept nogil:
     _int4(piece, <uint32_t>value)
 
 
-cdef inline int _text(Piece *piece, object text) except -1:
-    """A text field. Room for what is fixed is there. Raises UnicodeEncodeError for lone surrogates."""
-    cdef Py_ssize_t length
-    cdef const char *encoded
-    if text is None:
+cdef inline int _bytes(Piece *piece, const char *encoded, Py_ssize_t length) except -1:
+    """A text field as UTF-8, null where there is none. Room for what is fixed is there, and is behind it."""
+    if encoded == NULL:
         _int4(piece, 0xFFFFFFFFu)
         return 0
-    encoded = PyUnicode_AsUTF8AndSize(text, &length)
     _make_room(piece, length + FIXED_BYTES)
     _int4(piece, <uint32_t>length)
     memcpy(piece.begin + piece.size, encoded, length)
@@ -90,23 +80,18 @@ cdef inline int _text(Piece *piece, object text) except -1:
     return 0
 
 
+cdef inline int _text(Piece *piece, object text) except -1:
+    """A text field. Raises UnicodeEncodeError for lone surrogates."""
+    cdef Py_ssize_t length = 0
+    cdef const char *encoded = NULL
+    if text is not None:
+        encoded = PyUnicode_AsUTF8AndSize(text, &length)
+    return _bytes(piece, encoded, length)
+
+
 cdef inline int _part(Piece *piece, const char *value, const Part *part) except -1:
-    """A text field that stands in a value, as UTF-8."""
-    if not part.begin:
-        _int4(piece, 0xFFFFFFFFu)
-        return 0
-    _make_room(piece, part.length + FIXED_BYTES)
-    _int4(piece, part.length)
-    memcpy(piece.begin + piece.size, value + part.begin, part.length)
-    piece.size += part.length
-    return 0
-
-
-cdef inline void _word(Piece *piece, const char *word, uint32_t length) noexcept nogil:
-    """A text field of a few bytes. Room for what is fixed is there."""
-    _int4(piece, length)
-    memcpy(piece.begin + piece.size, word, length)
-    piece.size += length
+    """A text field that stands in a value."""
+    return _bytes(piece, value + part.begin if part.begin else NULL, part.length)
 
 
 cdef int64_t _microseconds(datetime moment) except? -1:
@@ -162,11 +147,8 @@ cdef class _Written:
         cdef Piece *piece = &self.piece
         _text(piece, result.batch_id)
         _part(piece, result.value, &result.item)
-        _word(piece, _STATUSES[result.of_status], <uint32_t>strlen(_STATUSES[result.of_status]))
-        if result.of_effect:
-            _word(piece, _EFFECTS[result.of_effect], <uint32_t>strlen(_EFFECTS[result.of_effect]))
-        else:
-            _int4(piece, 0xFFFFFFFFu)
+        _bytes(piece, STATUSES[result.of_status].text, STATUSES[result.of_status].length)
+        _bytes(piece, EFFECTS[result.of_effect].text, EFFECTS[result.of_effect].length)
         _text(piece, result.worker)
         _part(piece, result.value, &result.error_code)
         _part(piece, result.value, &result.error_message)

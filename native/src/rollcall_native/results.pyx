@@ -98,10 +98,6 @@ cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
     int Py_DTSF_ADD_DOT_0
 
-# In the order of their numbers below, and in `copying`.
-cdef tuple _STATUSES = ("succeeded", "partial", "failed", "skipped", "retrying")
-cdef tuple _EFFECTS = (None, "created", "updated", "unchanged")
-
 FIELDS = (
     "batch_id", "item_id", "status", "attempt", "generation", "version", "received_at", "effect", "duration_ms",
     "message", "error_code", "error_message", "stack_trace", "output", "metrics", "worker", "occurred_at",
@@ -118,14 +114,6 @@ cdef enum:
     MAX_DEPTH = 32
     MAX_KEYS = 32
     KNOWN_TEXTS = 1024
-    SUCCEEDED = 0
-    PARTIAL = 1
-    FAILED = 2
-    SKIPPED = 3
-    RETRYING = 4
-    CREATED = 1
-    UPDATED = 2
-    UNCHANGED = 3
     # Fields that are checked and go nowhere.
     TYPE = WIDTH
     SCHEMA_VERSION = WIDTH + 1
@@ -524,30 +512,20 @@ cdef int _field(const Span *key) noexcept nogil:
     return -1
 
 
-cdef int _status(const Span *text) noexcept nogil:
-    """Which status this is; -1 where it is none."""
-    if _is(text, b"succeeded", 9):
-        return SUCCEEDED
-    if _is(text, b"failed", 6):
-        return FAILED
-    if _is(text, b"skipped", 7):
-        return SKIPPED
-    if _is(text, b"partial", 7):
-        return PARTIAL
-    if _is(text, b"retrying", 8):
-        return RETRYING
+cdef inline int _number(const Span *text, const Word *words, int count) noexcept nogil:
+    """Which of the words this is; -1 where it is none."""
+    cdef int number
+    for number in range(count):
+        if words[number].text != NULL and _is(text, words[number].text, words[number].length):
+            return number
     return -1
 
 
-cdef int _effect(const Span *text) noexcept nogil:
-    """Which effect this is; -1 where it is none."""
-    if _is(text, b"created", 7):
-        return CREATED
-    if _is(text, b"updated", 7):
-        return UPDATED
-    if _is(text, b"unchanged", 9):
-        return UNCHANGED
-    return -1
+cdef tuple _as_texts(const Word *words, int count):
+    return tuple([None if words[n].text == NULL else words[n].text[:words[n].length].decode() for n in range(count)])
+
+cdef tuple _STATUSES = _as_texts(STATUSES, STATUS_COUNT)
+cdef tuple _EFFECTS = _as_texts(EFFECTS, EFFECT_COUNT)
 
 
 @cython.auto_pickle(False)
@@ -578,10 +556,15 @@ cdef str _text_of(UsualResult result, const Part *part):
     return PyUnicode_DecodeUTF8(result.value + part.begin, part.length, NULL) if part.begin else None
 
 
+cdef int _check(type row_type) except -1:
+    """Raise TypeError unless rows of this type are named tuples of ``FIELDS``."""
+    if not issubclass(row_type, tuple) or row_type._fields != FIELDS:
+        raise TypeError(f"rows have the fields {FIELDS}, not {row_type._fields}")
+    return 0
+
+
 cdef object _row(UsualResult result, object row_type):
     cdef object row = new_row(row_type, WIDTH)
-    cdef bint has_error = result.error_message.begin != 0
-    cdef bint has_more = result.output.begin != 0 or result.metrics.begin != 0
     _set(row, BATCH_ID, result.batch_id)
     _set(row, ITEM_ID, result.item_id)
     _set(row, STATUS, _STATUSES[result.of_status])
@@ -592,11 +575,11 @@ cdef object _row(UsualResult result, object row_type):
     _set(row, EFFECT, _EFFECTS[result.of_effect])
     _set(row, DURATION_MS, PyFloat_FromDouble(result.duration_ms) if result.has_duration else None)
     _set(row, MESSAGE, _text_of(result, &result.message))
-    _set(row, ERROR_CODE, _text_of(result, &result.error_code) if has_error else None)
-    _set(row, ERROR_MESSAGE, _text_of(result, &result.error_message) if has_error else None)
-    _set(row, STACK_TRACE, _text_of(result, &result.stack_trace) if has_error else None)
-    _set(row, OUTPUT, _text_of(result, &result.output) if has_more else None)
-    _set(row, METRICS, _text_of(result, &result.metrics) if has_more else None)
+    _set(row, ERROR_CODE, _text_of(result, &result.error_code))
+    _set(row, ERROR_MESSAGE, _text_of(result, &result.error_message))
+    _set(row, STACK_TRACE, _text_of(result, &result.stack_trace))
+    _set(row, OUTPUT, _text_of(result, &result.output))
+    _set(row, METRICS, _text_of(result, &result.metrics))
     _set(row, WORKER, result.worker)
     _set(row, OCCURRED_AT, result.occurred_at)
     return row
@@ -610,8 +593,7 @@ cdef class Decoder:
     cdef _Known workers
 
     def __cinit__(self, type row_type not None):
-        if not issubclass(row_type, tuple) or row_type._fields != FIELDS:
-            raise TypeError(f"rows have the fields {FIELDS}, not {row_type._fields}")
+        _check(row_type)
         self.row_type = row_type
         self.batch_ids = _Known()
         self.workers = _Known()
@@ -743,11 +725,11 @@ cdef class Decoder:
                         return None
                     result.item = _part(value, &text)
                 elif bit == STATUS:
-                    result.of_status = _status(&text)
+                    result.of_status = _number(&text, STATUSES, STATUS_COUNT)
                     if result.of_status < 0:
                         return None
                 elif bit == EFFECT:
-                    result.of_effect = _effect(&text)
+                    result.of_effect = _number(&text, EFFECTS, EFFECT_COUNT)
                     if result.of_effect < 0:
                         return None
                 elif bit == MESSAGE:
@@ -787,8 +769,7 @@ def rows(records, type row_type not None):
     cdef Py_ssize_t index
     cdef object each
     cdef list made = list(records)
-    if not issubclass(row_type, tuple) or row_type._fields != FIELDS:
-        raise TypeError(f"rows have the fields {FIELDS}, not {row_type._fields}")
+    _check(row_type)
     for index in range(PyList_GET_SIZE(made)):
         each = <object>PyList_GET_ITEM(made, index)
         if type(each) is UsualResult:
@@ -922,14 +903,14 @@ def tally(results):
     cdef list rows = list(results)
     cdef Py_ssize_t count = PyList_GET_SIZE(rows)
     cdef Py_ssize_t index
-    cdef long usual[5][4]
+    cdef long usual[STATUS_COUNT][EFFECT_COUNT]
     cdef int status, effect, distinct
     cdef UsualResult result
     cdef object row
     cdef dict numbers = {}
     cdef Key *keys
-    for status in range(5):
-        for effect in range(4):
+    for status in range(STATUS_COUNT):
+        for effect in range(EFFECT_COUNT):
             usual[status][effect] = 0
     for index in range(count):
         row = <object>PyList_GET_ITEM(rows, index)
@@ -940,13 +921,13 @@ def tally(results):
             usual[result.of_status][result.of_effect] += 1
         elif isinstance(row, tuple) and PyTuple_GET_SIZE(row) == WIDTH:
             kind = <object>PyTuple_GET_ITEM(row, STATUS), 1, <object>PyTuple_GET_ITEM(row, EFFECT)
-            if <object>PyTuple_GET_ITEM(row, ATTEMPT) != 1 or kind[0] == "retrying":
+            if <object>PyTuple_GET_ITEM(row, ATTEMPT) != 1 or kind[0] == _STATUSES[RETRYING]:
                 return None
             numbers[kind] = numbers.get(kind, 0) + 1
         else:
             raise TypeError(f"{row!r} is no row")
-    for status in range(5):
-        for effect in range(4):
+    for status in range(STATUS_COUNT):
+        for effect in range(EFFECT_COUNT):
             if usual[status][effect]:
                 kind = _STATUSES[status], 1, _EFFECTS[effect]
                 numbers[kind] = numbers.get(kind, 0) + usual[status][effect]
