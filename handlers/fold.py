@@ -1,15 +1,16 @@
 """The pure fold: what one record means for its batch. Without I/O and clock.
 
 ``step`` is the meaning of a record, and intake, replay and tests all use it. ``fold_fast`` gives the same for
-a slice that ``is_fast`` has found to be harmless, in sums instead of steps; a property test holds the two equal.
-Both advance the batch and the registers passed in, in place.
+a slice that has ``sums`` and that ``is_fast`` has found to be harmless, in sums instead of steps; a property test holds
+the two equal. Both advance the batch and the registers passed in, in place.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 from operator import itemgetter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import rollcall_native
 
@@ -19,14 +20,37 @@ from handlers.records import Disposition, Record, Registers, TakenRecord, order
 from schemas.published import FinalizedBy
 from store.rows import RETRYING, Batch, ItemRow, TakenResult
 
-Tally = dict[tuple[str, int, str | None], int]
-"""How many results there are of each status, attempt and effect."""
+
+class Sums(NamedTuple):
+    """What the results of a slice come to, whatever their order, as long as none of them decides the batch.
+
+    ``kept`` are those that their items end with, in log order: ``new`` ones of items that had no register, ``moved``
+    ones of items whose register was retrying. Of the ``displaced``, which were retrying, later results took the place.
+    ``tally`` is how many are kept of each status and effect, ``unchanged`` how many changed nothing, and why.
+    """
+
+    kept: list[TakenResult]
+    new: list[TakenResult]
+    moved: list[ItemRow]
+    displaced: list[TakenResult]
+    tally: dict[tuple[str, str | None], int]
+    unchanged: dict[Disposition, int]
+
+    @property
+    def answers(self) -> int:
+        """How many of the kept are terminal."""
+        return len(self.kept) - sum(number for (status, _), number in self.tally.items() if status == RETRYING)
+
+    @property
+    def last_answer(self) -> TakenResult | None:
+        """The last of the kept that is terminal."""
+        return next((result for result in reversed(self.kept) if result.status != RETRYING), None)
+
 
 # Python 3.11 takes a tenth of a microsecond to find a member of an enum.
 _ACCEPTED, _DUPLICATE, _SUPERSEDED = Disposition.ACCEPTED, Disposition.DUPLICATE, Disposition.SUPERSEDED
 
-_item_id = itemgetter(ItemRow._fields.index("item_id"))
-_counts_for = itemgetter(*map(ItemRow._fields.index, ("status", "attempt", "effect")))
+_counts_for = itemgetter(*map(ItemRow._fields.index, ("status", "effect")))
 
 
 def step(batch: Batch, registers: Registers, record: Record) -> Disposition:
@@ -43,56 +67,102 @@ def rows(records: Sequence[TakenRecord]) -> Sequence[Record]:
     )
 
 
-def is_fast(batch: Batch, results: Sequence[TakenResult]) -> bool:
-    """Whether only the last of these results can decide the batch, given that none of the items has a register.
+def sums(results: Sequence[TakenResult], held: dict[str, ItemRow] | None) -> Sums | None:
+    """What these results of one open batch come to, by the registers of their items, of which None are known yet.
 
-    So their counts are sums. They must have a ``tally`` too.
+    None where their order may matter, since one displaces a terminal result; and where registers are not known, but one
+    speaks of an attempt before it.
     """
+    if not rollcall_native.compiled:
+        return sums_in_python(cast(Sequence[ItemRow], results), held)
+    made = rollcall_native.results.sums(results, held, _unchanged_by, _DUPLICATE, ItemRow)
+    return None if made is None else Sums(*made)
+
+
+def sums_in_python(rows: Sequence[ItemRow], held: dict[str, ItemRow] | None) -> Sums | None:
+    """The same of rows."""
+    kept: dict[str, ItemRow] = {}
+    displaced: list[TakenResult] = []
+    unchanged: Counter[Disposition] = Counter()
+    for row in rows:
+        item_id = row.item_id
+        met = kept.get(item_id)
+        if met is None:
+            if held is not None:
+                met = held.get(item_id)
+            elif row.attempt > 1:
+                return None
+        if met is not None:
+            if why := _unchanged_by(met, row):
+                unchanged[why] += 1
+                continue
+            if met.status != RETRYING:
+                return None
+            if kept.pop(item_id, None) is not None:  # in log order are those that stay
+                displaced.append(met)
+        kept[item_id] = row
+    of_held = held or {}
+    return Sums(
+        [*kept.values()],
+        [row for item_id, row in kept.items() if item_id not in of_held],
+        [row for item_id, row in kept.items() if item_id in of_held],
+        displaced,
+        dict(Counter(map(_counts_for, kept.values()))),
+        dict(unchanged),
+    )
+
+
+def is_fast(batch: Batch, results: Sequence[TakenResult], sums: Sums) -> bool:
+    """Whether only the last of these results can decide the batch, so that sums will do."""
     if batch.outcome is not None or batch.generation > 0:
         return False
     if not batch.sealed:
         return True
     if batch.expected is not None:
-        return batch.matched + len(results) <= batch.expected
-    return batch.answered + len(results) <= cast(int, batch.total_items)
+        left = batch.expected - batch.matched
+    else:
+        left = cast(int, batch.total_items) - batch.answered
+    answers = sums.answers
+    return answers < left or (answers == left and sums.last_answer is results[-1])
 
 
-def tally_in_python(results: Sequence[TakenResult]) -> Tally | None:
-    """Rows by what they count for; None unless all are terminal first-attempt results of distinct items."""
-    rows = cast(Sequence[ItemRow], results)
-    if len(set(map(_item_id, rows))) < len(rows):
-        return None
-    tally: Tally = {}  # a Counter takes longer to make than a small slice to count
-    for kind in map(_counts_for, rows):
-        tally[kind] = tally.get(kind, 0) + 1
-    if any(attempt != 1 or status == RETRYING for status, attempt, _ in tally):
-        return None
-    return tally
+def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult], sums: Sums) -> dict[Disposition, int]:
+    """Apply a slice for which ``is_fast`` holds. Returns how many of its results did what.
 
-
-tally = rollcall_native.results.tally if rollcall_native.compiled else tally_in_python
-
-
-def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult], tally: Tally) -> int:
-    """Apply a slice for which ``is_fast`` holds and none of whose items has a register; ``tally`` is of its results.
-
-    Returns how many of them were expected.
+    The new registers are not put among those of the batch: they are not read again.
     """
-    for (status, _, effect), number in tally.items():
+    for (status, effect), number in sums.tally.items():
         setattr(batch, status, getattr(batch, status) + number)
-        if effect is not None:
+        if effect is not None and status != RETRYING:
             setattr(batch, effect, getattr(batch, effect) + number)
-    expected = len(results)
+    batch.retrying -= len(sums.moved)
+    batch.duplicates += sum(sums.unchanged.values())
+    for row in sums.moved:
+        registers.items[row.item_id] = row
+        registers.changed.add(row.item_id)
+    taken = accepted = len(sums.kept) + len(sums.displaced)
     if batch.expected is not None:
-        expected = sum(result.item_id in registers.manifest for result in results)
-        batch.matched += expected
-    first, last = _rows([results[0], results[-1]])
-    mark_result(batch, first)
-    mark_result(batch, last)
+        manifest = registers.manifest
+        batch.matched += sum(each.status != RETRYING and each.item_id in manifest for each in sums.kept)
+        accepted = sum(each.item_id in manifest for each in (*sums.kept, *sums.displaced))
+    _mark(batch, results[0], sums)
     if batch.failed and not (batch.failure_seen and (batch.threshold_exceeded or batch.policy is None)):
-        note_failures(batch, registers, _rows([result for result in results if result.status == "failed"]))
-    finalize_if_complete(batch, last)
-    return expected
+        note_failures(batch, registers, _rows([result for result in sums.kept if result.status == "failed"]))
+    if completion.decide(batch) is not None:
+        finalize_if_complete(batch, _rows(results[-1:])[0])
+    return {**sums.unchanged, _ACCEPTED: accepted, Disposition.UNEXPECTED: taken - accepted}
+
+
+def _mark(batch: Batch, first: TakenResult, sums: Sums) -> None:
+    """Note when and where results came; only where an item has a register yet is the first of them not kept."""
+    if not sums.kept:
+        return
+    last = sums.kept[-1]
+    marking = [first] if batch.first_result_at is None else []
+    if last.status == RETRYING and (last_answer := sums.last_answer) is not None:
+        marking.append(last_answer)
+    for row in _rows([*marking, last]):
+        mark_result(batch, row)
 
 
 def _rows(results: Sequence[TakenResult]) -> Sequence[ItemRow]:

@@ -125,25 +125,30 @@ async def _fold_round(
         await _step(work, work.lead, micro_batch, applied, then)
         if work.finalized:
             work.rest += work.tail
-        elif (tally := work.fast_tally()) is not None:
-            expected = fold.fold_fast(work.batch, work.registers, work.results, tally)
-            applied.dispositions[Disposition.ACCEPTED] += expected
-            applied.dispositions[Disposition.UNEXPECTED] += len(work.results) - expected
-            work.dirty = True
-            work.finalized = work.batch.outcome is not None
-            fast += work.results
-        elif work.is_loaded:
-            await _step(work, fold.rows(work.tail), micro_batch, applied, then)
-        else:
+        elif not work.is_loaded and work.fast_sums() is None:
             unsure.append(work)
+        else:
+            fast += await _fold(work, micro_batch, applied, then)
     await _load_registers(connection, unsure)
     for work in unsure:
-        await _step(work, fold.rows(work.tail), micro_batch, applied, then)
+        fast += await _fold(work, micro_batch, applied, then)
     applied.met_registers = applied.met_registers or any(work.stored for work in works)
     await _write(connection, works, fast)
     # Of what one record causes, these come first: the threshold is passed, and so the batch has failed.
     then.caused[:0] = [event for work in works for event in _raised(work, micro_batch)]
     await _tell_finalized(connection, micro_batch, [work.batch for work in works if work.finalized], then)
+
+
+async def _fold(work: Work, micro_batch: MicroBatch, applied: Applied, then: Consequences) -> Sequence[TakenResult]:
+    """Fold what is behind the leading lifecycle records. Returns new registers that the work does not know of."""
+    sums = work.fast_sums()
+    if sums is None:
+        await _step(work, fold.rows(work.tail), micro_batch, applied, then)
+        return ()
+    applied.dispositions.update(fold.fold_fast(work.batch, work.registers, work.results, sums))
+    work.dirty = True
+    work.finalized = work.batch.outcome is not None
+    return sums.new
 
 
 async def _step(
@@ -219,11 +224,7 @@ async def _load_registers(connection: Connection, works: list[Work]) -> None:
     manifest = await items.on_manifest(connection, listed) if listed else {}
     for work in works:
         batch_id = work.batch.batch_id
-        work.registers.items = found.get(batch_id, {})
-        work.registers.late = late.get(batch_id, {})
-        work.registers.manifest |= manifest.get(batch_id, set())
-        work.stored = set(work.registers.items)
-        work.is_loaded = True
+        work.loaded(found.get(batch_id, {}), late.get(batch_id, {}), manifest.get(batch_id, ()))
 
 
 async def _load_listings(connection: Connection, works: list[Work]) -> None:

@@ -1,7 +1,7 @@
 """One batch's records of a micro-batch on their way through the fold, and what the fold must know of the items."""
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -57,13 +57,13 @@ class Work:
     But for results that revise a batch which had ended before the round: with a ``listing`` all are folded in one.
 
     ``lead`` are the lifecycle records it begins with, ``tail`` is what follows, ``results`` the results in it;
-    they have a ``tally`` where ``tail`` holds nothing else and sums may do. ``is_new`` is a batch without a row,
-    ``stored`` are the items whose register has one.
+    they have ``sums`` where ``tail`` holds nothing else and their order may not matter. ``is_new`` is a batch without a
+    row, ``stored`` are the items whose register has one; both are known once it ``is_loaded``.
     """
 
     __slots__ = (
-        *("batch", "dirty", "finalized", "is_loaded", "is_new", "lead", "listing", "registers", "rest", "results"),
-        *("stored", "tail", "tally"),
+        *("batch", "dirty", "finalized", "is_loaded", "is_new", "lead", "listing", "only_results", "registers", "rest"),
+        *("results", "stored", "sums", "tail"),
     )
 
     def __init__(
@@ -75,15 +75,16 @@ class Work:
         leading = next(of_results, len(records))
         self.lead = cast(list[LifecycleRecord], records[:leading])
         self.tail = records[leading:] if leading else records
-        if set(map(type, self.tail)) <= {ItemRow, UsualResult}:
+        # One that was put aside and read again decides elsewhere than where its place among the results is.
+        self.only_results = set(map(type, self.tail)) <= {ItemRow, UsualResult}
+        if self.only_results:
             self.results = cast(list[TakenResult], self.tail)
-            self.tally = fold.tally(self.results)
         else:
             self.results = [record for record in self.tail if not isinstance(record, LifecycleRecord)]
-            self.tally = None
         self.registers = registers
         self.stored = stored
-        self.is_loaded = False
+        self.is_loaded = is_new  # it has nothing to be loaded
+        self.sums = self._summed()
         self.listing: Listing | None = None
         self.rest: list[TakenRecord] = []
         self.dirty = False
@@ -91,10 +92,8 @@ class Work:
 
     @staticmethod
     def begin(batch: Batch, records: list[TakenRecord], *, is_new: bool) -> "Work":
-        """The first round; a new batch has nothing to be loaded."""
-        work = Work(batch, records, Registers(), set(), is_new=is_new)
-        work.is_loaded = is_new
-        return work
+        """The first round."""
+        return Work(batch, records, Registers(), set(), is_new=is_new)
 
     def behind_finalization(self) -> "Work":
         """The next round, for what is left. What was loaded or written is still known."""
@@ -113,20 +112,33 @@ class Work:
         """All lifecycle records."""
         return (record for record in self.lead + self.tail if isinstance(record, LifecycleRecord))
 
-    def fast_tally(self) -> fold.Tally | None:
-        """The tally, where the tail can be folded in sums, unless one of its items turns out to have a row."""
-        if self.results and not self.stored and fold.is_fast(self.batch, self.results):
-            return self.tally
+    def loaded(self, registers: Mapping[str, ItemRow], late: Mapping[str, ItemRow], manifest: Iterable[str]) -> None:
+        """Take in what its items have, and what of them is on the manifest."""
+        self.registers.items, self.registers.late = dict(registers), dict(late)
+        self.registers.manifest.update(manifest)
+        self.stored = set(registers)
+        self.is_loaded = True
+        if self.stored or self.sums is None:
+            self.sums = self._summed()
+
+    def _summed(self) -> fold.Sums | None:
+        if not self.results or not self.only_results or self.batch.outcome is not None or self.batch.generation > 0:
+            return None
+        return fold.sums(self.results, self.registers.items if self.is_loaded else None)
+
+    def fast_sums(self) -> fold.Sums | None:
+        """The sums, where they will do, unless one of its items turns out to have a row nobody looked for."""
+        if self.sums is not None and fold.is_fast(self.batch, self.results, self.sums):
+            return self.sums
         return None
 
     def needs_registers(self, optimistic: bool) -> bool:
         """Whether the items' registers must be read before the fold."""
         if self.is_loaded:
             return False
-        settled = self.batch.outcome is not None or self.batch.generation > 0
-        if settled or not optimistic or self.tally is None:
+        if not optimistic or self.sums is None:
             return True
-        # With a tally there is no lifecycle record behind the leading ones.
+        # With sums the batch is open, and there is no lifecycle record behind the leading ones.
         return self.batch.has_rows and any("item_ids" in record.body for record in self.lead)
 
     def reopens(self) -> bool:

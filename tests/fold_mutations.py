@@ -54,13 +54,13 @@ MUTATIONS = (
     ),
     Mutation(
         "let an attempt count that is overruled",
-        "handlers/fold.py",
+        "handlers/records.py",
         "return row.generation, row.attempt, row.status != RETRYING, row.version",
         "return row.generation, 1, row.status != RETRYING, row.version",
     ),
     Mutation(
         "let retrying overrule an answer",
-        "handlers/fold.py",
+        "handlers/records.py",
         "return row.generation, row.attempt, row.status != RETRYING, row.version",
         "return row.generation, row.attempt, True, row.version",
     ),
@@ -115,14 +115,38 @@ MUTATIONS = (
     Mutation(
         "take a slice for fast that decides in its middle",
         "handlers/fold.py",
-        "        return batch.matched + len(results) <= batch.expected\n",
-        "        return batch.matched + len(results) <= batch.expected + 1\n",
+        "        left = batch.expected - batch.matched\n",
+        "        left = batch.expected - batch.matched + 1\n",
     ),
     Mutation(
         "take a slice for fast that goes beyond the total",
         "handlers/fold.py",
-        "    return batch.answered + len(results) <= cast(int, batch.total_items)\n",
-        "    return batch.answered < cast(int, batch.total_items)\n",
+        "        left = cast(int, batch.total_items) - batch.answered\n",
+        "        left = 1_000 * (cast(int, batch.total_items) - batch.answered)\n",
+    ),
+    Mutation(
+        "take a slice for fast that has records behind the one that decides",
+        "handlers/fold.py",
+        "    return answers < left or (answers == left and sums.last_answer is results[-1])\n",
+        "    return answers <= left\n",
+    ),
+    Mutation(
+        "sum up results that displace an answer",
+        "handlers/fold.py",
+        "            if met.status != RETRYING:\n                return None\n",
+        "",
+    ),
+    Mutation(
+        "count an item as retrying that moved on",
+        "handlers/fold.py",
+        "    batch.retrying -= len(sums.moved)\n",
+        "",
+    ),
+    Mutation(
+        "take a retry for the last answer",
+        "handlers/fold.py",
+        "        marking.append(last_answer)\n",
+        "        pass\n",
     ),
     Mutation(
         "exceed a tolerance by just reaching it",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from handlers import fold
 from handlers.finalization import finalized_event
-from handlers.records import LifecycleRecord, Registers, TakenRecord
+from handlers.records import Disposition, LifecycleRecord, Registers, TakenRecord
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.dead_letters import Refused
@@ -56,6 +56,21 @@ results = merged(
 answers = st.permutations(ITEMS).flatmap(
     lambda order: st.lists(st.sampled_from(["succeeded", "failed"]), min_size=len(order), max_size=len(order)).map(
         lambda said: [{"item_id": item, "status": status} for item, status in zip(order, said, strict=True)]
+    )
+)
+told_of_one = st.sampled_from(
+    [
+        [{"status": "succeeded"}],
+        [{"status": "failed"}, {"status": "failed"}],
+        [{"status": RETRYING}, {"status": "succeeded", "attempt": 2}],
+        [{"status": RETRYING}, {"status": RETRYING, "attempt": 2}, {"status": "failed", "attempt": 3}],
+        [{"status": "succeeded", "attempt": 2}, {"status": RETRYING}],
+    ]
+)
+# The same with repetitions and retries, each item's in their order.
+repeated = st.lists(told_of_one, min_size=len(ITEMS), max_size=len(ITEMS)).flatmap(
+    lambda told: st.permutations([n for n, of_one in enumerate(told) for _ in of_one]).map(
+        lambda turns: [{"item_id": ITEMS[n]} | told[n][turns[:at].count(n)] for at, n in enumerate(turns)]
     )
 )
 policies = st.sampled_from(
@@ -115,7 +130,7 @@ pruned = st.integers(0, 2).map(lambda revision: {"type": "batch.pruned", "revisi
 single = st.one_of(
     results, results, results, results, opened, expected, sealed, ends, reopened, reopened, corrected, pruned
 ).map(lambda event: [event])
-logs = st.lists(st.one_of(single, single, answers), min_size=1, max_size=14).map(
+logs = st.lists(st.one_of(single, single, answers, repeated), min_size=1, max_size=14).map(
     lambda parts: [{"batch_id": "b"} | event for part in parts for event in part]
 )
 
@@ -127,47 +142,49 @@ def recorded(log: list[Event]) -> list[TakenRecord]:
     )
 
 
-def stepped(records: list[TakenRecord]) -> tuple[Batch, Registers, list[int]]:
+def stepped(records: list[TakenRecord]) -> tuple[Batch, Registers, list[int], Counter[Disposition]]:
     """One record at a time."""
-    batch, registers, refused = Batch("b", 0), Registers(), []
+    batch, registers, refused, dispositions = Batch("b", 0), Registers(), [], Counter[Disposition]()
     for record in fold.rows(records):
         try:
-            fold.step(batch, registers, record)
+            dispositions[fold.step(batch, registers, record)] += 1
         except Refused:
             refused.append(record.version)
-    return batch, registers, refused
+    return batch, registers, refused, dispositions
 
 
-def sliced(records: list[TakenRecord], cuts: list[int]) -> tuple[Batch, Registers, list[int], int]:
-    """In slices, the harmless ones of them in sums; also how many were."""
-    batch, registers, refused, fast = Batch("b", 0), Registers(), [], 0
+def sliced(
+    records: list[TakenRecord], cuts: list[int]
+) -> tuple[Batch, Registers, list[int], Counter[Disposition], Counter[str]]:
+    """In slices, the harmless ones of them in sums; also how many were, and of which kinds."""
+    batch, registers, refused = Batch("b", 0), Registers(), []
+    dispositions, fast = Counter[Disposition](), Counter[str]()
     for begin, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
         part = records[begin:end]
         leading = next((n for n, each in enumerate(part) if not isinstance(each, LifecycleRecord)), len(part))
         tail = [record for record in part[leading:] if not isinstance(record, LifecycleRecord)]
         for record in fold.rows(part[:leading]):
             try:
-                fold.step(batch, registers, record)
+                dispositions[fold.step(batch, registers, record)] += 1
             except Refused:
                 refused.append(record.version)
-        tally = fold.tally(tail)
-        is_fast = (
-            tail
-            and len(tail) == len(part) - leading
-            and not any(row.item_id in registers.items for row in tail)
-            and fold.is_fast(batch, tail)
-        )
-        if is_fast and tally is not None:
-            fast += 1
-            fold.fold_fast(batch, registers, tail, tally)
-            registers.items.update((row.item_id, row) for row in fold.rows(tail) if isinstance(row, ItemRow))
+        sums = fold.sums(tail, registers.items) if tail and len(tail) == len(part) - leading else None
+        if sums is not None and fold.is_fast(batch, tail, sums):
+            fast["slices"] += 1
+            fast["with what changes nothing"] += bool(sums.unchanged)
+            fast["with what is displaced"] += bool(sums.displaced)
+            fast["with what moves"] += bool(sums.moved)
+            unread = fold.sums(tail, None)
+            assert unread is None or registers.items.keys() & {row.item_id for row in tail} or unread == sums
+            dispositions.update(fold.fold_fast(batch, registers, tail, sums))
+            registers.items.update((row.item_id, row) for row in fold.rows(sums.new) if isinstance(row, ItemRow))
             continue
         for record in fold.rows(part[leading:]):
             try:
-                fold.step(batch, registers, record)
+                dispositions[fold.step(batch, registers, record)] += 1
             except Refused:
                 refused.append(record.version)
-    return batch, registers, refused, fast
+    return batch, registers, refused, +dispositions, fast
 
 
 def _milliseconds(moment: datetime | None) -> int | None:
@@ -226,13 +243,13 @@ def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:
     @given(log=logs, data=st.data())
     def holds(log: list[Event], data: st.DataObject) -> None:
         records = recorded(log)
-        batch, registers, refused = stepped(records)
+        batch, registers, refused, dispositions = stepped(records)
         assert_as_modelled(batch, registers, refused, log)
         for _ in range(2):
             cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(log) - 1)), max_size=6)))
             cuts = [cut for cut in cuts if cut < len(log)]
-            other, others, also_refused, fast = sliced(records, cuts)
-            seen["fast"] += fast
+            other, others, also_refused, did, fast = sliced(records, cuts)
+            seen.update(fast)
             seen["finalized"] += other.outcome is not None
             seen["reopened"] += other.generation > 0
             seen["revised"] += other.revision > other.generation + 1
@@ -242,10 +259,14 @@ def test_slices_give_what_single_steps_give_and_what_the_model_says() -> None:
             for name in ("items", "late", "manifest", "alerts", "retries"):
                 assert getattr(others, name) == getattr(registers, name), name
             assert also_refused == refused
+            assert did == dispositions
 
     holds()
     print(dict(seen))
-    assert seen["fast"] > 400
+    assert seen["slices"] > 400
+    assert seen["with what changes nothing"] > 100
+    assert seen["with what is displaced"] > 20
+    assert seen["with what moves"] > 20
     assert seen["finalized"] > 500
     assert seen["reopened"] > 25
     assert seen["revised"] > 10
@@ -265,12 +286,12 @@ def test_slices_with_strangers_and_surpluses_in_any_order_give_what_single_steps
                 ]
                 log = [{"batch_id": "b"} | event for event in told]
                 records = recorded(log)
-                batch, registers, refused = stepped(records)
+                batch, registers, refused, _ = stepped(records)
                 assert_as_modelled(batch, registers, refused, log)
                 for cut in range(1, len(records)):
-                    other, others, _, in_sums = sliced(records, [cut])
+                    other, others, _, _, in_sums = sliced(records, [cut])
                     assert (other, others.items, others.late) == (batch, registers.items, registers.late), (log, cut)
-                    fast += in_sums
+                    fast += in_sums["slices"]
     assert fast > 500
 
 
@@ -287,9 +308,9 @@ async def test_micro_batches_of_any_size_give_the_same_tables_and_events(
     retried = 0
     fold_fast = fold.fold_fast
 
-    def counted(batch: Batch, registers: Registers, rows: Any, tally: fold.Tally) -> int:
+    def counted(batch: Batch, registers: Registers, rows: Any, sums: fold.Sums) -> dict[Disposition, int]:
         fast.append(len(rows))
-        return fold_fast(batch, registers, rows, tally)
+        return fold_fast(batch, registers, rows, sums)
 
     monkeypatch.setattr(fold, "fold_fast", counted)
     seed = 4711

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import rollcall_native
@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handlers import fold
-from handlers.records import LifecycleRecord, TakenRecord
+from handlers.records import Disposition, LifecycleRecord, TakenRecord
 from store import copying
 from store.rows import ItemRow, TakenResult, UsualResult
 from streams import decoding, reading
@@ -108,9 +108,12 @@ def test_half_a_surrogate_pair_is_refused_alike(spoilt: ItemRow) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(rows, max_size=8) | st.lists(rows, max_size=8, unique_by=lambda row: row.item_id))
-def test_tallies_are_the_same(rows: list[ItemRow]) -> None:
-    for results in (rows, [row._replace(attempt=1, status="failed") for row in rows]):
-        assert fold.tally(results) == fold.tally_in_python(results)
+def test_sums_are_the_same(rows: list[ItemRow]) -> None:
+    rows = [row._replace(output=None, metrics=None) for row in rows]  # these would have to be JSON
+    held = {row.item_id: row for row in rows[:2]}
+    for results in (rows, [row._replace(attempt=1, status="failed") for row in rows], rows[2:]):
+        for known in (None, {}, held):
+            assert fold.sums(results, known) == fold.sums_in_python(results, known)
 
 
 # Usual results, which are no rows until somebody needs them.
@@ -164,16 +167,26 @@ def decoded_in_python(rows: list[ItemRow]) -> list[ItemRow]:
     return [row for row in decoded if isinstance(row, ItemRow)]
 
 
+def as_rows(sums: fold.Sums | None) -> fold.Sums | None:
+    if sums is None:
+        return None
+    kept, new, displaced = (cast(list[TakenResult], fold.rows(some)) for some in (sums.kept, sums.new, sums.displaced))
+    return sums._replace(kept=kept, new=new, displaced=displaced)
+
+
 @settings(max_examples=400, deadline=None)
 @given(in_log_order)
-def test_results_give_the_same_rows_bytes_and_tallies_whether_they_became_rows_or_not(rows: list[ItemRow]) -> None:
+def test_results_give_the_same_rows_bytes_and_sums_whether_they_became_rows_or_not(rows: list[ItemRow]) -> None:
     taken, decoded = taken_from_batches(rows), decoded_in_python(rows)
     assert fold.rows(taken) == decoded
     mixed = [each if index % 2 else decoded[index] for index, each in enumerate(taken)]
     distinct = {row[:2]: index for index, row in enumerate(decoded)}.values()
     for results in (taken, mixed):
         assert copying.encode_items(results) == copying.encode_in_python(decoded)
-        assert fold.tally(results) == fold.tally_in_python(decoded)
+        for some in ([], decoded[:1], decoded[:3]):
+            behind = results[len(some) :]
+            for known in (None, {row.item_id: row for row in some}):
+                assert as_rows(fold.sums(behind, known)) == fold.sums_in_python(decoded[len(some) :], known)
         assert [(each.batch_id, each.item_id, each.status) for each in results] == [row[:3] for row in decoded]
         ordered = copying.in_order([results[index] for index in distinct])
         assert fold.rows(ordered) == sorted(decoded[index] for index in distinct)
@@ -211,8 +224,9 @@ def test_a_value_ends_where_it_ends_however_the_number_of_headers_is_written(cou
 
 def test_thousands_of_ids_that_begin_alike_are_told_apart() -> None:
     rows = [ROW._replace(item_id=f"{'x' * 100}{number:09d}") for number in range(5_000)]
-    assert fold.tally(rows) == {("failed", 1, None): 5_000}
-    assert fold.tally([*rows, rows[17]]) is None
+    sums = fold.sums([*rows, rows[17]], None)
+    assert sums is not None
+    assert (sums.tally, sums.unchanged) == ({("failed", None): 5_000}, {Disposition.DUPLICATE: 1})
 
 
 # Records.
@@ -429,7 +443,7 @@ def test_misuse_is_an_error() -> None:
     wrong: list[Any] = [[1], [()]]
     for rows in wrong:
         with pytest.raises((TypeError, ValueError)):
-            fold.tally(rows)
+            fold.sums(rows, None)
         with pytest.raises((TypeError, ValueError)):
             copying.encode_items(rows)
     with pytest.raises((TypeError, ValueError)):

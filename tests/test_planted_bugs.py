@@ -1,4 +1,4 @@
-"""The bugs that show that the fault rounds bite: they can still be planted, and are bugs of what the code does."""
+"""The bugs that show that tests bite: they can still be planted, and are bugs of what the code does."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.faults import AT_ONE_FAILPOINT, FAULTS
 from tests.faults.planted_bugs import BUGS, Bug, copy_tree, plant
+from tests.fold_mutations import MUTATIONS, Mutation
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
@@ -20,3 +21,8 @@ def test_a_planted_bug_finds_its_place_and_names_nothing_that_is_not_there(bug: 
         check = (sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821,F823,E9")
         found = subprocess.run([*check, str(tmp_path / file)], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_bug_of_the_fold_finds_its_place(mutation: Mutation) -> None:
+    assert Path(mutation.file).read_text().count(mutation.before) == 1

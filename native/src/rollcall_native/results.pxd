@@ -36,6 +36,7 @@ cdef struct Part:
 cdef class UsualResult:
     cdef object holder
     cdef const char *value
+    cdef uint32_t length
     cdef readonly str batch_id
     cdef str made_item_id
     cdef object worker

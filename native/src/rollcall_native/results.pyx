@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-"""Usual results out of their JSON, and how a slice of results is tallied and sorted.
+"""Usual results out of their JSON, and how a slice of results is summed up and sorted.
 
 What is taken here is a part of what `streams.decoding` takes, with the same outcome; whatever is unusual (an escape in a
 string, a field given twice or unknown, a number that is written in another way than Python writes it) gives None, and
@@ -21,7 +21,7 @@ from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
-from libc.string cimport memcmp, memcpy, strncmp
+from libc.string cimport memcmp, memcpy, memset, strncmp
 
 from .records cimport FetchedRecord
 from .rows cimport (
@@ -655,7 +655,7 @@ cdef class Decoder:
             return None
         p += 1
         result = UsualResult.__new__(UsualResult)
-        result.value, result.attempt, result.of_status = value, 1, -1
+        result.value, result.length, result.attempt, result.of_status = value, <uint32_t>length, 1, -1
         while True:
             p = _string(_space(p), end, &key)
             if p == NULL:
@@ -863,82 +863,140 @@ cdef inline uint64_t _mixed(const char *p, uint32_t length) noexcept nogil:
     return value
 
 
-cdef int _are_distinct(const Key *keys, uint32_t count) except -1:
-    """Whether no two items are the same; -2 where their hashes collide too often to tell soon."""
-    cdef uint32_t room = 16
-    cdef uint32_t index, place
-    cdef uint64_t left = 16 + 8 * <uint64_t>count
-    cdef const Key *other
-    cdef uint32_t *places
-    while room < 2 * count:
-        room *= 2
-    places = <uint32_t *>PyMem_Calloc(room, sizeof(uint32_t))
-    if places == NULL:
-        raise MemoryError
-    try:
-        for index in range(count):
-            place = <uint32_t>(_mixed(keys[index].item_id, keys[index].item_length) & (room - 1))
-            while places[place]:
-                other = &keys[places[place] - 1]
-                if (
-                    other.item_length == keys[index].item_length
-                    and memcmp(other.item_id, keys[index].item_id, other.item_length) == 0
-                ):
-                    return 0
-                left -= 1
-                if left == 0:
-                    return -2
-                place = (place + 1) & (room - 1)
-            places[place] = index + 1
-        return 1
-    finally:
-        PyMem_Free(places)
+cdef inline bint _same_bytes(object one, object other):
+    """Whether two results say the same for certain: they have the same bytes."""
+    if type(one) is not UsualResult or type(other) is not UsualResult:
+        return False
+    return (<UsualResult>one).length == (<UsualResult>other).length and memcmp(
+        (<UsualResult>one).value, (<UsualResult>other).value, (<UsualResult>one).length
+    ) == 0
 
 
-def tally(results):
-    """How many rows there are of each (status, attempt, effect); None unless `fold_fast` may take them (`handlers.fold`).
+cdef inline object _as_row(object result, type row_type):
+    return _row(<UsualResult>result, row_type) if type(result) is UsualResult else result
 
-    Raises UnicodeEncodeError for lone surrogates.
-    """
-    cdef list rows = list(results)
-    cdef Py_ssize_t count = PyList_GET_SIZE(rows)
-    cdef Py_ssize_t index
+
+cdef inline bint _is_retrying(object result):
+    if type(result) is UsualResult:
+        return (<UsualResult>result).of_status == RETRYING
+    return <object>PyTuple_GET_ITEM(result, STATUS) == _STATUSES[RETRYING]
+
+
+cdef inline bint _is_first(object result):
+    if type(result) is UsualResult:
+        return (<UsualResult>result).attempt == 1
+    return <object>PyTuple_GET_ITEM(result, ATTEMPT) == 1
+
+
+cdef dict _tally(list results):
+    """How many there are of each status and effect."""
     cdef long usual[STATUS_COUNT][EFFECT_COUNT]
-    cdef int status, effect, distinct
-    cdef UsualResult result
-    cdef object row
+    cdef int status, effect
     cdef dict numbers = {}
-    cdef Key *keys
-    for status in range(STATUS_COUNT):
-        for effect in range(EFFECT_COUNT):
-            usual[status][effect] = 0
-    for index in range(count):
-        row = <object>PyList_GET_ITEM(rows, index)
-        if type(row) is UsualResult:
-            result = <UsualResult>row
-            if result.attempt != 1 or result.of_status == RETRYING:
-                return None
-            usual[result.of_status][result.of_effect] += 1
-        elif isinstance(row, tuple) and PyTuple_GET_SIZE(row) == WIDTH:
-            kind = <object>PyTuple_GET_ITEM(row, STATUS), 1, <object>PyTuple_GET_ITEM(row, EFFECT)
-            if <object>PyTuple_GET_ITEM(row, ATTEMPT) != 1 or kind[0] == _STATUSES[RETRYING]:
-                return None
-            numbers[kind] = numbers.get(kind, 0) + 1
+    memset(usual, 0, sizeof(usual))
+    for result in results:
+        if type(result) is UsualResult:
+            usual[(<UsualResult>result).of_status][(<UsualResult>result).of_effect] += 1
         else:
-            raise TypeError(f"{row!r} is no row")
+            kind = <object>PyTuple_GET_ITEM(result, STATUS), <object>PyTuple_GET_ITEM(result, EFFECT)
+            numbers[kind] = numbers.get(kind, 0) + 1
     for status in range(STATUS_COUNT):
         for effect in range(EFFECT_COUNT):
             if usual[status][effect]:
-                kind = _STATUSES[status], 1, _EFFECTS[effect]
+                kind = _STATUSES[status], _EFFECTS[effect]
                 numbers[kind] = numbers.get(kind, 0) + usual[status][effect]
-    keys = <Key *>PyMem_Calloc(count + 1, sizeof(Key))
-    if keys == NULL:
-        raise MemoryError
+    return numbers
+
+
+cdef enum Place:
+    UNMOVED, NEW, MOVED
+
+
+def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
+    """What `handlers.fold.sums_in_python` gives, as a tuple; None also where ids seem chosen to make their hashes collide.
+
+    Raises UnicodeEncodeError for lone surrogates.
+    """
+    cdef list given = list(results)
+    cdef list rows = list(given)
+    cdef list kept = []
+    cdef list new = []
+    cdef list moved = []
+    cdef list displaced = []
+    cdef dict unchanged = {}
+    cdef Py_ssize_t count = PyList_GET_SIZE(given)
+    cdef Py_ssize_t index, other
+    cdef uint32_t room = 16
+    cdef uint32_t place
+    cdef uint64_t left = 16 + 8 * <uint64_t>count
+    cdef const Key *key
+    cdef Key *keys = NULL
+    # By hash of the item: one more than the index of its register, 0 where there is none yet. What each result became.
+    cdef uint32_t *registers = NULL
+    cdef char *places = NULL
+    cdef object row, met, why
+    _check(row_type)
+    while room < 2 * count:
+        room *= 2
     try:
-        _keys(rows, keys)
-        distinct = _are_distinct(keys, <uint32_t>count)
+        keys = <Key *>PyMem_Calloc(count + 1, sizeof(Key))
+        registers = <uint32_t *>PyMem_Calloc(room, sizeof(uint32_t))
+        places = <char *>PyMem_Calloc(count + 1, 1)
+        if keys == NULL or registers == NULL or places == NULL:
+            raise MemoryError
+        _keys(given, keys)
+        for index in range(count):
+            row = <object>PyList_GET_ITEM(given, index)
+            key = &keys[index]
+            place = <uint32_t>(_mixed(key.item_id, key.item_length) & (room - 1))
+            while True:
+                other = <Py_ssize_t>registers[place] - 1
+                if other < 0 or (
+                    keys[other].item_length == key.item_length
+                    and memcmp(keys[other].item_id, key.item_id, key.item_length) == 0
+                ):
+                    break
+                left -= 1
+                if left == 0:
+                    return None
+                place = (place + 1) & (room - 1)
+            if other >= 0:
+                if _same_bytes(<object>PyList_GET_ITEM(given, other), row):
+                    unchanged[duplicate] = unchanged.get(duplicate, 0) + 1
+                    continue
+                met = rows[other]
+            elif held is not None:
+                met = held.get(row.item_id) if held else None
+            elif _is_first(row):
+                met = None
+            else:
+                return None
+            if met is not None:
+                row = _as_row(row, row_type)
+                why = unchanged_by(_as_row(met, row_type), row)
+                if why is not None:
+                    unchanged[why] = unchanged.get(why, 0) + 1
+                    continue
+                if not _is_retrying(met):
+                    return None
+            if other >= 0:
+                displaced.append(met)
+                places[index], places[other] = places[other], UNMOVED
+            else:
+                places[index] = NEW if met is None else MOVED
+            if places[index] == MOVED:
+                rows[index] = row
+            registers[place] = <uint32_t>index + 1
+        for index in range(count):
+            if places[index] == UNMOVED:
+                continue
+            kept.append(given[index])
+            if places[index] == NEW:
+                new.append(given[index])
+            else:
+                moved.append(rows[index])
     finally:
         PyMem_Free(keys)
-    if distinct == -2:
-        distinct = len({row[ITEM_ID] if isinstance(row, tuple) else row.item_id for row in rows}) == count
-    return numbers if distinct else None
+        PyMem_Free(registers)
+        PyMem_Free(places)
+    return kept, new, moved, displaced, _tally(kept), unchanged
