@@ -26,20 +26,17 @@ class Sums(NamedTuple):
 
     ``kept`` are those that their items end with, in log order: ``new`` ones of items that had no register, ``moved``
     ones of items whose register was retrying. Of the ``displaced``, which were retrying, later results took the place.
-    ``tally`` is how many are kept of each status and effect, ``unchanged`` how many changed nothing, and why.
+    ``unchanged`` is how many changed nothing, and why, ``tally`` how many are kept of each status and effect, and
+    ``answers`` how many of these are terminal.
     """
 
     kept: list[TakenResult]
     new: list[TakenResult]
     moved: list[ItemRow]
     displaced: list[TakenResult]
-    tally: dict[tuple[str, str | None], int]
     unchanged: dict[Disposition, int]
-
-    @property
-    def answers(self) -> int:
-        """How many of the kept are terminal."""
-        return len(self.kept) - sum(number for (status, _), number in self.tally.items() if status == RETRYING)
+    tally: dict[tuple[str, str | None], int]
+    answers: int
 
     @property
     def last_answer(self) -> TakenResult | None:
@@ -107,8 +104,9 @@ def sums_in_python(rows: Sequence[ItemRow], held: dict[str, ItemRow] | None) -> 
         [row for item_id, row in kept.items() if item_id not in of_held],
         [row for item_id, row in kept.items() if item_id in of_held],
         displaced,
-        dict(Counter(map(_counts_for, kept.values()))),
         dict(unchanged),
+        dict(Counter(map(_counts_for, kept.values()))),
+        sum(row.status != RETRYING for row in kept.values()),
     )
 
 
@@ -122,8 +120,7 @@ def is_fast(batch: Batch, results: Sequence[TakenResult], sums: Sums) -> bool:
         left = batch.expected - batch.matched
     else:
         left = cast(int, batch.total_items) - batch.answered
-    answers = sums.answers
-    return answers < left or (answers == left and sums.last_answer is results[-1])
+    return sums.answers < left or (sums.answers == left and sums.last_answer is results[-1])
 
 
 def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult], sums: Sums) -> dict[Disposition, int]:
@@ -148,8 +145,8 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult]
     _mark(batch, results[0], sums)
     if batch.failed and not (batch.failure_seen and (batch.threshold_exceeded or batch.policy is None)):
         note_failures(batch, registers, _rows([result for result in sums.kept if result.status == "failed"]))
-    if completion.decide(batch) is not None:
-        finalize_if_complete(batch, _rows(results[-1:])[0])
+    if (finalized_by := completion.decide(batch)) is not None:
+        finalize(batch, finalized_by, _rows(results[-1:])[0])
     return {**sums.unchanged, _ACCEPTED: accepted, Disposition.UNEXPECTED: taken - accepted}
 
 

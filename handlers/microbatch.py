@@ -122,16 +122,22 @@ async def _fold_round(
     fast: list[TakenResult] = []
     unsure: list[Work] = []
     for work in works:
-        await _step(work, work.lead, micro_batch, applied, then)
+        if work.lead:
+            await _step(work, work.lead, micro_batch, applied, then)
         if work.finalized:
             work.rest += work.tail
-        elif not work.is_loaded and work.fast_sums() is None:
-            unsure.append(work)
+        elif (sums := work.fast_sums()) is not None:
+            fast += _fold_fast(work, sums, applied)
+        elif work.is_loaded:
+            await _step(work, fold.rows(work.tail), micro_batch, applied, then)
         else:
-            fast += await _fold(work, micro_batch, applied, then)
+            unsure.append(work)
     await _load_registers(connection, unsure)
     for work in unsure:
-        fast += await _fold(work, micro_batch, applied, then)
+        if (sums := work.fast_sums()) is not None:
+            fast += _fold_fast(work, sums, applied)
+        else:
+            await _step(work, fold.rows(work.tail), micro_batch, applied, then)
     applied.met_registers = applied.met_registers or any(work.stored for work in works)
     await _write(connection, works, fast)
     # Of what one record causes, these come first: the threshold is passed, and so the batch has failed.
@@ -139,13 +145,10 @@ async def _fold_round(
     await _tell_finalized(connection, micro_batch, [work.batch for work in works if work.finalized], then)
 
 
-async def _fold(work: Work, micro_batch: MicroBatch, applied: Applied, then: Consequences) -> Sequence[TakenResult]:
-    """Fold what is behind the leading lifecycle records. Returns new registers that the work does not know of."""
-    sums = work.fast_sums()
-    if sums is None:
-        await _step(work, fold.rows(work.tail), micro_batch, applied, then)
-        return ()
-    applied.dispositions.update(fold.fold_fast(work.batch, work.registers, work.results, sums))
+def _fold_fast(work: Work, sums: fold.Sums, applied: Applied) -> list[TakenResult]:
+    """Fold a slice's results in sums; returns the new registers."""
+    for disposition, number in fold.fold_fast(work.batch, work.registers, work.results, sums).items():
+        applied.dispositions[disposition] += number
     work.dirty = True
     work.finalized = work.batch.outcome is not None
     return sums.new

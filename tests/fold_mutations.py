@@ -127,8 +127,8 @@ MUTATIONS = (
     Mutation(
         "take a slice for fast that has records behind the one that decides",
         "handlers/fold.py",
-        "    return answers < left or (answers == left and sums.last_answer is results[-1])\n",
-        "    return answers <= left\n",
+        "    return sums.answers < left or (sums.answers == left and sums.last_answer is results[-1])\n",
+        "    return sums.answers <= left\n",
     ),
     Mutation(
         "sum up results that displace an answer",

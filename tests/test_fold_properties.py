@@ -58,7 +58,7 @@ answers = st.permutations(ITEMS).flatmap(
         lambda said: [{"item_id": item, "status": status} for item, status in zip(order, said, strict=True)]
     )
 )
-told_of_one = st.sampled_from(
+told_of_one: st.SearchStrategy[list[Event]] = st.sampled_from(
     [
         [{"status": "succeeded"}],
         [{"status": "failed"}, {"status": "failed"}],

@@ -888,10 +888,11 @@ cdef inline bint _is_first(object result):
     return <object>PyTuple_GET_ITEM(result, ATTEMPT) == 1
 
 
-cdef dict _tally(list results):
-    """How many there are of each status and effect."""
+cdef tuple _tally(list results):
+    """How many there are of each status and effect, and how many of a terminal status."""
     cdef long usual[STATUS_COUNT][EFFECT_COUNT]
     cdef int status, effect
+    cdef long retrying = 0
     cdef dict numbers = {}
     memset(usual, 0, sizeof(usual))
     for result in results:
@@ -900,12 +901,15 @@ cdef dict _tally(list results):
         else:
             kind = <object>PyTuple_GET_ITEM(result, STATUS), <object>PyTuple_GET_ITEM(result, EFFECT)
             numbers[kind] = numbers.get(kind, 0) + 1
+            retrying += _is_retrying(result)
     for status in range(STATUS_COUNT):
         for effect in range(EFFECT_COUNT):
+            if status == RETRYING:
+                retrying += usual[status][effect]
             if usual[status][effect]:
                 kind = _STATUSES[status], _EFFECTS[effect]
                 numbers[kind] = numbers.get(kind, 0) + usual[status][effect]
-    return numbers
+    return numbers, PyList_GET_SIZE(results) - retrying
 
 
 cdef enum Place:
@@ -918,7 +922,8 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
     Raises UnicodeEncodeError for lone surrogates.
     """
     cdef list given = list(results)
-    cdef list rows = list(given)
+    # The same, with a row for each that had to become one; only where the results are more than new ones.
+    cdef list rows = None
     cdef list kept = []
     cdef list new = []
     cdef list moved = []
@@ -964,7 +969,7 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
                 if _same_bytes(<object>PyList_GET_ITEM(given, other), row):
                     unchanged[duplicate] = unchanged.get(duplicate, 0) + 1
                     continue
-                met = rows[other]
+                met = given[other] if rows is None else rows[other]
             elif held is not None:
                 met = held.get(row.item_id) if held else None
             elif _is_first(row):
@@ -972,6 +977,8 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
             else:
                 return None
             if met is not None:
+                if rows is None:
+                    rows = list(given)
                 row = _as_row(row, row_type)
                 why = unchanged_by(_as_row(met, row_type), row)
                 if why is not None:
@@ -985,8 +992,10 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
             else:
                 places[index] = NEW if met is None else MOVED
             if places[index] == MOVED:
-                rows[index] = row
+                rows[index] = row  # there is one: something was met
             registers[place] = <uint32_t>index + 1
+        if rows is None and not unchanged:
+            return given, given, moved, displaced, unchanged, *_tally(given)
         for index in range(count):
             if places[index] == UNMOVED:
                 continue
@@ -999,4 +1008,4 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
         PyMem_Free(keys)
         PyMem_Free(registers)
         PyMem_Free(places)
-    return kept, new, moved, displaced, _tally(kept), unchanged
+    return kept, new, moved, displaced, unchanged, *_tally(kept)
