@@ -32,8 +32,8 @@ class Sums(NamedTuple):
 
     kept: list[TakenResult]
     new: list[TakenResult]
-    moved: list[ItemRow]
-    displaced: list[TakenResult]
+    moved: Sequence[ItemRow]
+    displaced: Sequence[TakenResult]
     unchanged: dict[Disposition, int]
     tally: dict[tuple[str, str | None], int]
     answers: int
@@ -64,19 +64,22 @@ def rows(records: Sequence[TakenRecord]) -> Sequence[Record]:
     )
 
 
-def sums(results: Sequence[TakenResult], held: dict[str, ItemRow] | None) -> Sums | None:
-    """What these results of one open batch come to, by the registers of their items, of which None are known yet.
+def sum_up(results: Sequence[TakenResult], held: dict[str, ItemRow] | None) -> Sums | None:
+    """What these results of one batch, which is not settled, come to by the registers of their items.
 
-    None where their order may matter, since one displaces a terminal result; and where registers are not known, but one
-    speaks of an attempt before it.
+    ``held`` are these, None where they are not known: then each item is taken to have none. None where the order of the
+    results may matter, since one displaces a terminal one; and where registers are not known, but there must be some,
+    since an item's first result here is not its first attempt.
     """
     if not rollcall_native.compiled:
-        return sums_in_python(cast(Sequence[ItemRow], results), held)
-    made = rollcall_native.results.sums(results, held, _unchanged_by, _DUPLICATE, ItemRow)
+        return sum_up_in_python(_rows(results), held)
+    made = rollcall_native.results.sum_up(results, held, _unchanged_by, _DUPLICATE, ItemRow)
+    if made is NotImplemented:
+        return sum_up_in_python(_rows(results), held)
     return None if made is None else Sums(*made)
 
 
-def sums_in_python(rows: Sequence[ItemRow], held: dict[str, ItemRow] | None) -> Sums | None:
+def sum_up_in_python(rows: Sequence[ItemRow], held: dict[str, ItemRow] | None) -> Sums | None:
     """The same of rows."""
     kept: dict[str, ItemRow] = {}
     displaced: list[TakenResult] = []
@@ -102,17 +105,22 @@ def sums_in_python(rows: Sequence[ItemRow], held: dict[str, ItemRow] | None) -> 
     return Sums(
         [*kept.values()],
         [row for item_id, row in kept.items() if item_id not in of_held],
-        [row for item_id, row in kept.items() if item_id in of_held],
-        displaced,
+        tuple(row for item_id, row in kept.items() if item_id in of_held),
+        tuple(displaced),
         dict(unchanged),
         dict(Counter(map(_counts_for, kept.values()))),
         sum(row.status != RETRYING for row in kept.values()),
     )
 
 
+def is_settled(batch: Batch) -> bool:
+    """Whether the batch has ended, or did before it was reopened: what a result does there depends on its register."""
+    return batch.outcome is not None or batch.generation > 0
+
+
 def is_fast(batch: Batch, results: Sequence[TakenResult], sums: Sums) -> bool:
     """Whether only the last of these results can decide the batch, so that sums will do."""
-    if batch.outcome is not None or batch.generation > 0:
+    if is_settled(batch):
         return False
     if not batch.sealed:
         return True

@@ -130,7 +130,7 @@ async def _fold_round(
             fast += _fold_fast(work, sums, applied)
         elif work.is_loaded:
             await _step(work, fold.rows(work.tail), micro_batch, applied, then)
-        else:
+        elif work.tail:
             unsure.append(work)
     await _load_registers(connection, unsure)
     for work in unsure:

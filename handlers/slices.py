@@ -1,7 +1,7 @@
 """One batch's records of a micro-batch on their way through the fold, and what the fold must know of the items."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -62,8 +62,8 @@ class Work:
     """
 
     __slots__ = (
-        *("batch", "dirty", "finalized", "is_loaded", "is_new", "lead", "listing", "only_results", "registers", "rest"),
-        *("results", "stored", "sums", "tail"),
+        *("batch", "dirty", "finalized", "is_loaded", "is_new", "is_summed", "lead", "listing", "only_results"),
+        *("registers", "rest", "results", "stored", "sums", "tail"),
     )
 
     def __init__(
@@ -84,7 +84,8 @@ class Work:
         self.registers = registers
         self.stored = stored
         self.is_loaded = is_new  # it has nothing to be loaded
-        self.sums = self._summed()
+        self.sums: fold.Sums | None = None
+        self.is_summed = False
         self.listing: Listing | None = None
         self.rest: list[TakenRecord] = []
         self.dirty = False
@@ -112,33 +113,39 @@ class Work:
         """All lifecycle records."""
         return (record for record in self.lead + self.tail if isinstance(record, LifecycleRecord))
 
-    def loaded(self, registers: Mapping[str, ItemRow], late: Mapping[str, ItemRow], manifest: Iterable[str]) -> None:
+    def loaded(self, registers: dict[str, ItemRow], late: dict[str, ItemRow], manifest: Iterable[str]) -> None:
         """Take in what its items have, and what of them is on the manifest."""
-        self.registers.items, self.registers.late = dict(registers), dict(late)
+        self.registers.items, self.registers.late = registers, late
         self.registers.manifest.update(manifest)
         self.stored = set(registers)
         self.is_loaded = True
         if self.stored or self.sums is None:
-            self.sums = self._summed()
-
-    def _summed(self) -> fold.Sums | None:
-        if not self.results or not self.only_results or self.batch.outcome is not None or self.batch.generation > 0:
-            return None
-        return fold.sums(self.results, self.registers.items if self.is_loaded else None)
+            self.is_summed = False
 
     def fast_sums(self) -> fold.Sums | None:
-        """The sums, where they will do, unless one of its items turns out to have a row nobody looked for."""
-        if self.sums is not None and fold.is_fast(self.batch, self.results, self.sums):
-            return self.sums
-        return None
+        """The sums, where they will do.
+
+        If it is not loaded, then unless one of its items has a row: each of them is copied as new, so its key tells.
+        """
+        if fold.is_settled(self.batch):
+            return None
+        sums = self._sums()
+        return sums if sums is not None and fold.is_fast(self.batch, self.results, sums) else None
+
+    def _sums(self) -> fold.Sums | None:
+        if not self.is_summed:
+            held = self.registers.items if self.is_loaded else None
+            self.sums = fold.sum_up(self.results, held) if self.only_results and self.results else None
+            self.is_summed = True
+        return self.sums
 
     def needs_registers(self, optimistic: bool) -> bool:
         """Whether the items' registers must be read before the fold."""
         if self.is_loaded:
             return False
-        if not optimistic or self.sums is None:
+        if fold.is_settled(self.batch) or (self.tail and (not optimistic or self._sums() is None)):
             return True
-        # With sums the batch is open, and there is no lifecycle record behind the leading ones.
+        # There is no lifecycle record behind the leading ones.
         return self.batch.has_rows and any("item_ids" in record.body for record in self.lead)
 
     def reopens(self) -> bool:

@@ -168,13 +168,13 @@ def sliced(
                 dispositions[fold.step(batch, registers, record)] += 1
             except Refused:
                 refused.append(record.version)
-        sums = fold.sums(tail, registers.items) if tail and len(tail) == len(part) - leading else None
+        sums = fold.sum_up(tail, registers.items) if tail and len(tail) == len(part) - leading else None
         if sums is not None and fold.is_fast(batch, tail, sums):
             fast["slices"] += 1
             fast["with what changes nothing"] += bool(sums.unchanged)
             fast["with what is displaced"] += bool(sums.displaced)
             fast["with what moves"] += bool(sums.moved)
-            unread = fold.sums(tail, None)
+            unread = fold.sum_up(tail, None)
             assert unread is None or registers.items.keys() & {row.item_id for row in tail} or unread == sums
             dispositions.update(fold.fold_fast(batch, registers, tail, sums))
             registers.items.update((row.item_id, row) for row in fold.rows(sums.new) if isinstance(row, ItemRow))

@@ -16,14 +16,14 @@ from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.published import LISTED_IDS
 from schemas.topics import Topics
-from store import positions
+from store import items, positions
 from streams.decoding import decode
 from streams.reading import Homes, new_reading, take
 from streams.topics import log_identity
 from tests.harness.broken_records import BROKEN
 from tests.harness.histories import Shape, make_history
 from tests.harness.librdkafka import produce_with_librdkafka
-from tests.harness.micro_batches import EPOCH, applied, emptied, micro_batch
+from tests.harness.micro_batches import EPOCH, applied, emptied, micro_batch, taken
 from tests.harness.micro_batches import tables as all_tables
 from tests.harness.product import running
 from tests.harness.tables import TABLES, Row, comparable_tables, forwarded_from
@@ -105,6 +105,44 @@ async def test_many_results_that_revise_a_batch_give_what_each_alone_gives_in_as
         assert all(other[table] == rows for other in by_cut), table
     *_, two, all_together = statements
     assert all_together <= two + 2  # an upsert and alerts, where two had none
+
+
+@pytest.mark.parametrize("optimistic", [True, False])
+async def test_registers_are_read_only_where_a_result_may_meet_one(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, optimistic: bool
+) -> None:
+    asked: list[int] = []
+
+    async def load(connection: Any, ids: Any) -> Any:
+        asked.append(sum(map(len, ids.values())))
+        return await load_registers(connection, ids)
+
+    load_registers = items.load
+    monkeypatch.setattr(items, "load", load)
+    first = {"item_id": "i", "status": "retrying"}
+    log: list[tuple[dict[str, Any], int | None]] = [
+        ({"type": "batch.opened", "total_items": 3, "sealed": False}, None),
+        ({"type": "batch.opened", "total_items": 3, "sealed": False, "name": "n"}, None),
+        (first, None if optimistic else 1),
+        (first | {"attempt": 2, "status": "failed"}, 1),
+        ({"type": "batch.sealed"}, None),
+        ({"type": "batch.cancelled"}, None),
+        ({"type": "batch.reopened"}, 1),
+    ]
+    begun_ms = int(EPOCH.timestamp()) * 1_000
+    records = taken(
+        (offset, begun_ms, json.dumps({"batch_id": "b"} | event).encode()) for offset, (event, _) in enumerate(log)
+    )
+    await migrate(settings.database_url, settings.database_schema)
+    connection = await settings.database().connect("test", plan_cache_mode="force_generic_plan")
+    try:
+        await emptied(connection)
+        for offset, (event, wanted) in enumerate(log):
+            asked.clear()
+            await applied(connection, micro_batch(records, offset, offset + 1), optimistic=optimistic)
+            assert asked == [wanted] * (wanted is not None), event
+    finally:
+        await connection.close()
 
 
 async def apply_in_micro_batches(settings: Settings, log: Sequence[Record], size: int) -> tuple[int, int]:

@@ -113,7 +113,7 @@ def test_sums_are_the_same(rows: list[ItemRow]) -> None:
     held = {row.item_id: row for row in rows[:2]}
     for results in (rows, [row._replace(attempt=1, status="failed") for row in rows], rows[2:]):
         for known in (None, {}, held):
-            assert fold.sums(results, known) == fold.sums_in_python(results, known)
+            assert fold.sum_up(results, known) == fold.sum_up_in_python(results, known)
 
 
 # Usual results, which are no rows until somebody needs them.
@@ -171,7 +171,7 @@ def as_rows(sums: fold.Sums | None) -> fold.Sums | None:
     if sums is None:
         return None
     kept, new, displaced = (cast(list[TakenResult], fold.rows(some)) for some in (sums.kept, sums.new, sums.displaced))
-    return sums._replace(kept=kept, new=new, displaced=displaced)
+    return sums._replace(kept=kept, new=new, displaced=tuple(displaced))
 
 
 @settings(max_examples=400, deadline=None)
@@ -186,7 +186,7 @@ def test_results_give_the_same_rows_bytes_and_sums_whether_they_became_rows_or_n
         for some in ([], decoded[:1], decoded[:3]):
             behind = results[len(some) :]
             for known in (None, {row.item_id: row for row in some}):
-                assert as_rows(fold.sums(behind, known)) == fold.sums_in_python(decoded[len(some) :], known)
+                assert as_rows(fold.sum_up(behind, known)) == fold.sum_up_in_python(decoded[len(some) :], known)
         assert [(each.batch_id, each.item_id, each.status) for each in results] == [row[:3] for row in decoded]
         ordered = copying.in_order([results[index] for index in distinct])
         assert fold.rows(ordered) == sorted(decoded[index] for index in distinct)
@@ -222,11 +222,44 @@ def test_a_value_ends_where_it_ends_however_the_number_of_headers_is_written(cou
     assert fold.rows(lists["b"] or [])[0] == decoding.decode_in_python(value, 0, reading.append_time(found.timestamp))
 
 
-def test_thousands_of_ids_that_begin_alike_are_told_apart() -> None:
-    rows = [ROW._replace(item_id=f"{'x' * 100}{number:09d}") for number in range(5_000)]
-    sums = fold.sums([*rows, rows[17]], None)
-    assert sums is not None
-    assert (sums.tally, sums.unchanged) == ({("failed", None): 5_000}, {Disposition.DUPLICATE: 1})
+def not_in_python(*_: object) -> None:
+    raise AssertionError("left to Python")
+
+
+@pytest.mark.parametrize("count", [20, 100, 1_000, 5_000])
+def test_ids_that_are_numbered_are_told_apart_by_their_hashes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold, "sum_up_in_python", not_in_python)
+    patterns = ["{}", "{0:x}", "item{}", "item-{}", "order-{}", "user:{}", "x" * 100 + "{:09d}"]
+    patterns += [f"{{:0{length}d}}" for length in range(4, 41)]
+    for pattern in patterns:
+        rows = [ROW._replace(item_id=pattern.format(number)) for number in range(count)]
+        sums = fold.sum_up([*rows, rows[17]], None)
+        assert sums is not None
+        assert (sums.tally, sums.unchanged) == ({("failed", None): count}, {Disposition.DUPLICATE: 1})
+
+
+def test_ids_chosen_for_their_hashes_to_collide_are_summed_up_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def in_python(rows: list[ItemRow], held: dict[str, ItemRow] | None) -> fold.Sums | None:
+        asked.append(len(rows))
+        return sum_up_in_python(rows, held)
+
+    sum_up_in_python = fold.sum_up_in_python
+    monkeypatch.setattr(fold, "sum_up_in_python", in_python)
+    colliding = [each for each in map("{:08x}".format, range(4_000)) if hash_of(each.encode()) % 64 == 0][:30]
+    rows = [ROW._replace(item_id=each) for each in colliding]
+    assert fold.sum_up([*rows, rows[17]], None) == sum_up_in_python([*rows, rows[17]], None)
+    assert asked == [31]
+
+
+def hash_of(word: bytes) -> int:
+    """Of an id of eight bytes, as what is compiled makes it."""
+    whole = 2**64 - 1
+    value = 8 * 0x9E3779B97F4A7C15 & whole
+    value = (value ^ int.from_bytes(word, "little")) * 0xFF51AFD7ED558CCD & whole
+    value = (value ^ value >> 32) * 0xC4CEB9FE1A85EC53 & whole
+    return value ^ value >> 32
 
 
 # Records.
@@ -443,7 +476,7 @@ def test_misuse_is_an_error() -> None:
     wrong: list[Any] = [[1], [()]]
     for rows in wrong:
         with pytest.raises((TypeError, ValueError)):
-            fold.sums(rows, None)
+            fold.sum_up(rows, None)
         with pytest.raises((TypeError, ValueError)):
             copying.encode_items(rows)
     with pytest.raises((TypeError, ValueError)):

@@ -860,7 +860,9 @@ cdef inline uint64_t _mixed(const char *p, uint32_t length) noexcept nogil:
         memcpy(&word, p, length)
         value = (value ^ word) * <uint64_t>0xFF51AFD7ED558CCD
         value ^= value >> 32
-    return value
+    # Once more, or the last bytes of a word, in which ids differ, would not reach the lowest bits.
+    value *= <uint64_t>0xC4CEB9FE1A85EC53
+    return value ^ (value >> 32)
 
 
 cdef inline bint _same_bytes(object one, object other):
@@ -913,17 +915,17 @@ cdef tuple _tally(list results):
 
 
 cdef enum Place:
-    UNMOVED, NEW, MOVED
+    GONE, NEW, MOVED
 
 
-def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
-    """What `handlers.fold.sums_in_python` gives, as a tuple; None also where ids seem chosen to make their hashes collide.
+def sum_up(results, dict held, unchanged_by, duplicate, type row_type not None):
+    """What `handlers.fold.sum_up_in_python` gives, as a tuple; NotImplemented where too many hashes of ids collide.
 
     Raises UnicodeEncodeError for lone surrogates.
     """
     cdef list given = list(results)
     # The same, with a row for each that had to become one; only where the results are more than new ones.
-    cdef list rows = None
+    cdef list as_rows = None
     cdef list kept = []
     cdef list new = []
     cdef list moved = []
@@ -937,7 +939,7 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
     cdef const Key *key
     cdef Key *keys = NULL
     # By hash of the item: one more than the index of its register, 0 where there is none yet. What each result became.
-    cdef uint32_t *registers = NULL
+    cdef uint32_t *table = NULL
     cdef char *places = NULL
     cdef object row, met, why
     _check(row_type)
@@ -945,9 +947,9 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
         room *= 2
     try:
         keys = <Key *>PyMem_Calloc(count + 1, sizeof(Key))
-        registers = <uint32_t *>PyMem_Calloc(room, sizeof(uint32_t))
+        table = <uint32_t *>PyMem_Calloc(room, sizeof(uint32_t))
         places = <char *>PyMem_Calloc(count + 1, 1)
-        if keys == NULL or registers == NULL or places == NULL:
+        if keys == NULL or table == NULL or places == NULL:
             raise MemoryError
         _keys(given, keys)
         for index in range(count):
@@ -955,7 +957,7 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
             key = &keys[index]
             place = <uint32_t>(_mixed(key.item_id, key.item_length) & (room - 1))
             while True:
-                other = <Py_ssize_t>registers[place] - 1
+                other = <Py_ssize_t>table[place] - 1
                 if other < 0 or (
                     keys[other].item_length == key.item_length
                     and memcmp(keys[other].item_id, key.item_id, key.item_length) == 0
@@ -963,13 +965,13 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
                     break
                 left -= 1
                 if left == 0:
-                    return None
+                    return NotImplemented
                 place = (place + 1) & (room - 1)
             if other >= 0:
                 if _same_bytes(<object>PyList_GET_ITEM(given, other), row):
                     unchanged[duplicate] = unchanged.get(duplicate, 0) + 1
                     continue
-                met = given[other] if rows is None else rows[other]
+                met = given[other] if as_rows is None else as_rows[other]
             elif held is not None:
                 met = held.get(row.item_id) if held else None
             elif _is_first(row):
@@ -977,8 +979,8 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
             else:
                 return None
             if met is not None:
-                if rows is None:
-                    rows = list(given)
+                if as_rows is None:
+                    as_rows = list(given)
                 row = _as_row(row, row_type)
                 why = unchanged_by(_as_row(met, row_type), row)
                 if why is not None:
@@ -988,24 +990,24 @@ def sums(results, dict held, unchanged_by, duplicate, type row_type not None):
                     return None
             if other >= 0:
                 displaced.append(met)
-                places[index], places[other] = places[other], UNMOVED
+                places[index], places[other] = places[other], GONE
             else:
                 places[index] = NEW if met is None else MOVED
             if places[index] == MOVED:
-                rows[index] = row  # there is one: something was met
-            registers[place] = <uint32_t>index + 1
-        if rows is None and not unchanged:
-            return given, given, moved, displaced, unchanged, *_tally(given)
+                as_rows[index] = row  # there is one: something was met
+            table[place] = <uint32_t>index + 1
+        if as_rows is None and not unchanged:
+            return given, given, (), (), unchanged, *_tally(given)
         for index in range(count):
-            if places[index] == UNMOVED:
+            if places[index] == GONE:
                 continue
             kept.append(given[index])
             if places[index] == NEW:
                 new.append(given[index])
             else:
-                moved.append(rows[index])
+                moved.append(as_rows[index])
     finally:
         PyMem_Free(keys)
-        PyMem_Free(registers)
+        PyMem_Free(table)
         PyMem_Free(places)
-    return kept, new, moved, displaced, unchanged, *_tally(kept)
+    return kept, new, tuple(moved), tuple(displaced), unchanged, *_tally(kept)
