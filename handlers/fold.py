@@ -148,8 +148,10 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult]
     taken = accepted = len(sums.kept) + len(sums.displaced)
     if batch.expected is not None:
         manifest = registers.manifest
-        batch.matched += sum(each.status != RETRYING and each.item_id in manifest for each in sums.kept)
-        accepted = sum(each.item_id in manifest for each in (*sums.kept, *sums.displaced))
+        on_it = [result for result in sums.kept if result.item_id in manifest]
+        all_answer = sums.answers == len(sums.kept)
+        batch.matched += len(on_it) if all_answer else sum(result.status != RETRYING for result in on_it)
+        accepted = len(on_it) + sum(result.item_id in manifest for result in sums.displaced)
     _mark(batch, results[0], sums)
     if batch.failed and not (batch.failure_seen and (batch.threshold_exceeded or batch.policy is None)):
         note_failures(batch, registers, _rows([result for result in sums.kept if result.status == "failed"]))
