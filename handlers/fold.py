@@ -22,7 +22,7 @@ from store.rows import RETRYING, Batch, ItemRow, TakenResult
 
 
 class Sums(NamedTuple):
-    """What the results of a slice come to, whatever their order, as long as none of them decides the batch.
+    """What the results of a slice come to, where none but the last of them can decide the batch.
 
     ``kept`` are those that their items end with, in log order: ``new`` ones of items that had no register, ``moved``
     ones of items whose register was retrying. Of the ``displaced``, which were retrying, later results took the place.
@@ -161,7 +161,7 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult]
 
 
 def _mark(batch: Batch, first: TakenResult, sums: Sums) -> None:
-    """Note when and where results came; only where an item has a register yet is the first of them not kept."""
+    """Note when and where results came. The first counts where the batch had none: then no item has a register."""
     if not sums.kept:
         return
     last = sums.kept[-1]

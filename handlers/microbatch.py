@@ -75,7 +75,8 @@ class Applied:
 async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: bool) -> Applied:
     """Apply a micro-batch; the caller commits.
 
-    ``optimistic``: first-attempt results are taken to be of items without a register, without looking.
+    ``optimistic``: items whose first result here is a first attempt are taken to have no register, without looking
+    (not in batches that have ended).
     Raises LostRaceError; asyncpg.UniqueViolationError where the optimism was wrong (roll back, apply again
     without); asyncpg.DataError where PostgreSQL can't hold a value.
     """

@@ -57,8 +57,8 @@ class Work:
     But for results that revise a batch which had ended before the round: with a ``listing`` all are folded in one.
 
     ``lead`` are the lifecycle records it begins with, ``tail`` is what follows, ``results`` the results in it;
-    they have ``sums`` where ``tail`` holds nothing else and their order may not matter. ``is_new`` is a batch without a
-    row, ``stored`` are the items whose register has one; both are known once it ``is_loaded``.
+    they have ``sums`` where ``tail`` holds nothing else and none of them displaces a terminal one. ``is_new`` is a
+    batch without a row, ``stored`` are the items whose register has one, known once it ``is_loaded``.
     """
 
     __slots__ = (
@@ -75,7 +75,7 @@ class Work:
         leading = next(of_results, len(records))
         self.lead = cast(list[LifecycleRecord], records[:leading])
         self.tail = records[leading:] if leading else records
-        # One that was put aside and read again decides elsewhere than where its place among the results is.
+        # A RedrivenRow has two places, one among the results and one where it decides: sums know only one.
         self.only_results = set(map(type, self.tail)) <= {ItemRow, UsualResult}
         if self.only_results:
             self.results = cast(list[TakenResult], self.tail)
@@ -125,7 +125,7 @@ class Work:
     def fast_sums(self) -> fold.Sums | None:
         """The sums, where they will do.
 
-        If it is not loaded, then unless one of its items has a row: each of them is copied as new, so its key tells.
+        Where registers were not read they hold only if no item has a row: each is copied as new, so its key would tell.
         """
         if fold.is_settled(self.batch):
             return None

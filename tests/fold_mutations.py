@@ -143,7 +143,7 @@ MUTATIONS = (
         "",
     ),
     Mutation(
-        "take a retry for the last answer",
+        "forget the last answer where a retry comes behind it",
         "handlers/fold.py",
         "        marking.append(last_answer)\n",
         "        pass\n",

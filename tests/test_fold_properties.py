@@ -305,11 +305,14 @@ async def test_micro_batches_of_any_size_give_the_same_tables_and_events(
     await migrate(settings.database_url, settings.database_schema)
     connection = await settings.database().connect("test", plan_cache_mode="force_generic_plan")
     fast: list[int] = []
-    retried = 0
+    retried = moved = displaced = 0
     fold_fast = fold.fold_fast
 
     def counted(batch: Batch, registers: Registers, rows: Any, sums: fold.Sums) -> dict[Disposition, int]:
+        nonlocal moved, displaced
         fast.append(len(rows))
+        moved += len(sums.moved)
+        displaced += len(sums.displaced)
         return fold_fast(batch, registers, rows, sums)
 
     monkeypatch.setattr(fold, "fold_fast", counted)
@@ -351,6 +354,8 @@ async def test_micro_batches_of_any_size_give_the_same_tables_and_events(
                 assert wanted.contradictions(events[batch_id]) == []
     finally:
         await connection.close()
-    print(f"{len(fast)} fast slices of {sum(fast)} results, {retried} micro-batches applied again")
+    print(f"{len(fast)} fast slices of {sum(fast)} results, {moved=}, {displaced=}, {retried} applied again")
     assert len(fast) > 1_000
+    assert moved > 10
+    assert displaced > 10
     assert retried > 10

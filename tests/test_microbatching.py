@@ -108,7 +108,7 @@ async def test_many_results_that_revise_a_batch_give_what_each_alone_gives_in_as
 
 
 @pytest.mark.parametrize("optimistic", [True, False])
-async def test_registers_are_read_only_where_a_result_may_meet_one(
+async def test_registers_are_read_only_where_a_record_may_need_one(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, optimistic: bool
 ) -> None:
     asked: list[int] = []
@@ -125,6 +125,7 @@ async def test_registers_are_read_only_where_a_result_may_meet_one(
         ({"type": "batch.opened", "total_items": 3, "sealed": False, "name": "n"}, None),
         (first, None if optimistic else 1),
         (first | {"attempt": 2, "status": "failed"}, 1),
+        ({"type": "batch.items_expected", "item_ids": ["i", "j", "k"]}, 3),
         ({"type": "batch.sealed"}, None),
         ({"type": "batch.cancelled"}, None),
         ({"type": "batch.reopened"}, 1),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.faults import AT_ONE_FAILPOINT, FAULTS
 from tests.faults.planted_bugs import BUGS, Bug, copy_tree, plant
-from tests.fold_mutations import MUTATIONS, Mutation
+from tests.fold_mutations import MUTATIONS, ROOT, Mutation
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
@@ -25,4 +25,4 @@ def test_a_planted_bug_finds_its_place_and_names_nothing_that_is_not_there(bug: 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_bug_of_the_fold_finds_its_place(mutation: Mutation) -> None:
-    assert Path(mutation.file).read_text().count(mutation.before) == 1
+    assert (ROOT / mutation.file).read_text().count(mutation.before) == 1
