@@ -247,6 +247,8 @@ async def within_time(connection: Connection, copying: Coroutine[Any, Any, objec
             connection.terminate()
             task.cancel()
             task.add_done_callback(lambda task: task.cancelled() or task.exception())  # its own end says nothing more
+        # What it raised knows this frame: a cycle, which would keep a whole micro-batch until garbage is looked for.
+        del task
 
 
 def _time(moment: datetime | None) -> bytes:

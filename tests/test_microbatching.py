@@ -1,5 +1,6 @@
 """Micro-batching is invisible: however a log is cut, the same rows and byte-identical events come of it."""
 
+import gc
 import json
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,6 +13,7 @@ import asyncpg
 import pytest
 
 from handlers.microbatch import apply
+from handlers.slices import Slice, Work
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.published import LISTED_IDS
@@ -105,6 +107,24 @@ async def test_many_results_that_revise_a_batch_give_what_each_alone_gives_in_as
         assert all(other[table] == rows for other in by_cut), table
     *_, two, all_together = statements
     assert all_together <= two + 2  # an upsert and alerts, where two had none
+
+
+async def test_a_micro_batch_whose_copy_failed_is_freed_without_looking_for_garbage(settings: Settings) -> None:
+    result = json.dumps({"batch_id": "b", "item_id": "i", "status": "failed"}).encode()
+    records = taken((offset, int(EPOCH.timestamp()) * 1_000, result) for offset in range(2))
+    await migrate(settings.database_url, settings.database_schema)
+    connection = await settings.database().connect("test", plan_cache_mode="force_generic_plan")
+    gc.collect()
+    gc.disable()
+    try:
+        await emptied(connection)
+        await applied(connection, micro_batch(records, 0, 1), optimistic=True)
+        _, again = await applied(connection, micro_batch(records, 1, 2), optimistic=True)
+        assert again
+        assert not [each for each in gc.get_objects() if isinstance(each, Slice | Work)]
+    finally:
+        gc.enable()
+        await connection.close()
 
 
 @pytest.mark.parametrize("optimistic", [True, False])
