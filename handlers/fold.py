@@ -71,9 +71,9 @@ def sum_up(results: Sequence[TakenResult], held: dict[str, ItemRow] | None) -> S
     results may matter, since one displaces a terminal one; and where registers are not known, but there must be some,
     since an item's first result here is not its first attempt.
     """
-    if not rollcall_native.compiled:
-        return sum_up_in_python(_rows(results), held)
-    made = rollcall_native.results.sum_up(results, held, _unchanged_by, _DUPLICATE, ItemRow)
+    made = NotImplemented
+    if rollcall_native.compiled:
+        made = rollcall_native.results.sum_up(results, held, _unchanged_by, _DUPLICATE, ItemRow)
     if made is NotImplemented:
         return sum_up_in_python(_rows(results), held)
     return None if made is None else Sums(*made)
@@ -152,24 +152,29 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult]
         all_answer = sums.answers == len(sums.kept)
         batch.matched += len(on_it) if all_answer else sum(result.status != RETRYING for result in on_it)
         accepted = len(on_it) + sum(result.item_id in manifest for result in sums.displaced)
-    _mark(batch, results[0], sums)
+    last = _mark(batch, results[0], sums)
     if batch.failed and not (batch.failure_seen and (batch.threshold_exceeded or batch.policy is None)):
         note_failures(batch, registers, _rows([result for result in sums.kept if result.status == "failed"]))
-    if (finalized_by := completion.decide(batch)) is not None:
-        finalize(batch, finalized_by, _rows(results[-1:])[0])
+    if last is not None:
+        finalize_if_complete(batch, last)
     return {**sums.unchanged, _ACCEPTED: accepted, Disposition.UNEXPECTED: taken - accepted}
 
 
-def _mark(batch: Batch, first: TakenResult, sums: Sums) -> None:
-    """Note when and where results came. The first counts where the batch had none: then no item has a register."""
+def _mark(batch: Batch, first: TakenResult, sums: Sums) -> ItemRow | None:
+    """Note when and where results came; returns the last that is kept, which decides where one does.
+
+    The first counts where the batch had none: then no item has a register.
+    """
     if not sums.kept:
-        return
+        return None
     last = sums.kept[-1]
     marking = [first] if batch.first_result_at is None else []
     if last.status == RETRYING and (last_answer := sums.last_answer) is not None:
         marking.append(last_answer)
-    for row in _rows([*marking, last]):
+    marks = _rows([*marking, last])
+    for row in marks:
         mark_result(batch, row)
+    return marks[-1]
 
 
 def _rows(results: Sequence[TakenResult]) -> Sequence[ItemRow]:
