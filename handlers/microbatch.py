@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import NamedTuple, cast
 
 from handlers import alerts, fold
@@ -84,10 +85,12 @@ async def apply(connection: Connection, micro_batch: MicroBatch, *, optimistic: 
     await positions.compare_and_set(connection, micro_batch.topics.events, list(micro_batch.advances.values()))
     reach("cas.after")
     applied = Applied(dead_letters=list(micro_batch.dead_letters))
-    known = await batches.load(connection, list(micro_batch.slices))
+    # By batch, and so everything is written.
+    slices = sorted(micro_batch.slices.items(), key=itemgetter(0))
+    known = await batches.load(connection, [batch_id for batch_id, _ in slices])
     works = [
         Work.begin(known.get(batch_id) or Batch(batch_id, part.partition), part.records, is_new=batch_id not in known)
-        for batch_id, part in micro_batch.slices.items()
+        for batch_id, part in slices
     ]
     then = Consequences()
     while works:
@@ -279,7 +282,7 @@ async def _write(connection: Connection, works: list[Work], fast: list[TakenResu
     if expected:
         await items.expect(connection, sorted(expected))
     reach("batches.before")
-    dirty = sorted((work for work in works if work.dirty), key=lambda work: work.batch.batch_id)
+    dirty = [work for work in works if work.dirty]
     await batches.copy_new(connection, [work.batch for work in dirty if work.is_new])
     await batches.write(connection, [work.batch for work in dirty if not work.is_new])
     reach("batches.after")

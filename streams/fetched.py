@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import google_crc32c
 import msgspec
+import rollcall_native
 from aiokafka import TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaError
@@ -42,6 +43,20 @@ else:
         def size(self) -> int:
             """Bytes of key and value."""
             return len(self.value or b"") + len(self.key or b"")
+
+
+def fitting(records: list[FetchedRecord], most: int, room: int) -> tuple[int, int]:
+    """How many of these, of which there is one, go into so many records and bytes; and the bytes left.
+
+    The last one may exceed the bytes; the first one goes in whatever is given.
+    """
+    if compiled:
+        return rollcall_native.records.fitting(records, most, room)
+    for number, record in enumerate(records, 1):
+        room -= record.size
+        if room <= 0 or number >= most:
+            return number, room
+    return len(records), room
 
 
 class _LenientBytes(bytes):

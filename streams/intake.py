@@ -22,7 +22,7 @@ from store.connection import Database
 from store.failpoints import reach
 from streams.anchoring import Anchors, check_gap
 from streams.coverage import keep_all_read
-from streams.fetched import has_more, poll
+from streams.fetched import fitting, has_more, poll
 from streams.flushing import POSITION_TIMEOUT_S, Flusher
 from streams.health import NotReadyError, health
 from streams.kafka import REQUEST_TIMEOUT_MS, KafkaConnection
@@ -362,10 +362,9 @@ async def _raw_parts(message: Any) -> Any:
 def _cut(parts: Parts, most: int, room: int) -> tuple[Parts, Parts, int]:
     """What of a poll goes into so many records and bytes (the last one may exceed them); the rest; the bytes left."""
     for number, (partition, part) in enumerate(parts):
-        for index, record in enumerate(part, 1):
-            room -= record.size
-            most -= 1
-            if room <= 0 or most <= 0:
-                rest = [(partition, part[index:])] if index < len(part) else []
-                return [*parts[:number], (partition, part[:index])], [*rest, *parts[number + 1 :]], room
+        count, room = fitting(part, most, room)
+        most -= count
+        if room <= 0 or most <= 0:
+            rest = [(partition, part[count:])] if count < len(part) else []
+            return [*parts[:number], (partition, part[:count])], [*rest, *parts[number + 1 :]], room
     return parts, [], room

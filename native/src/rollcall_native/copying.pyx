@@ -19,10 +19,10 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from .results cimport EFFECTS, STATUSES, Part, UsualResult
+from .records cimport FetchedRecord, Part, is_usual
 from .rows cimport (
-    ATTEMPT, BATCH_ID, DURATION_MS, EFFECT, ERROR_CODE, ERROR_MESSAGE, GENERATION, ITEM_ID, MESSAGE, METRICS, OCCURRED_AT,
-    OUTPUT, RECEIVED_AT, STACK_TRACE, STATUS, VERSION, WIDTH, WORKER,
+    ATTEMPT, BATCH_ID, DURATION_MS, EFFECT, EFFECTS, ERROR_CODE, ERROR_MESSAGE, GENERATION, ITEM_ID, MESSAGE, METRICS,
+    OCCURRED_AT, OUTPUT, RECEIVED_AT, STACK_TRACE, STATUS, STATUSES, VERSION, WIDTH, WORKER, Word,
 )
 
 from datetime import UTC
@@ -36,62 +36,44 @@ cdef enum:
     # What a row's fields take but for their texts: the number of fields, a length each, and the numbers and times.
     FIXED_BYTES = 2 + WIDTH * 4 + 4 + 4 + 8 + 8 + 8 + 8
 
+cdef enum:
+    TEXT_COUNT = 11
+
 cdef object _UTC = UTC
 
-
-cdef struct Piece:
-    char *begin
-    Py_ssize_t size
-    Py_ssize_t room
-
-
-cdef int _make_room(Piece *piece, Py_ssize_t more) except -1:
-    cdef Py_ssize_t room
-    cdef char *grown
-    if piece.size + more > piece.room:
-        room = max(piece.room * 2, piece.size + more)
-        grown = <char *>PyMem_Realloc(piece.begin, room)
-        if grown == NULL:
-            raise MemoryError
-        piece.begin, piece.room = grown, room
-    return 0
+# The texts of a row, in the order in which they are written: the message is the last of all fields.
+cdef int[TEXT_COUNT] TEXTS = [
+    BATCH_ID, ITEM_ID, STATUS, EFFECT, WORKER, ERROR_CODE, ERROR_MESSAGE, STACK_TRACE, OUTPUT, METRICS, MESSAGE,
+]
 
 
-cdef inline void _int4(Piece *piece, uint32_t value) noexcept nogil:
-    cdef char *p = piece.begin + piece.size
+cdef inline char *_int4(char *p, uint32_t value) noexcept nogil:
     p[0], p[1], p[2], p[3] = <char>(value >> 24), <char>(value >> 16), <char>(value >> 8), <char>value
-    piece.size += 4
+    return p + 4
 
 
-cdef inline void _int8(Piece *piece, uint64_t value) noexcept nogil:
-    _int4(piece, <uint32_t>(value >> 32))
-    _int4(piece, <uint32_t>value)
+cdef inline char *_int8(char *p, uint64_t value) noexcept nogil:
+    return _int4(_int4(p, <uint32_t>(value >> 32)), <uint32_t>value)
 
 
-cdef inline int _bytes(Piece *piece, const char *encoded, Py_ssize_t length) except -1:
-    """A text field as UTF-8, null where there is none. Room for what is fixed is there, and is behind it."""
+cdef inline char *_bytes(char *p, const char *encoded, Py_ssize_t length) noexcept nogil:
+    """A text field as UTF-8, null where there is none."""
     if encoded == NULL:
-        _int4(piece, 0xFFFFFFFFu)
-        return 0
-    _make_room(piece, length + FIXED_BYTES)
-    _int4(piece, <uint32_t>length)
-    memcpy(piece.begin + piece.size, encoded, length)
-    piece.size += length
-    return 0
+        return _int4(p, 0xFFFFFFFFu)
+    p = _int4(p, <uint32_t>length)
+    memcpy(p, encoded, length)
+    return p + length
 
 
-cdef inline int _text(Piece *piece, object text) except -1:
-    """A text field. Raises UnicodeEncodeError for lone surrogates."""
-    cdef Py_ssize_t length = 0
-    cdef const char *encoded = NULL
-    if text is not None:
-        encoded = PyUnicode_AsUTF8AndSize(text, &length)
-    return _bytes(piece, encoded, length)
-
-
-cdef inline int _part(Piece *piece, const char *value, const Part *part) except -1:
+cdef inline char *_part(char *p, const char *value, const Part *part) noexcept nogil:
     """A text field that stands in a value."""
-    return _bytes(piece, value + part.begin if part.begin else NULL, part.length)
+    return _bytes(p, value + part.begin if part.begin else NULL, part.length)
+
+
+cdef inline const char *_encoded(object text, Py_ssize_t *length) except? NULL:
+    """A text as UTF-8, which it holds; NULL, and of no length, where there is none."""
+    length[0] = 0
+    return NULL if text is None else PyUnicode_AsUTF8AndSize(text, length)
 
 
 cdef int64_t _microseconds(datetime moment) except? -1:
@@ -111,97 +93,109 @@ cdef int64_t _microseconds(datetime moment) except? -1:
     ) * 60_000_000 + PyDateTime_DATE_GET_SECOND(moment) * 1_000_000 + PyDateTime_DATE_GET_MICROSECOND(moment)
 
 
-cdef inline int _time(Piece *piece, object moment) except -1:
-    if moment is None:
-        _int4(piece, 0xFFFFFFFFu)
-    else:
-        _int4(piece, 8)
-        _int8(piece, <uint64_t>_microseconds(moment))
-    return 0
+cdef inline char *_time(char *p, object moment) except NULL:
+    return _int4(p, 0xFFFFFFFFu) if moment is None else _int8(_int4(p, 8), <uint64_t>_microseconds(moment))
+
+
+cdef inline char *_numbers(char *p, uint32_t attempt, uint32_t generation, uint64_t version) noexcept nogil:
+    return _int8(_int4(_int4(_int4(_int4(_int4(p, 4), attempt), 4), generation), 8), version)
+
+
+cdef inline char *_duration(char *p, bint is_known, double milliseconds) noexcept nogil:
+    cdef uint64_t bits
+    if not is_known:
+        return _int4(p, 0xFFFFFFFFu)
+    memcpy(&bits, &milliseconds, 8)
+    return _int8(_int4(p, 8), bits)
 
 
 cdef class _Written:
     """Bytes to come, and the time of the last row as it was written."""
 
-    cdef Piece piece
+    cdef char *begin
+    cdef Py_ssize_t size
+    cdef Py_ssize_t room
     cdef object last_received_at
     cdef int64_t received
 
     def __cinit__(self, Py_ssize_t rows):
-        self.piece.room = 512 * rows + FIXED_BYTES
-        self.piece.begin = <char *>PyMem_Malloc(self.piece.room)
-        if self.piece.begin == NULL:
+        self.room = 512 * rows + FIXED_BYTES
+        self.begin = <char *>PyMem_Malloc(self.room)
+        if self.begin == NULL:
             raise MemoryError
 
     def __dealloc__(self):
-        PyMem_Free(self.piece.begin)
+        PyMem_Free(self.begin)
 
-    cdef int received_at(self, object moment) except -1:
+    cdef char *next_row(self, Py_ssize_t texts) except NULL:
+        """Where the fields of a row with so many bytes of texts go: there is room for them."""
+        cdef Py_ssize_t needed = self.size + FIXED_BYTES + texts
+        cdef char *grown
+        if needed > self.room:
+            needed = max(self.room * 2, needed)
+            grown = <char *>PyMem_Realloc(self.begin, needed)
+            if grown == NULL:
+                raise MemoryError
+            self.begin, self.room = grown, needed
+        grown = self.begin + self.size
+        grown[0], grown[1] = 0, WIDTH
+        return grown + 2
+
+    cdef char *received_at(self, char *p, object moment) except NULL:
         if moment is not self.last_received_at or moment is None:
             self.last_received_at, self.received = moment, _microseconds(moment)
-        _int4(&self.piece, 8)
-        _int8(&self.piece, <uint64_t>self.received)
-        return 0
+        return _int8(_int4(p, 8), <uint64_t>self.received)
 
-    cdef int usual(self, UsualResult result) except -1:
-        cdef Piece *piece = &self.piece
-        _text(piece, result.batch_id)
-        _part(piece, result.value, &result.item)
-        _bytes(piece, STATUSES[result.of_status].text, STATUSES[result.of_status].length)
-        _bytes(piece, EFFECTS[result.of_effect].text, EFFECTS[result.of_effect].length)
-        _text(piece, result.worker)
-        _part(piece, result.value, &result.error_code)
-        _part(piece, result.value, &result.error_message)
-        _part(piece, result.value, &result.stack_trace)
-        _part(piece, result.value, &result.output)
-        _part(piece, result.value, &result.metrics)
-        _time(piece, result.occurred_at)
-        self.numbers(<uint32_t>result.attempt, 0, <uint64_t>result.version)
-        self.received_at(result.received_at)
-        self.duration(result.has_duration, result.duration_ms)
-        _part(piece, result.value, &result.message)
+    cdef int usual(self, FetchedRecord result) except -1:
+        cdef const Word *status = &STATUSES[result.of_status]
+        cdef const Word *effect = &EFFECTS[result.of_effect]
+        cdef const char *value = result.value_at
+        cdef Py_ssize_t batch_length, worker_length
+        cdef const char *batch = _encoded(result.batch_id, &batch_length)
+        cdef const char *worker = _encoded(result.worker, &worker_length)
+        # All parts are different bytes of the value.
+        cdef char *p = self.next_row(batch_length + worker_length + status.length + effect.length + result.value_length)
+        p = _bytes(p, batch, batch_length)
+        p = _part(p, value, &result.item)
+        p = _bytes(p, status.text, status.length)
+        p = _bytes(p, effect.text, effect.length)
+        p = _bytes(p, worker, worker_length)
+        p = _part(p, value, &result.error_code)
+        p = _part(p, value, &result.error_message)
+        p = _part(p, value, &result.stack_trace)
+        p = _part(p, value, &result.output)
+        p = _part(p, value, &result.metrics)
+        p = _time(p, result.occurred_at)
+        p = _numbers(p, <uint32_t>result.attempt, 0, <uint64_t>result.offset)
+        p = self.received_at(p, result.received_at)
+        p = _duration(p, result.has_duration, result.duration_ms)
+        p = _part(p, value, &result.message)
+        self.size = p - self.begin
         return 0
 
     cdef int row(self, object row) except -1:
-        cdef Piece *piece = &self.piece
+        cdef const char *texts[TEXT_COUNT]
+        cdef Py_ssize_t lengths[TEXT_COUNT]
+        cdef Py_ssize_t length = 0
+        cdef int number
         cdef object duration = <object>PyTuple_GET_ITEM(row, DURATION_MS)
         cdef int attempt = <object>PyTuple_GET_ITEM(row, ATTEMPT)
         cdef int generation = <object>PyTuple_GET_ITEM(row, GENERATION)
         cdef int64_t version = <object>PyTuple_GET_ITEM(row, VERSION)
-        _text(piece, <object>PyTuple_GET_ITEM(row, BATCH_ID))
-        _text(piece, <object>PyTuple_GET_ITEM(row, ITEM_ID))
-        _text(piece, <object>PyTuple_GET_ITEM(row, STATUS))
-        _text(piece, <object>PyTuple_GET_ITEM(row, EFFECT))
-        _text(piece, <object>PyTuple_GET_ITEM(row, WORKER))
-        _text(piece, <object>PyTuple_GET_ITEM(row, ERROR_CODE))
-        _text(piece, <object>PyTuple_GET_ITEM(row, ERROR_MESSAGE))
-        _text(piece, <object>PyTuple_GET_ITEM(row, STACK_TRACE))
-        _text(piece, <object>PyTuple_GET_ITEM(row, OUTPUT))
-        _text(piece, <object>PyTuple_GET_ITEM(row, METRICS))
-        _time(piece, <object>PyTuple_GET_ITEM(row, OCCURRED_AT))
-        self.numbers(<uint32_t>attempt, <uint32_t>generation, <uint64_t>version)
-        self.received_at(<object>PyTuple_GET_ITEM(row, RECEIVED_AT))
-        self.duration(duration is not None, 0.0 if duration is None else <double>duration)
-        _text(piece, <object>PyTuple_GET_ITEM(row, MESSAGE))
+        cdef char *p
+        for number in range(TEXT_COUNT):
+            texts[number] = _encoded(<object>PyTuple_GET_ITEM(row, TEXTS[number]), &lengths[number])
+            length += lengths[number]
+        p = self.next_row(length)
+        for number in range(TEXT_COUNT - 1):
+            p = _bytes(p, texts[number], lengths[number])
+        p = _time(p, <object>PyTuple_GET_ITEM(row, OCCURRED_AT))
+        p = _numbers(p, <uint32_t>attempt, <uint32_t>generation, <uint64_t>version)
+        p = self.received_at(p, <object>PyTuple_GET_ITEM(row, RECEIVED_AT))
+        p = _duration(p, duration is not None, 0.0 if duration is None else <double>duration)
+        p = _bytes(p, texts[TEXT_COUNT - 1], lengths[TEXT_COUNT - 1])
+        self.size = p - self.begin
         return 0
-
-    cdef void numbers(self, uint32_t attempt, uint32_t generation, uint64_t version) noexcept:
-        cdef Piece *piece = &self.piece
-        _int4(piece, 4)
-        _int4(piece, attempt)
-        _int4(piece, 4)
-        _int4(piece, generation)
-        _int4(piece, 8)
-        _int8(piece, version)
-
-    cdef void duration(self, bint is_known, double milliseconds) noexcept:
-        cdef uint64_t bits
-        if is_known:
-            memcpy(&bits, &milliseconds, 8)
-            _int4(&self.piece, 8)
-            _int8(&self.piece, bits)
-        else:
-            _int4(&self.piece, 0xFFFFFFFFu)
 
 
 def item_rows(rows):
@@ -210,16 +204,12 @@ def item_rows(rows):
     Times have to be in UTC. Raises UnicodeEncodeError for lone surrogates, OverflowError for numbers too large.
     """
     cdef _Written written = _Written(len(rows))
-    cdef Piece *piece = &written.piece
     cdef object row
     for row in rows:
-        _make_room(piece, FIXED_BYTES)
-        piece.begin[piece.size], piece.begin[piece.size + 1] = 0, WIDTH
-        piece.size += 2
-        if type(row) is UsualResult:
-            written.usual(<UsualResult>row)
+        if is_usual(row):
+            written.usual(<FetchedRecord>row)
         elif isinstance(row, tuple) and PyTuple_GET_SIZE(row) == WIDTH:
             written.row(row)
         else:
             raise ValueError(f"a row of items has {WIDTH} fields")
-    return PyBytes_FromStringAndSize(piece.begin, piece.size)
+    return PyBytes_FromStringAndSize(written.begin, written.size)

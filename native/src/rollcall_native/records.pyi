@@ -28,6 +28,8 @@ class FetchedRecord:
         headers: Sequence[tuple[str, bytes]],
     ) -> None: ...
 
+def fitting(records: list[FetchedRecord], most: int, room: int) -> tuple[int, int]: ...
+
 class BatchRecords:
     next_offset: int
     def __init__(

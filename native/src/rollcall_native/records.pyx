@@ -7,9 +7,22 @@ Format: Kafka's documentation, "Record Batch" and "Record". Batches are read, ch
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from libc.stdint cimport int64_t, uint64_t
 
+from .rows cimport EFFECT_COUNT, EFFECTS, STATUS_COUNT, STATUSES, Word
+
+cdef extern from "Python.h":
+    str PyUnicode_DecodeUTF8(const char *text, Py_ssize_t length, const char *errors)
+
 cdef tuple _NO_HEADERS = ()
+
+
+cdef tuple _texts(const Word *words, int count):
+    return tuple([None if words[n].text == NULL else words[n].text[:words[n].length].decode() for n in range(count)])
+
+STATUS_TEXTS = _texts(STATUSES, STATUS_COUNT)
+EFFECT_TEXTS = _texts(EFFECTS, EFFECT_COUNT)
 
 
 @cython.auto_pickle(False)  # it would take what is fetched for C strings
@@ -20,7 +33,7 @@ cdef class FetchedRecord:
     """A record as every consumer of Rollcall's gives it; ``timestamp`` in milliseconds. See `streams.fetched`.
 
     Its key and value are copied out of what was fetched, which it holds, once they are asked for (a value that has no NUL
-    behind it, since headers are, at once).
+    behind it, since headers are, at once). Once a decoder has found a usual result in it, it is one.
     """
 
     def __init__(self, str topic not None, long partition, int64_t offset, int64_t timestamp, key, value, headers):
@@ -51,6 +64,18 @@ cdef class FetchedRecord:
         """Bytes of key and value."""
         return self.key_length + self.value_length
 
+    @property
+    def item_id(self):
+        """Of a usual result."""
+        if self.made_item_id is None:
+            self.made_item_id = text_of(self, &self.item)
+        return self.made_item_id
+
+    @property
+    def status(self):
+        """Of a usual result."""
+        return STATUS_TEXTS[self.of_status] if self.is_usual else None
+
     def __eq__(self, other):
         if not isinstance(other, FetchedRecord):
             return NotImplemented
@@ -62,10 +87,27 @@ cdef class FetchedRecord:
     __hash__ = None
 
 
+cdef str text_of(FetchedRecord result, const Part *part):
+    """A text of a usual result; None where there is none."""
+    return PyUnicode_DecodeUTF8(result.value_at + part.begin, part.length, NULL) if part.begin else None
+
+
 cdef tuple _fields(FetchedRecord record):
     return (
         record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, list(record.headers),
     )
+
+
+def fitting(list records not None, Py_ssize_t most, Py_ssize_t room):
+    """As `streams.fetched.fitting`."""
+    cdef Py_ssize_t index
+    cdef FetchedRecord record
+    for index in range(PyList_GET_SIZE(records)):
+        record = <FetchedRecord?><object>PyList_GET_ITEM(records, index)
+        room -= record.key_length + record.value_length
+        if room <= 0 or index + 1 >= most:
+            return index + 1, room
+    return PyList_GET_SIZE(records), room
 
 
 cdef class BatchRecords:

@@ -5,8 +5,8 @@ What is taken here is a part of what `streams.decoding` takes, with the same out
 string, a field given twice or unknown, a number that is written in another way than Python writes it) gives None, and
 `streams.decoding` decides. So nothing is refused here.
 
-Of a usual result every text stands in its record's value as it goes to PostgreSQL. So it stays there: most results are
-counted, sorted and copied without ever becoming a row of Python objects.
+Of a usual result every text stands in its record's value as it goes to PostgreSQL. So it stays there: the record is told
+where, and most results are counted, sorted and copied without ever becoming a row of Python objects.
 """
 
 cimport cython
@@ -15,7 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.datetime cimport PyDateTimeAPI, import_datetime
 from cpython.float cimport PyFloat_FromDouble
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE, PyTuple_SET_ITEM
@@ -23,10 +23,11 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memcpy, memset, strncmp
 
-from .records cimport FetchedRecord
+from .records cimport EFFECT_TEXTS, STATUS_TEXTS, FetchedRecord, Part, is_usual, text_of
 from .rows cimport (
-    ATTEMPT, BATCH_ID, DURATION_MS, EFFECT, ERROR_CODE, ERROR_MESSAGE, GENERATION, ITEM_ID, MESSAGE, METRICS, OCCURRED_AT,
-    OUTPUT, RECEIVED_AT, STACK_TRACE, STATUS, VERSION, WIDTH, WORKER,
+    ATTEMPT, BATCH_ID, DURATION_MS, EFFECT, EFFECT_COUNT, EFFECTS, ERROR_CODE, ERROR_MESSAGE, GENERATION, ITEM_ID, MESSAGE,
+    METRICS, OCCURRED_AT, OUTPUT, RECEIVED_AT, RETRYING, STACK_TRACE, STATUS, STATUS_COUNT, STATUSES, VERSION, WIDTH, WORKER,
+    Word,
 )
 
 from datetime import UTC
@@ -42,17 +43,27 @@ cdef extern from *:
         1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15};
 
     /* The first byte from p on that a string can't hold plainly: a quote, a backslash, a control character; else end.
-       Sets *wide where there is a byte beyond ASCII. Eight bytes at a time: the usual tests for a byte in a word. */
+       Sets *wide where there is a byte beyond ASCII. Eight bytes at a time: the usual tests for a byte in a word, of
+       which the lowest that answers is right. */
     static inline const char *rollcall_string_end(const char *p, const char *end, int *wide) {
         const uint64_t ones = 0x0101010101010101ULL, highs = 0x8080808080808080ULL;
         uint64_t seen = 0;
         while (end - p >= 8) {
-            uint64_t word, quote, backslash;
+            uint64_t word, quote, backslash, found;
             memcpy(&word, p, 8);
             quote = word ^ (ones * '"');
             backslash = word ^ (ones * '\\\\');
-            if ((((quote - ones) & ~quote) | ((backslash - ones) & ~backslash) | ((word - ones * 0x20) & ~word)) & highs)
+            found = (((quote - ones) & ~quote) | ((backslash - ones) & ~backslash) | ((word - ones * 0x20) & ~word)) & highs;
+            if (found) {
+    #if defined(__GNUC__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+                /* The bits below that one are those of the bytes before. */
+                if ((seen | (word & ((found ^ (found - 1)) >> 8))) & highs)
+                    *wide = 1;
+                return p + (__builtin_ctzll(found) >> 3);
+    #else
                 break;
+    #endif
+            }
             seen |= word;
             p += 8;
         }
@@ -117,6 +128,7 @@ cdef enum:
     # Fields that are checked and go nowhere.
     TYPE = WIDTH
     SCHEMA_VERSION = WIDTH + 1
+    NEEDED = 1 << BATCH_ID | 1 << ITEM_ID | 1 << STATUS
 
 
 cdef struct Span:
@@ -386,14 +398,30 @@ cdef inline bint _is_id(const Span *span, bint is_batch) except -1:
     return text is not None and len(text) <= MAX_ID_CHARS and text.isprintable() and not (is_batch and "/" in text)
 
 
+cdef inline uint64_t _mixed(const char *p, uint32_t length) noexcept nogil:
+    """A hash, eight bytes at a time."""
+    cdef uint64_t word
+    cdef uint64_t value = length * <uint64_t>0x9E3779B97F4A7C15
+    while length >= 8:
+        memcpy(&word, p, 8)
+        value = (value ^ word) * <uint64_t>0xFF51AFD7ED558CCD
+        value ^= value >> 32
+        p += 8
+        length -= 8
+    if length:
+        word = 0
+        memcpy(&word, p, length)
+        value = (value ^ word) * <uint64_t>0xFF51AFD7ED558CCD
+        value ^= value >> 32
+    # Once more, or the last bytes of a word, in which ids differ, would not reach the lowest bits.
+    value *= <uint64_t>0xC4CEB9FE1A85EC53
+    return value ^ (value >> 32)
+
+
 cdef inline unsigned int _hash(const Span *span) noexcept nogil:
-    """FNV-1a, over the length and the last bytes: the rest of similar ids is the same."""
-    cdef unsigned int value = 2166136261u ^ <unsigned int>span.length
-    cdef Py_ssize_t index = span.length - 12 if span.length > 12 else 0
-    while index < span.length:
-        value = (value ^ <unsigned char>span.at[index]) * 16777619u
-        index += 1
-    return value
+    """Of the last bytes, and of how many there are of these: the rest of similar ids is the same."""
+    cdef Py_ssize_t begin = span.length - 16 if span.length > 16 else 0
+    return <unsigned int>_mixed(span.at + begin, <uint32_t>(span.length - begin))
 
 
 cdef inline void _set(object row, int field, object value) noexcept:
@@ -521,39 +549,19 @@ cdef inline int _number(const Span *text, const Word *words, int count) noexcept
     return -1
 
 
-cdef tuple _as_texts(const Word *words, int count):
-    return tuple([None if words[n].text == NULL else words[n].text[:words[n].length].decode() for n in range(count)])
-
-cdef tuple _STATUSES = _as_texts(STATUSES, STATUS_COUNT)
-cdef tuple _EFFECTS = _as_texts(EFFECTS, EFFECT_COUNT)
+# A record that a decoder has found to be one; whoever has only records cannot know.
+UsualResult = FetchedRecord
 
 
-@cython.auto_pickle(False)
-@cython.final
-@cython.no_gc
-@cython.freelist(1024)
-cdef class UsualResult:
-    """A usual result. Its texts stay in its record's value; ``rows`` makes a row of it."""
-
-    def __init__(self):
-        raise TypeError("made by a decoder")
-
-    @property
-    def item_id(self):
-        if self.made_item_id is None:
-            self.made_item_id = _text_of(self, &self.item)
-        return self.made_item_id
-
-    def __repr__(self):
-        return f"UsualResult({self.batch_id!r}, {self.item_id!r}, {self.status!r}, version={self.version})"
-
-    @property
-    def status(self):
-        return _STATUSES[self.of_status]
-
-
-cdef str _text_of(UsualResult result, const Part *part):
-    return PyUnicode_DecodeUTF8(result.value + part.begin, part.length, NULL) if part.begin else None
+cdef void _forget(FetchedRecord result) noexcept:
+    """As it was before a decoder looked at it."""
+    cdef Part none
+    none.begin = none.length = 0
+    result.is_usual = result.of_effect = result.has_duration = False
+    result.batch_id = result.made_item_id = None
+    result.worker = result.received_at = result.occurred_at = None
+    result.item = result.message = result.error_code = result.error_message = none
+    result.stack_trace = result.output = result.metrics = none
 
 
 cdef int _check(type row_type) except -1:
@@ -563,23 +571,23 @@ cdef int _check(type row_type) except -1:
     return 0
 
 
-cdef object _row(UsualResult result, object row_type):
+cdef object _row(FetchedRecord result, object row_type):
     cdef object row = new_row(row_type, WIDTH)
     _set(row, BATCH_ID, result.batch_id)
     _set(row, ITEM_ID, result.item_id)
-    _set(row, STATUS, _STATUSES[result.of_status])
+    _set(row, STATUS, STATUS_TEXTS[result.of_status])
     _set(row, ATTEMPT, result.attempt)
     _set(row, GENERATION, 0)
-    _set(row, VERSION, result.version)
+    _set(row, VERSION, result.offset)
     _set(row, RECEIVED_AT, result.received_at)
-    _set(row, EFFECT, _EFFECTS[result.of_effect])
+    _set(row, EFFECT, EFFECT_TEXTS[result.of_effect])
     _set(row, DURATION_MS, PyFloat_FromDouble(result.duration_ms) if result.has_duration else None)
-    _set(row, MESSAGE, _text_of(result, &result.message))
-    _set(row, ERROR_CODE, _text_of(result, &result.error_code))
-    _set(row, ERROR_MESSAGE, _text_of(result, &result.error_message))
-    _set(row, STACK_TRACE, _text_of(result, &result.stack_trace))
-    _set(row, OUTPUT, _text_of(result, &result.output))
-    _set(row, METRICS, _text_of(result, &result.metrics))
+    _set(row, MESSAGE, text_of(result, &result.message))
+    _set(row, ERROR_CODE, text_of(result, &result.error_code))
+    _set(row, ERROR_MESSAGE, text_of(result, &result.error_message))
+    _set(row, STACK_TRACE, text_of(result, &result.stack_trace))
+    _set(row, OUTPUT, text_of(result, &result.output))
+    _set(row, METRICS, text_of(result, &result.metrics))
     _set(row, WORKER, result.worker)
     _set(row, OCCURRED_AT, result.occurred_at)
     return row
@@ -600,45 +608,44 @@ cdef class Decoder:
 
     def decode(self, bytes value not None, int64_t offset, received_at):
         """The row of a usual result; None where `streams.decoding` has to look at it."""
-        cdef UsualResult result = self._decode(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
-        if result is None:
+        cdef FetchedRecord record = FetchedRecord.__new__(FetchedRecord)
+        record.value_at, record.value_length = PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value)
+        if not self._decode(record):
             return None
-        result.version, result.received_at = offset, received_at
-        return _row(result, self.row_type)  # which holds nothing of the value
+        record.offset, record.received_at = offset, received_at
+        return _row(record, self.row_type)  # which holds nothing of the value
 
     def take(self, list records not None, Py_ssize_t begin, Py_ssize_t end, lists, append_time):
-        """Add usual results to the lists of ``lists``, by batch id.
+        """Make usual results of records, and add them to the lists of ``lists``, by batch id.
 
         Returns the index of the first record that is none, has headers, or whose list is None; else ``end``.
         ``append_time`` makes a time of a record's timestamp.
         """
         cdef FetchedRecord record
-        cdef UsualResult result
         cdef object received_at = None
         cdef int64_t timestamp = 0
-        cdef object rows
+        cdef object taken
         if begin < 0:
             raise IndexError(f"record {begin}")
         while begin < end and begin < PyList_GET_SIZE(records):
             record = <FetchedRecord?><object>PyList_GET_ITEM(records, begin)
-            if record.value_at == NULL or record.headers:
+            if record.value_at == NULL or record.headers or not self._decode(record):
                 break
-            result = self._decode(record.value_at, record.value_length)
-            if result is None:
-                break
-            rows = lists[result.batch_id]
-            if rows is None:
+            taken = lists[record.batch_id]
+            if taken is None:
                 break
             if received_at is None or record.timestamp != timestamp:
                 timestamp = record.timestamp
                 received_at = append_time(timestamp)
-            result.holder, result.version, result.received_at = record, record.offset, received_at
-            (<list?>rows).append(result)
+            record.received_at = received_at
+            (<list?>taken).append(record)
             begin += 1
         return begin
 
-    cdef UsualResult _decode(self, const char *value, Py_ssize_t length):
-        """What the value says, without holder, version and time. Behind a value there is a NUL."""
+    cdef bint _decode(self, FetchedRecord result) except -1:
+        """Whether a value is a usual result; notes what it says, but for its time. Behind a value there is a NUL."""
+        cdef const char *value = result.value_at
+        cdef Py_ssize_t length = result.value_length
         cdef const char *p = value
         cdef const char *end = value + length
         cdef Span key
@@ -649,113 +656,117 @@ cdef class Decoder:
         cdef int seen = 0
         cdef int bit
         cdef int64_t number
-        cdef UsualResult result
+        cdef int number_of
         p = _space(p)
         if p[0] != c"{" or length > MAX_VALUE_BYTES:
-            return None
+            return False
         p += 1
-        result = UsualResult.__new__(UsualResult)
-        result.value, result.length, result.attempt, result.of_status = value, <uint32_t>length, 1, -1
+        if result.is_tried:
+            _forget(result)
+        result.is_tried, result.attempt = True, 1
         while True:
             p = _string(_space(p), end, &key)
             if p == NULL:
-                return None
+                return False
             p = _space(p)
             if p[0] != c":":
-                return None
+                return False
             p = _space(p + 1)
             bit = _field(&key)
             if bit < 0 or seen & (1 << bit):
-                return None
+                return False
             seen |= 1 << bit
             behind = _null(p)
             if behind != NULL:
                 if bit == BATCH_ID or bit == ITEM_ID or bit == STATUS:
-                    return None
+                    return False
             elif bit == ATTEMPT or bit == SCHEMA_VERSION:
                 behind = _count(p, &number)
                 if behind == NULL:
-                    return None
+                    return False
                 if bit == ATTEMPT:
                     result.attempt = number
                 elif number != 1:
-                    return None
+                    return False
             elif bit == DURATION_MS:
                 behind = _milliseconds(p, &result.duration_ms)
                 if behind == NULL:
-                    return None
+                    return False
                 result.has_duration = True
             elif bit == OUTPUT or bit == METRICS:
                 text.at, text.wide = p, 0
                 behind = _json(p, end, 0, &text.wide, bit == METRICS)
                 if behind == NULL:
-                    return None
+                    return False
                 text.length = behind - p
                 if not _is_text(&text):
-                    return None
+                    return False
                 if bit == METRICS:
                     result.metrics = _part(value, &text)
                 elif text.length <= MAX_OUTPUT_BYTES:
                     result.output = _part(value, &text)
                 else:
-                    return None
+                    return False
             elif bit == ERROR_MESSAGE:
                 behind = _error(p, end, &of_code, &text, &of_trace)
                 if behind == NULL or not _is_text(&text):
-                    return None
+                    return False
                 result.error_message = _part(value, &text)
                 if of_code.at != NULL:
                     if not _is_text(&of_code):
-                        return None
+                        return False
                     result.error_code = _part(value, &of_code)
                 if of_trace.at != NULL:
                     if not _is_text(&of_trace):
-                        return None
+                        return False
                     result.stack_trace = _part(value, &of_trace)
             else:
                 behind = _string(p, end, &text)
                 if behind == NULL:
-                    return None
+                    return False
                 if bit == BATCH_ID:
                     result.batch_id = self.batch_ids.get(&text, True)
                     if result.batch_id is None:
-                        return None
+                        return False
                 elif bit == ITEM_ID:
                     if not _is_id(&text, False):
-                        return None
+                        return False
                     result.item = _part(value, &text)
                 elif bit == STATUS:
-                    result.of_status = _number(&text, STATUSES, STATUS_COUNT)
-                    if result.of_status < 0:
-                        return None
+                    number_of = _number(&text, STATUSES, STATUS_COUNT)
+                    if number_of < 0:
+                        return False
+                    result.of_status = number_of
                 elif bit == EFFECT:
-                    result.of_effect = _number(&text, EFFECTS, EFFECT_COUNT)
-                    if result.of_effect < 0:
-                        return None
+                    number_of = _number(&text, EFFECTS, EFFECT_COUNT)
+                    if number_of < 0:
+                        return False
+                    result.of_effect = number_of
                 elif bit == MESSAGE:
                     if text.length > MAX_TEXT_BYTES or not _is_text(&text):
-                        return None
+                        return False
                     result.message = _part(value, &text)
                 elif bit == WORKER:
                     result.worker = self.workers.get(&text, False)
                     if result.worker is None:
-                        return None
+                        return False
                 elif bit == OCCURRED_AT:
                     result.occurred_at = _moment(&text)
                     if result.occurred_at is None:
-                        return None
+                        return False
                 elif not _is(&text, b"item.result", 11):  # the type
-                    return None
+                    return False
             p = _space(behind)
             if p[0] == c",":
                 p += 1
             elif p[0] == c"}":
                 break
             else:
-                return None
-        if _space(p + 1) != end or result.batch_id is None or not result.item.begin or result.of_status < 0:
-            return None
-        return result
+                return False
+        if _space(p + 1) != end or seen & NEEDED != NEEDED:
+            return False
+        result.is_usual = True
+        return True
 
 
 cdef inline Part _part(const char *value, const Span *span) noexcept nogil:
@@ -772,8 +783,8 @@ def rows(records, type row_type not None):
     _check(row_type)
     for index in range(PyList_GET_SIZE(made)):
         each = <object>PyList_GET_ITEM(made, index)
-        if type(each) is UsualResult:
-            made[index] = _row(<UsualResult>each, row_type)
+        if is_usual(each):
+            made[index] = _row(<FetchedRecord>each, row_type)
     return made
 
 
@@ -796,10 +807,10 @@ cdef int _keys(list rows, Key *keys) except -1:
     cdef Py_ssize_t encoded_length = 0
     for index in range(PyList_GET_SIZE(rows)):
         row = <object>PyList_GET_ITEM(rows, index)
-        if type(row) is UsualResult:
-            batch_id = (<UsualResult>row).batch_id
-            keys[index].item_id = (<UsualResult>row).value + (<UsualResult>row).item.begin
-            keys[index].item_length = (<UsualResult>row).item.length
+        if is_usual(row):
+            batch_id = (<FetchedRecord>row).batch_id
+            keys[index].item_id = (<FetchedRecord>row).value_at + (<FetchedRecord>row).item.begin
+            keys[index].item_length = (<FetchedRecord>row).item.length
         elif isinstance(row, tuple) and PyTuple_GET_SIZE(row) == WIDTH:
             batch_id = <object>PyTuple_GET_ITEM(row, BATCH_ID)
             keys[index].item_id = PyUnicode_AsUTF8AndSize(<object>PyTuple_GET_ITEM(row, ITEM_ID), &length)
@@ -819,6 +830,10 @@ cdef inline int _compared(const char *one, uint32_t one_length, const char *othe
     return order if order or one_length == other_length else -1 if one_length < other_length else 1
 
 
+cdef inline int _ordered_by_item(const Key *one, const Key *other) noexcept nogil:
+    return _compared(one.item_id, one.item_length, other.item_id, other.item_length)
+
+
 cdef int _ordered(const void *first, const void *second) noexcept nogil:
     """Bytes of UTF-8 are ordered as code points are."""
     cdef const Key *one = <const Key *>first
@@ -826,67 +841,79 @@ cdef int _ordered(const void *first, const void *second) noexcept nogil:
     cdef int order = 0
     if one.batch_id != other.batch_id:
         order = _compared(one.batch_id, one.batch_length, other.batch_id, other.batch_length)
-    return order if order else _compared(one.item_id, one.item_length, other.item_id, other.item_length)
+    return order if order else _ordered_by_item(one, other)
+
+
+cdef bint _is_ascending(const Key *keys, Py_ssize_t count) noexcept nogil:
+    """Whether each is above the one before."""
+    cdef Py_ssize_t index
+    for index in range(1, count):
+        if _ordered(&keys[index - 1], &keys[index]) >= 0:
+            return False
+    return True
+
+
+cdef bint _has_ascending_items(const Key *keys, Py_ssize_t count) noexcept nogil:
+    """Whether each item is above the one before: then they are distinct, too."""
+    cdef Py_ssize_t index
+    for index in range(1, count):
+        if _ordered_by_item(&keys[index - 1], &keys[index]) >= 0:
+            return False
+    return True
 
 
 def in_order(results):
-    """Rows of either kind by batch and item, no two of the same. Raises UnicodeEncodeError for lone surrogates."""
+    """Rows of either kind by batch and item, no two of the same. Raises UnicodeEncodeError for lone surrogates.
+
+    It is quick where the batches are in order already, and where their items are, too.
+    """
     cdef list rows = list(results)
     cdef Py_ssize_t count = PyList_GET_SIZE(rows)
-    cdef Py_ssize_t index
-    cdef Key *keys = <Key *>PyMem_Calloc(count + 1, sizeof(Key))
+    cdef Py_ssize_t index, behind
+    cdef Key *keys = <Key *>PyMem_Malloc((count + 1) * sizeof(Key))
     if keys == NULL:
         raise MemoryError
     try:
         _keys(rows, keys)
-        qsort(keys, count, sizeof(Key), _ordered)
+        if _is_ascending(keys, count):
+            return rows
+        index = 0
+        while index < count:
+            behind = index + 1
+            while behind < count and keys[behind].batch_id == keys[index].batch_id:
+                behind += 1
+            if not _is_ascending(&keys[index], behind - index):
+                qsort(&keys[index], behind - index, sizeof(Key), _ordered)
+            index = behind
+        if not _is_ascending(keys, count):
+            qsort(keys, count, sizeof(Key), _ordered)
         return [<object>keys[index].row for index in range(count)]
     finally:
         PyMem_Free(keys)
 
 
-cdef inline uint64_t _mixed(const char *p, uint32_t length) noexcept nogil:
-    """A hash, eight bytes at a time."""
-    cdef uint64_t word
-    cdef uint64_t value = length * <uint64_t>0x9E3779B97F4A7C15
-    while length >= 8:
-        memcpy(&word, p, 8)
-        value = (value ^ word) * <uint64_t>0xFF51AFD7ED558CCD
-        value ^= value >> 32
-        p += 8
-        length -= 8
-    if length:
-        word = 0
-        memcpy(&word, p, length)
-        value = (value ^ word) * <uint64_t>0xFF51AFD7ED558CCD
-        value ^= value >> 32
-    # Once more, or the last bytes of a word, in which ids differ, would not reach the lowest bits.
-    value *= <uint64_t>0xC4CEB9FE1A85EC53
-    return value ^ (value >> 32)
-
-
 cdef inline bint _same_bytes(object one, object other):
     """Whether two results say the same for certain: they have the same bytes."""
-    if type(one) is not UsualResult or type(other) is not UsualResult:
+    if not is_usual(one) or not is_usual(other):
         return False
-    return (<UsualResult>one).length == (<UsualResult>other).length and memcmp(
-        (<UsualResult>one).value, (<UsualResult>other).value, (<UsualResult>one).length
+    return (<FetchedRecord>one).value_length == (<FetchedRecord>other).value_length and memcmp(
+        (<FetchedRecord>one).value_at, (<FetchedRecord>other).value_at, (<FetchedRecord>one).value_length
     ) == 0
 
 
 cdef inline object _as_row(object result, type row_type):
-    return _row(<UsualResult>result, row_type) if type(result) is UsualResult else result
+    return _row(<FetchedRecord>result, row_type) if is_usual(result) else result
 
 
 cdef inline bint _is_retrying(object result):
-    if type(result) is UsualResult:
-        return (<UsualResult>result).of_status == RETRYING
-    return <object>PyTuple_GET_ITEM(result, STATUS) == _STATUSES[RETRYING]
+    if is_usual(result):
+        return (<FetchedRecord>result).of_status == RETRYING
+    return <object>PyTuple_GET_ITEM(result, STATUS) == STATUS_TEXTS[RETRYING]
 
 
 cdef inline bint _is_first(object result):
-    if type(result) is UsualResult:
-        return (<UsualResult>result).attempt == 1
+    if is_usual(result):
+        return (<FetchedRecord>result).attempt == 1
     return <object>PyTuple_GET_ITEM(result, ATTEMPT) == 1
 
 
@@ -898,8 +925,8 @@ cdef tuple _tally(list results):
     cdef dict numbers = {}
     memset(usual, 0, sizeof(usual))
     for result in results:
-        if type(result) is UsualResult:
-            usual[(<UsualResult>result).of_status][(<UsualResult>result).of_effect] += 1
+        if is_usual(result):
+            usual[(<FetchedRecord>result).of_status][(<FetchedRecord>result).of_effect] += 1
         else:
             kind = <object>PyTuple_GET_ITEM(result, STATUS), <object>PyTuple_GET_ITEM(result, EFFECT)
             numbers[kind] = numbers.get(kind, 0) + 1
@@ -909,7 +936,7 @@ cdef tuple _tally(list results):
             if status == RETRYING:
                 retrying += usual[status][effect]
             if usual[status][effect]:
-                kind = _STATUSES[status], _EFFECTS[effect]
+                kind = STATUS_TEXTS[status], EFFECT_TEXTS[effect]
                 numbers[kind] = numbers.get(kind, 0) + usual[status][effect]
     return numbers, PyList_GET_SIZE(results) - retrying
 
@@ -943,15 +970,23 @@ def sum_up(results, dict held, unchanged_by, duplicate, type row_type not None):
     cdef char *places = NULL
     cdef object row, met, why
     _check(row_type)
-    while room < 2 * count:
-        room *= 2
     try:
-        keys = <Key *>PyMem_Calloc(count + 1, sizeof(Key))
-        table = <uint32_t *>PyMem_Calloc(room, sizeof(uint32_t))
-        places = <char *>PyMem_Calloc(count + 1, 1)
-        if keys == NULL or table == NULL or places == NULL:
+        keys = <Key *>PyMem_Malloc((count + 1) * sizeof(Key))
+        if keys == NULL:
             raise MemoryError
         _keys(given, keys)
+        # Many jobs go through their items in order.
+        if not held and _has_ascending_items(keys, count):
+            for index in range(count if held is None else 0):
+                if not _is_first(<object>PyList_GET_ITEM(given, index)):
+                    return None
+            return given, given, (), (), unchanged, *_tally(given)
+        while room < 2 * count:
+            room *= 2
+        table = <uint32_t *>PyMem_Calloc(room, sizeof(uint32_t))
+        places = <char *>PyMem_Calloc(count + 1, 1)
+        if table == NULL or places == NULL:
+            raise MemoryError
         for index in range(count):
             row = <object>PyList_GET_ITEM(given, index)
             key = &keys[index]
