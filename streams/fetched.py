@@ -45,18 +45,19 @@ else:
             return len(self.value or b"") + len(self.key or b"")
 
 
-def fitting(records: list[FetchedRecord], most: int, room: int) -> tuple[int, int]:
-    """How many of these, of which there is one, go into so many records and bytes; and the bytes left.
+def fitting_in_python(records: list[FetchedRecord], most: int, room: int) -> tuple[int, int]:
+    """How many of these go into so many records and bytes, the last of which may exceed them; and the bytes left.
 
-    The last one may exceed the bytes; the first one goes in whatever is given.
+    At least the first one does.
     """
-    if compiled:
-        return rollcall_native.records.fitting(records, most, room)
     for number, record in enumerate(records, 1):
         room -= record.size
         if room <= 0 or number >= most:
             return number, room
     return len(records), room
+
+
+fitting = rollcall_native.records.fitting if compiled else fitting_in_python
 
 
 class _LenientBytes(bytes):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any, cast
 
 import pytest
@@ -27,7 +28,7 @@ from handlers.records import Disposition, LifecycleRecord, TakenRecord
 from store import copying
 from store.rows import ItemRow, TakenResult, UsualResult
 from streams import decoding, reading
-from streams.fetched import FetchedRecord, _KeptRecords, _PartitionRecords
+from streams.fetched import FetchedRecord, _KeptRecords, _PartitionRecords, fitting, fitting_in_python
 from tests.harness.micro_batches import taken_of
 from tests.harness.record_batches import NONE, TP, Contents, batch, records_in, sealed
 
@@ -190,6 +191,76 @@ def test_results_give_the_same_rows_bytes_and_sums_whether_they_became_rows_or_n
         assert [(each.batch_id, each.item_id, each.status) for each in results] == [row[:3] for row in decoded]
         ordered = copying.in_order([results[index] for index in distinct])
         assert fold.rows(ordered) == sorted(decoded[index] for index in distinct)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_results_are_brought_in_order_whatever_order_they_come_in(seed: int) -> None:
+    random = Random(seed)
+    print(f"seed {seed}")
+    batches = [[ROW._replace(batch_id=f"b{n}", item_id=f"{i:03d}") for i in range(40)] for n in range(7)]
+    shuffled = random.sample(batches, len(batches))
+    in_order = [row for of_batch in batches for row in of_batch]
+    strewn = random.sample(in_order, len(in_order))
+    within = [row for of_batch in batches for row in random.sample(of_batch, len(of_batch))]
+    in_halves = [row for half in (0, 1) for of_batch in batches for row in of_batch[half::2]]
+    by_batch = [row for of_batch in shuffled for row in of_batch]
+    for rows in (by_batch, strewn, within, in_halves, in_order, in_order[:1], []):
+        copies = [row._replace(batch_id=str(row.batch_id.encode(), "utf-8")) for row in rows]  # as other objects
+        for some in (rows, copies, taken_from_batches([row._replace(version=n) for n, row in enumerate(rows)])):
+            ordered = cast(list[ItemRow], copying.in_order(some))
+            assert [(row.batch_id, row.item_id) for row in ordered] == sorted(row[:2] for row in rows)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("held", [None, {}, {"017": ROW._replace(item_id="017", status="retrying")}])
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_items_in_order_come_to_the_same_sums_as_others(
+    order: int, held: dict[str, ItemRow] | None, attempt: int
+) -> None:
+    rows = [ROW._replace(item_id=f"{number:03d}", version=number) for number in range(50)][::order]
+    rows[17] = rows[17]._replace(attempt=attempt, status="succeeded")
+    assert fold.sum_up(rows, held) == fold.sum_up_in_python(rows, held)
+
+
+@pytest.mark.parametrize(
+    ("character", "is_taken"), [("ü", True), ("😀", True), ("\x7f", False), ("\x1f", False), ("\\", False)]
+)
+def test_a_text_is_read_alike_wherever_in_it_an_odd_character_is(character: str, is_taken: bool) -> None:
+    decoder = rollcall_native.results.Decoder(ItemRow)
+    for before in range(20):
+        for behind in range(20):
+            text = "a" * before + character + "b" * behind
+            result = {"batch_id": "b", "item_id": text, "status": "failed", "worker": text, "message": text}
+            value = json.dumps(result, ensure_ascii=False).encode()
+            row = decoder.decode(value, 7, BATCH_TIME)
+            assert (row is not None) == is_taken
+            assert row is None or row == decoding.decode_in_python(value, 7, BATCH_TIME)
+
+
+def test_a_record_that_is_decoded_twice_says_the_same_both_times() -> None:
+    whole = ROW._replace(effect="updated", duration_ms=1.5, message="m", error_code="c", error_message="e", worker="w")
+    [record] = records_in(batch(0, [(b"k", message(whole), [])]))
+    lists: dict[str, list[TakenRecord] | None] = {"b": None}
+    assert decoding.take_usual([record], 0, 1, lists, reading.append_time) == 0
+    lists["b"] = []
+    assert decoding.take_usual([record], 0, 1, lists, reading.append_time) == 1
+    assert fold.rows(lists["b"] or []) == decoded_in_python([whole])
+
+
+def test_a_record_that_is_no_usual_result_is_not_taken_for_one() -> None:
+    record: Any = FetchedRecord("t", 0, 0, 0, b"k", message(ROW), ())
+    assert (record.batch_id, record.status) == (None, None)
+    assert fold.rows([record]) == [record]
+    for way in (copying.encode_items, copying.in_order, lambda rows: fold.sum_up(rows, None)):
+        with pytest.raises((TypeError, ValueError)):
+            way([record])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=9), st.integers(-1, 12), st.integers(0, 99))
+def test_of_records_as_many_are_found_to_fit_as_in_python(sizes: list[int], most: int, room: int) -> None:
+    records = [FetchedRecord("t", 0, offset, 0, b"k", bytes(size), ()) for offset, size in enumerate(sizes)]
+    assert fitting(records, most, room) == fitting_in_python(records, most, room)
 
 
 def test_most_usual_results_become_no_rows() -> None:
