@@ -254,8 +254,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka is un
             going_on, begun = begun, self._begun(parts)
             ends = await self._ends(parts)
             while parts:
-                fitting, parts, room = _cut(parts, self._portion.count - reading.count, room)
-                for partition, part in fitting:
+                some, parts, room = _cut(parts, self._portion.count - reading.count, room)
+                for partition, part in some:
                     await self._take_partition(reading, partition, part, ends, epoch, going_on)
                 if epoch != self._anchors.epoch:
                     return

@@ -549,7 +549,7 @@ cdef inline int _number(const Span *text, const Word *words, int count) noexcept
     return -1
 
 
-# A record that a decoder has found to be one; whoever has only records cannot know.
+# A record that a decoder has found to be one, and has added to a list.
 UsualResult = FetchedRecord
 
 
@@ -637,7 +637,7 @@ cdef class Decoder:
             if received_at is None or record.timestamp != timestamp:
                 timestamp = record.timestamp
                 received_at = append_time(timestamp)
-            record.received_at = received_at
+            record.received_at, record.is_usual = received_at, True
             (<list?>taken).append(record)
             begin += 1
         return begin
@@ -763,10 +763,7 @@ cdef class Decoder:
                 break
             else:
                 return False
-        if _space(p + 1) != end or seen & NEEDED != NEEDED:
-            return False
-        result.is_usual = True
-        return True
+        return _space(p + 1) == end and seen & NEEDED == NEEDED
 
 
 cdef inline Part _part(const char *value, const Span *span) noexcept nogil:
