@@ -99,7 +99,7 @@ cdef tuple _fields(FetchedRecord record):
 
 
 def fitting(list records not None, Py_ssize_t most, Py_ssize_t room):
-    """As `streams.fetched.fitting`."""
+    """As `streams.fetched.fitting_in_python`."""
     cdef Py_ssize_t index
     cdef FetchedRecord record
     for index in range(PyList_GET_SIZE(records)):

@@ -9,8 +9,6 @@ Of a usual result every text stands in its record's value as it goes to PostgreS
 where, and most results are counted, sorted and copied without ever becoming a row of Python objects.
 """
 
-cimport cython
-
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.datetime cimport PyDateTimeAPI, import_datetime
 from cpython.float cimport PyFloat_FromDouble
@@ -841,20 +839,15 @@ cdef int _ordered(const void *first, const void *second) noexcept nogil:
     return order if order else _ordered_by_item(one, other)
 
 
-cdef bint _is_ascending(const Key *keys, Py_ssize_t count) noexcept nogil:
-    """Whether each is above the one before."""
+cdef inline bint _is_ascending(const Key *keys, Py_ssize_t count, bint of_one_batch) noexcept nogil:
+    """Whether each is above the one before: then they are distinct, too. ``of_one_batch``: by item alone."""
     cdef Py_ssize_t index
+    cdef int order
     for index in range(1, count):
-        if _ordered(&keys[index - 1], &keys[index]) >= 0:
-            return False
-    return True
-
-
-cdef bint _has_ascending_items(const Key *keys, Py_ssize_t count) noexcept nogil:
-    """Whether each item is above the one before: then they are distinct, too."""
-    cdef Py_ssize_t index
-    for index in range(1, count):
-        if _ordered_by_item(&keys[index - 1], &keys[index]) >= 0:
+        order = (
+            _ordered_by_item(&keys[index - 1], &keys[index]) if of_one_batch else _ordered(&keys[index - 1], &keys[index])
+        )
+        if order >= 0:
             return False
     return True
 
@@ -872,17 +865,17 @@ def in_order(results):
         raise MemoryError
     try:
         _keys(rows, keys)
-        if _is_ascending(keys, count):
+        if _is_ascending(keys, count, False):
             return rows
         index = 0
         while index < count:
             behind = index + 1
             while behind < count and keys[behind].batch_id == keys[index].batch_id:
                 behind += 1
-            if not _is_ascending(&keys[index], behind - index):
+            if not _is_ascending(&keys[index], behind - index, True):
                 qsort(&keys[index], behind - index, sizeof(Key), _ordered)
             index = behind
-        if not _is_ascending(keys, count):
+        if not _is_ascending(keys, count, False):
             qsort(keys, count, sizeof(Key), _ordered)
         return [<object>keys[index].row for index in range(count)]
     finally:
@@ -973,7 +966,7 @@ def sum_up(results, dict held, unchanged_by, duplicate, type row_type not None):
             raise MemoryError
         _keys(given, keys)
         # Many jobs go through their items in order.
-        if not held and _has_ascending_items(keys, count):
+        if not held and _is_ascending(keys, count, True):
             for index in range(count if held is None else 0):
                 if not _is_first(<object>PyList_GET_ITEM(given, index)):
                     return None
