@@ -16,7 +16,7 @@ import rollcall_native
 
 from handlers import completion, lifecycle
 from handlers.counting import count, finalize, finalize_if_complete, mark_result, note_failures, note_threshold
-from handlers.records import Disposition, Record, Registers, TakenRecord, order
+from handlers.records import AllBut, Disposition, Record, Registers, TakenRecord, order
 from schemas.published import FinalizedBy
 from store.rows import RETRYING, Batch, ItemRow, TakenResult
 
@@ -147,17 +147,23 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult]
         registers.changed.add(row.item_id)
     taken = accepted = len(sums.kept) + len(sums.displaced)
     if batch.expected is not None:
-        manifest = registers.manifest
-        on_it = [result for result in sums.kept if result.item_id in manifest]
+        on_it = _on_manifest(sums.kept, registers)
         all_answer = sums.answers == len(sums.kept)
         batch.matched += len(on_it) if all_answer else sum(result.status != RETRYING for result in on_it)
-        accepted = len(on_it) + sum(result.item_id in manifest for result in sums.displaced)
+        accepted = len(on_it) + len(_on_manifest(sums.displaced, registers))
     last = _mark(batch, results[0], sums)
     if batch.failed and not (batch.failure_seen and (batch.threshold_exceeded or batch.policy is None)):
         note_failures(batch, registers, _rows([result for result in sums.kept if result.status == "failed"]))
     if last is not None:
         finalize_if_complete(batch, last)
     return {**sums.unchanged, _ACCEPTED: accepted, Disposition.UNEXPECTED: taken - accepted}
+
+
+def _on_manifest(results: Sequence[TakenResult], registers: Registers) -> Sequence[TakenResult]:
+    manifest = registers.manifest
+    if isinstance(manifest, AllBut) and manifest.are_all:
+        return results
+    return [result for result in results if result.item_id in manifest]
 
 
 def _mark(batch: Batch, first: TakenResult, sums: Sums) -> ItemRow | None:

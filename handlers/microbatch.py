@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 
 from handlers import alerts, fold
 from handlers.finalization import finalized_event
-from handlers.records import UNMOVED, Disposition, Record
+from handlers.records import UNMOVED, AllBut, Disposition, Record
 from handlers.slices import Listing, Slice, Work
 from schemas.dead_letters import Refused
 from schemas.published import LISTED_IDS
@@ -120,8 +120,9 @@ async def _fold_round(
     optimistic: bool,
 ) -> None:
     """Fold every slice up to the record that finalizes its batch, and write what that changed."""
+    needing = [work for work in works if work.needs_registers(optimistic)]
     await _load_manifests(connection, [work for work in works if not work.is_loaded])
-    await _load_registers(connection, [work for work in works if work.needs_registers(optimistic)])
+    await _load_registers(connection, needing)
     await _load_listings(connection, [work for work in works if work.may_revise()])
     fast: list[TakenResult] = []
     unsure: list[Work] = []
@@ -212,9 +213,9 @@ async def _load_manifests(connection: Connection, works: Iterable[Work]) -> None
     begun = [work for work in works if work.batch.expected]
     if not begun:
         return
-    found = await items.on_manifest(connection, {work.batch.batch_id: work.item_ids() for work in begun})
+    others = await items.unexpected(connection, {work.batch.batch_id: work.item_lines() for work in begun})
     for work in begun:
-        work.registers.manifest = found[work.batch.batch_id]
+        work.registers.manifest = AllBut(others[work.batch.batch_id])
 
 
 async def _load_registers(connection: Connection, works: list[Work]) -> None:
@@ -227,11 +228,13 @@ async def _load_registers(connection: Connection, works: list[Work]) -> None:
     found = await items.load(connection, ids)
     settled = {work.batch.batch_id: ids[work.batch.batch_id] for work in works if work.batch.late}
     late = await items.load_late(connection, settled) if settled else {}
-    listed = {batch.batch_id: ids[batch.batch_id] for batch in reopening if batch.expected}
-    manifest = await items.on_manifest(connection, listed) if listed else {}
+    listed = {batch.batch_id: items.Lines.of(ids[batch.batch_id]) for batch in reopening if batch.expected}
+    others = await items.unexpected(connection, listed) if listed else {}
     for work in works:
         batch_id = work.batch.batch_id
-        work.loaded(found.get(batch_id, {}), late.get(batch_id, {}), manifest.get(batch_id, ()))
+        work.loaded(found.get(batch_id, {}), late.get(batch_id, {}))
+        if batch_id in others:
+            work.registers.manifest = AllBut(others[batch_id])
 
 
 async def _load_listings(connection: Connection, works: list[Work]) -> None:

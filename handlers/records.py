@@ -1,6 +1,6 @@
 """What the fold takes and gives: decoded records, a batch's item registers, and what a record did."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -97,6 +97,27 @@ class RaisedRetry(NamedTuple):
     item_ids: list[str]
 
 
+class AllBut:
+    """Of the ids that matter all but a few, as a set of the others would say it."""
+
+    __slots__ = ("_few",)
+
+    def __init__(self, few: set[str]) -> None:
+        self._few = few
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id not in self._few
+
+    def update(self, ids: Iterable[str]) -> None:
+        """Put these among them."""
+        self._few.difference_update(ids)
+
+    @property
+    def are_all(self) -> bool:
+        """Whether there are none but these."""
+        return not self._few
+
+
 @dataclass(slots=True)
 class Registers:
     """What the fold sees of a batch's items: registers, late registers and manifest, of the ids that matter.
@@ -107,7 +128,7 @@ class Registers:
 
     items: dict[str, ItemRow] = field(default_factory=dict)
     late: dict[str, ItemRow] = field(default_factory=dict)
-    manifest: set[str] = field(default_factory=set)
+    manifest: set[str] | AllBut = field(default_factory=set)
     changed: set[str] = field(default_factory=set)
     changed_late: set[str] = field(default_factory=set)
     adopted: set[str] = field(default_factory=set)

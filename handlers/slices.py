@@ -8,6 +8,7 @@ from typing import cast
 from handlers import completion, fold
 from handlers.records import LifecycleRecord, Registers, TakenRecord
 from schemas.published import LISTED_IDS
+from store.items import Lines
 from store.rows import Batch, ItemRow, TakenResult, UsualResult
 
 
@@ -113,10 +114,9 @@ class Work:
         """All lifecycle records."""
         return (record for record in self.lead + self.tail if isinstance(record, LifecycleRecord))
 
-    def loaded(self, registers: dict[str, ItemRow], late: dict[str, ItemRow], manifest: Iterable[str]) -> None:
-        """Take in what its items have, and what of them is on the manifest."""
+    def loaded(self, registers: dict[str, ItemRow], late: dict[str, ItemRow]) -> None:
+        """Take in what its items have."""
         self.registers.items, self.registers.late = registers, late
-        self.registers.manifest.update(manifest)
         self.stored = set(registers)
         self.is_loaded = True
         if self.stored or self.sums is None:
@@ -153,6 +153,12 @@ class Work:
         return self.batch.outcome is not None and any(
             record.type == "batch.reopened" and "item_ids" not in record.body for record in self.lifecycle()
         )
+
+    def item_lines(self) -> Lines:
+        """The items that these records speak of."""
+        if self.sums is not None and not self.lead:  # each has a register among those that are kept
+            return Lines.of_results(self.sums.kept)
+        return Lines.of(self.item_ids())
 
     def item_ids(self) -> set[str]:
         """The items that these records speak of."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from handlers import fold
 from handlers.finalization import finalized_event
-from handlers.records import Disposition, LifecycleRecord, Registers, TakenRecord
+from handlers.records import AllBut, Disposition, LifecycleRecord, Registers, TakenRecord
 from migrations.run import migrate
 from rollcall.settings import Settings
 from schemas.dead_letters import Refused
@@ -161,6 +161,8 @@ def sliced(
     dispositions, fast = Counter[Disposition](), Counter[str]()
     for begin, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
         part = records[begin:end]
+        if batch.expected:
+            registers.manifest = as_a_worker_sees_it(registers, part)
         leading = next((n for n, each in enumerate(part) if not isinstance(each, LifecycleRecord)), len(part))
         tail = [record for record in part[leading:] if not isinstance(record, LifecycleRecord)]
         for record in fold.rows(part[:leading]):
@@ -184,7 +186,16 @@ def sliced(
                 dispositions[fold.step(batch, registers, record)] += 1
             except Refused:
                 refused.append(record.version)
+    registers.manifest = set(registers.added)
     return batch, registers, refused, +dispositions, fast
+
+
+def as_a_worker_sees_it(registers: Registers, part: list[TakenRecord]) -> AllBut:
+    """Of a manifest that was begun before it knows which of the items that matter are not on it."""
+    mattering = {*registers.items, *registers.late}
+    for record in part:
+        mattering |= {*record.body.get("item_ids", ())} if isinstance(record, LifecycleRecord) else {record.item_id}
+    return AllBut(mattering - set(registers.added))
 
 
 def _milliseconds(moment: datetime | None) -> int | None:
@@ -293,6 +304,16 @@ def test_slices_with_strangers_and_surpluses_in_any_order_give_what_single_steps
                     assert (other, others.items, others.late) == (batch, registers.items, registers.late), (log, cut)
                     fast += in_sums["slices"]
     assert fast > 500
+
+
+def test_a_retry_at_the_end_of_slices_does_not_hide_the_last_answer_before_it() -> None:
+    told = [{"item_id": f"i{n}", "status": RETRYING if n % 5 == 4 else "succeeded"} for n in range(15)]
+    records = recorded([{"batch_id": "b"} | event for event in told])
+    batch, _, _, _ = stepped(records)
+    for cuts in ([], [5], [5, 10], [3], [3, 9]):
+        other, _, _, _, in_sums = sliced(records, cuts)
+        assert in_sums["slices"] == len(cuts) + 1
+        assert other == batch, cuts
 
 
 # --- the real thing: micro-batches of all sizes on PostgreSQL ----------------------------------------------------

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from handlers import fold
 from handlers.records import Disposition, LifecycleRecord, TakenRecord
-from store import copying
+from store import copying, items
 from store.rows import ItemRow, TakenResult, UsualResult
 from streams import decoding, reading
 from streams.fetched import FetchedRecord, _KeptRecords, _PartitionRecords, fitting, fitting_in_python
@@ -191,6 +191,7 @@ def test_results_give_the_same_rows_bytes_and_sums_whether_they_became_rows_or_n
         assert [(each.batch_id, each.item_id, each.status) for each in results] == [row[:3] for row in decoded]
         ordered = copying.in_order([results[index] for index in distinct])
         assert fold.rows(ordered) == sorted(decoded[index] for index in distinct)
+        assert items.Lines.of_results(ordered) == items.Lines.of([row.item_id for row in ordered])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -254,7 +255,7 @@ def test_a_record_that_is_no_usual_result_is_not_taken_for_one() -> None:
     record: Any = FetchedRecord("t", 0, 0, 0, b"k", message(ROW), ())
     assert record.status is None
     assert fold.rows([record]) == [record]
-    for way in (copying.encode_items, copying.in_order, lambda rows: fold.sum_up(rows, None)):
+    for way in (copying.encode_items, copying.in_order, items.Lines.of_results, lambda rows: fold.sum_up(rows, None)):
         with pytest.raises((TypeError, ValueError)):
             way([record])
 

@@ -882,6 +882,34 @@ def in_order(results):
         PyMem_Free(keys)
 
 
+def item_lines(list results not None):
+    """The item ids of results of either kind, a line each. Raises UnicodeEncodeError for lone surrogates."""
+    cdef Py_ssize_t count = PyList_GET_SIZE(results)
+    cdef Py_ssize_t index, length
+    cdef Key *keys = <Key *>PyMem_Malloc((count + 1) * sizeof(Key))
+    cdef char *lines = NULL
+    cdef char *end
+    try:
+        if keys == NULL:
+            raise MemoryError
+        _keys(results, keys)
+        length = count
+        for index in range(count):
+            length += keys[index].item_length
+        end = lines = <char *>PyMem_Malloc(length + 1)
+        if lines == NULL:
+            raise MemoryError
+        for index in range(count):
+            memcpy(end, keys[index].item_id, keys[index].item_length)
+            end += keys[index].item_length
+            end[0] = c"\n"
+            end += 1
+        return PyUnicode_DecodeUTF8(lines, max(length - 1, 0), NULL)
+    finally:
+        PyMem_Free(keys)
+        PyMem_Free(lines)
+
+
 cdef inline bint _same_bytes(object one, object other):
     """Whether two results say the same for certain: they have the same bytes."""
     if not is_usual(one) or not is_usual(other):
