@@ -161,7 +161,7 @@ def fold_fast(batch: Batch, registers: Registers, results: Sequence[TakenResult]
 
 def _on_manifest(results: Sequence[TakenResult], registers: Registers) -> Sequence[TakenResult]:
     manifest = registers.manifest
-    if isinstance(manifest, AllBut) and manifest.are_all:
+    if isinstance(manifest, AllBut) and manifest.is_all:
         return results
     return [result for result in results if result.item_id in manifest]
 

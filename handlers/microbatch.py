@@ -213,9 +213,9 @@ async def _load_manifests(connection: Connection, works: Iterable[Work]) -> None
     begun = [work for work in works if work.batch.expected]
     if not begun:
         return
-    others = await items.unexpected(connection, {work.batch.batch_id: work.item_lines() for work in begun})
+    not_on_it = await items.unexpected(connection, {work.batch.batch_id: work.item_lines() for work in begun})
     for work in begun:
-        work.registers.manifest = AllBut(others[work.batch.batch_id])
+        work.registers.manifest = AllBut(not_on_it[work.batch.batch_id])
 
 
 async def _load_registers(connection: Connection, works: list[Work]) -> None:
@@ -229,12 +229,12 @@ async def _load_registers(connection: Connection, works: list[Work]) -> None:
     settled = {work.batch.batch_id: ids[work.batch.batch_id] for work in works if work.batch.late}
     late = await items.load_late(connection, settled) if settled else {}
     listed = {batch.batch_id: items.Lines.of(ids[batch.batch_id]) for batch in reopening if batch.expected}
-    others = await items.unexpected(connection, listed) if listed else {}
+    not_on_it = await items.unexpected(connection, listed) if listed else {}
     for work in works:
         batch_id = work.batch.batch_id
         work.loaded(found.get(batch_id, {}), late.get(batch_id, {}))
-        if batch_id in others:
-            work.registers.manifest = AllBut(others[batch_id])
+        if batch_id in not_on_it:
+            work.registers.manifest = AllBut(not_on_it[batch_id])
 
 
 async def _load_listings(connection: Connection, works: list[Work]) -> None:

@@ -98,7 +98,7 @@ class RaisedRetry(NamedTuple):
 
 
 class AllBut:
-    """Of the ids that matter all but a few, as a set of the others would say it."""
+    """Of ids that were looked up, all but those few that are not on the manifest. Any other id counts as on it."""
 
     __slots__ = ("_few",)
 
@@ -109,12 +109,12 @@ class AllBut:
         return item_id not in self._few
 
     def update(self, ids: Iterable[str]) -> None:
-        """Put these among them."""
+        """Put these on the manifest."""
         self._few.difference_update(ids)
 
     @property
-    def are_all(self) -> bool:
-        """Whether there are none but these."""
+    def is_all(self) -> bool:
+        """Whether all that were looked up are on it."""
         return not self._few
 
 

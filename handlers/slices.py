@@ -156,7 +156,7 @@ class Work:
 
     def item_lines(self) -> Lines:
         """The items that these records speak of."""
-        if self.sums is not None and not self.lead:  # each has a register among those that are kept
+        if self.sums is not None and not self.lead:  # of each item one result is kept
             return Lines.of_results(self.sums.kept)
         return Lines.of(self.item_ids())
 

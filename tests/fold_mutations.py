@@ -55,7 +55,7 @@ MUTATIONS = (
     Mutation(
         "take whoever answers for expected",
         "handlers/fold.py",
-        "    if isinstance(manifest, AllBut) and manifest.are_all:",
+        "    if isinstance(manifest, AllBut) and manifest.is_all:",
         "    if isinstance(manifest, AllBut):",
     ),
     Mutation(

@@ -191,11 +191,22 @@ def sliced(
 
 
 def as_a_worker_sees_it(registers: Registers, part: list[TakenRecord]) -> AllBut:
-    """Of a manifest that was begun before it knows which of the items that matter are not on it."""
-    mattering = {*registers.items, *registers.late}
+    """Of a manifest that was begun before it knows which of the items that it looked up are not on it."""
+    looked_up: set[str] = set()
     for record in part:
-        mattering |= {*record.body.get("item_ids", ())} if isinstance(record, LifecycleRecord) else {record.item_id}
-    return AllBut(mattering - set(registers.added))
+        if not isinstance(record, LifecycleRecord):
+            looked_up.add(record.item_id)
+        elif record.type == "batch.reopened" and "item_ids" not in record.body:
+            looked_up |= registers.items.keys() | registers.late.keys()
+        else:
+            looked_up |= {*record.body.get("item_ids", ())}
+
+    class LookedUp(AllBut):
+        def __contains__(self, item_id: str) -> bool:
+            assert item_id in looked_up
+            return super().__contains__(item_id)
+
+    return LookedUp(looked_up - set(registers.added))
 
 
 def _milliseconds(moment: datetime | None) -> int | None:
