@@ -137,6 +137,43 @@ async def test_a_listening_program_that_is_interrupted_ends_as_such(product: Pro
     assert "RuntimeError" not in stderr.decode()
 
 
+INTERRUPTED = """
+import signal
+from concurrent.futures import Future
+from rollcall_client import sync
+
+class Silent:
+    def start_task_soon(self, function):
+        return Future()
+
+class Interruption(BaseException):
+    pass
+
+def interrupt(*_):
+    global waiting
+    if waiting:
+        waiting = False
+        raise Interruption
+
+waiting, silent = False, Silent()
+signal.signal(signal.SIGALRM, interrupt)
+for number in range(20_000):
+    signal.setitimer(signal.ITIMER_REAL, (10 + number % 100) / 1e6, 0.002)  # again: one before it waits is not heard
+    try:
+        waiting = True
+        sync._called(silent, None)
+    except Interruption:
+        pass
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+async def test_an_interruption_is_told_as_such_whenever_it_comes() -> None:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", INTERRUPTED, stderr=asyncio.subprocess.PIPE)
+    _, stderr = await asyncio.wait_for(process.communicate(), 120)
+    assert (process.returncode, stderr.decode()) == (0, "")
+
+
 SIGNALLED = """
 import itertools
 import signal

@@ -10,8 +10,9 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
-from threading import Event, RLock
+from threading import Event, Lock, RLock
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from weakref import WeakSet
@@ -68,7 +69,7 @@ class _Loop:
         return self._portal is not None
 
     def start(self, portal: BlockingPortal) -> None:
-        self._loop = portal.call(_this_loop)
+        self._loop = _called(portal, _this_loop)
         self._portal = portal
         _RUNNING.add(self)
 
@@ -87,9 +88,9 @@ class _Loop:
             portal, self._portal = self._portal, None
         if portal is None:
             return
-        portal.call(_cancel, self._listening)
+        _called(portal, _cancel, self._listening)
         if not isinstance(error, INTERRUPTIONS):
-            portal.call(self._hand_over)
+            _called(portal, self._hand_over)
 
     def call(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
         """Run it there, behind all that was published before, and wait for it."""
@@ -98,7 +99,7 @@ class _Loop:
             await self._hand_over()
             return await function(*args, **kwargs)
 
-        return self._there.call(behind_the_others)
+        return _called(self._there, behind_the_others)
 
     def listen(self, function: Callable[..., Coroutine[Any, Any, R]], *args: Any, **kwargs: Any) -> R:
         """As ``call``, for what may take for ever: raises RollcallError where the client is closed meanwhile.
@@ -127,12 +128,12 @@ class _Loop:
 
         portal = self._there
         try:
-            return portal.start_task_soon(until_closed).result()
+            return _called(portal, until_closed)
         except Exception:
             raise
         except BaseException:  # this thread was interrupted, whether its task has begun by now or not
             interrupted.set()
-            portal.call(_cancel_and_wait, tasks)
+            _called(portal, _cancel_and_wait, tasks)
             raise
 
     # What a batch needs of a client: never awaits anything, but may block.
@@ -155,7 +156,7 @@ class _Loop:
         if wake:
             loop.call_soon_threadsafe(self._wake)
         if too_many:
-            self._there.call(self._hand_over)
+            _called(self._there, self._hand_over)
 
     def check_opened(self, batch_id: str) -> None:
         self._twin.check_opened(batch_id)
@@ -375,6 +376,16 @@ def _not_started() -> RollcallError:
 
 def _closed_meanwhile() -> RollcallError:
     return RollcallError("this client was closed while this thread listened: make a new one to go on")
+
+
+def _called(portal: BlockingPortal, function: Callable[..., Coroutine[Any, Any, R]], *args: Any) -> R:
+    """``portal.call``, whose waiting makes a RuntimeError of an interruption that comes as it lets go of its lock."""
+    future: Future[R] = portal.start_task_soon(function, *args)
+    done = Lock()
+    done.acquire()
+    future.add_done_callback(lambda _: done.release())
+    done.acquire()
+    return future.result()
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
