@@ -34,10 +34,10 @@ class Lines(NamedTuple):
         return Lines("\n".join(ids), len(ids))
 
     @staticmethod
-    def of_results(results: Sequence[TakenResult]) -> "Lines":
+    def of_results(results: list[TakenResult]) -> "Lines":
         """Of the items of these results, no two of which are of the same. May raise UnicodeEncodeError."""
         if rollcall_native.compiled:
-            return Lines(rollcall_native.results.item_lines(list(results)), len(results))
+            return Lines(rollcall_native.results.item_lines(results), len(results))
         return Lines.of([result.item_id for result in results])
 
 
